@@ -1,0 +1,114 @@
+"""The errors that spdexport raises, each with what the user needs to act on it.
+
+The tree, with the exit status of the command line::
+
+    SpdExportError                 70  a fault of spdexport's own
+    ├── UsageError                  2  the options do not go together, or name nothing
+    │   └── RuntimeMissingError     2  ONNX Runtime is missing, or installed twice
+    ├── InputError                  4  a file, factors, masks or shapes that cannot be used
+    │   ├── SourceError             4  the model's file, its factory, or its state dict
+    │   │   └── PickleRefusedError  4  loading would run code that the file brings
+    │   ├── ComponentsError         4  V and U that do not fit the model
+    │   ├── MaskError               4  masks that do not fit the components
+    │   └── ExampleInputError       4  example inputs that cannot be read or made
+    └── ModelError                  5  the model itself
+        ├── CaptureError            5  torch.export cannot trace it
+        └── ExportError             5  it has no ONNX form as asked
+
+This module imports nothing of the package, so that everything may import it.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SpdExportError(Exception):
+    """An error in three lines: what is wrong, where, and what to do about it.
+
+    Attributes:
+        what: The fault, in one sentence.
+        where: The file, layer, option or input it was found in.
+        hint: What the user can do.
+    """
+
+    code: ClassVar[str] = "internal"
+    exit_status: ClassVar[int] = 70
+
+    def __init__(self, what: str, *, where: str, hint: str) -> None:
+        super().__init__(what, where, hint)
+        self.what = what
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.what}\n  where: {self.where}\n  to do: {self.hint}"
+
+
+class UsageError(SpdExportError):
+    """The options do not go together, or an option names nothing."""
+
+    code = "usage"
+    exit_status = 2
+
+
+class RuntimeMissingError(UsageError):
+    """ONNX Runtime is not installed, or is installed in two packages that overwrite each other."""
+
+    code = "runtime"
+
+
+class InputError(SpdExportError):
+    """A file, factors, masks or shapes that cannot be used."""
+
+    code = "input"
+    exit_status = 4
+
+
+class SourceError(InputError):
+    """The model's file cannot be read, its factory fails, or its state dict does not fit."""
+
+    code = "source"
+
+
+class PickleRefusedError(SourceError):
+    """The file holds pickled objects, and loading them would run whatever code they name."""
+
+    code = "pickle"
+
+
+class ComponentsError(InputError):
+    """Components (V, U) that match no layer, do not fit their layer, or were trained on another one."""
+
+    code = "components"
+
+
+class MaskError(InputError):
+    """Masks that are not finite, have the wrong length, or name no layer with components."""
+
+    code = "masks"
+
+
+class ExampleInputError(InputError):
+    """Example inputs that cannot be read, made, or that the model does not take."""
+
+    code = "inputs"
+
+
+class ModelError(SpdExportError):
+    """The model cannot be traced or exported."""
+
+    code = "model"
+    exit_status = 5
+
+
+class CaptureError(ModelError):
+    """torch.export cannot trace the module with these example inputs."""
+
+    code = "capture"
+
+
+class ExportError(ModelError):
+    """The program has no ONNX form under the options given."""
+
+    code = "export"

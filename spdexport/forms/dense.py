@@ -1,0 +1,21 @@
+"""The dense form: one stage."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from spdexport.forms.base import Form, Stage
+
+if TYPE_CHECKING:
+    from spdexport.conv import Array, ConvSpec
+
+
+def dense(spec: ConvSpec, weight: Array, bias: Array | None) -> Form:
+    """One convolution.
+
+    Args:
+        spec: The layer's geometry.
+        weight: Shape ``spec.weight_shape``, already in the dtype it is to have in the graph.
+        bias: Shape (out_channels,), or None.
+    """
+    return Form(name="dense", chains=((Stage(spec=spec, weight=weight, bias=bias),),))

@@ -1,0 +1,55 @@
+"""The factorized form: V as a convolution to components, perhaps a visible mask, U as a 1x1 convolution."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from spdexport.conv import ConvSpec
+from spdexport.factors import absorb_mask, drop_dead, u_filters, v_filters
+from spdexport.forms.base import Form, Stage
+
+if TYPE_CHECKING:
+    from spdexport.conv import Array
+    from spdexport.factors import Factors
+
+
+def factorized(
+    spec: ConvSpec,
+    factors: Factors,
+    bias: Array | None,
+    *,
+    delta: Array | None = None,
+    keep_mask: bool = False,
+) -> Form:
+    """V with the layer's own stride, padding, dilation and groups; U pointwise, with the bias; perhaps the delta.
+
+    Args:
+        spec: The layer's geometry.
+        factors: V, U and mask, in the dtype they are to have in the graph.
+        bias: Shape (out_channels,), or None.
+        delta: A dense weight to add beside the components, shape ``spec.weight_shape``, or None.
+        keep_mask: Whether the mask stays a multiplication between V and U. Otherwise zeros remove components and other
+            values go into U.
+    """
+    mask = None
+    if keep_mask and factors.mask is not None:
+        mask = factors.mask.reshape(-1)
+    else:
+        factors = absorb_mask(drop_dead(factors))
+    channels = spec.groups * factors.components
+    v = Stage(spec=replace(spec, out_channels=channels), weight=v_filters(factors, spec), mask=mask, name="V")
+    u = Stage(
+        spec=ConvSpec.pointwise(channels, spec.out_channels, axes=spec.axes, groups=spec.groups),
+        weight=u_filters(factors, spec),
+        bias=bias,
+        name="U",
+    )
+    if delta is None:
+        return Form(name="factorized", chains=((v, u),))
+    return Form(
+        name="factorized+delta",
+        chains=((v, u), (Stage(spec=spec, weight=np.ascontiguousarray(delta), name="delta"),)),
+    )
