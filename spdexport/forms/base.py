@@ -79,7 +79,7 @@ def compose(first: Stage, second: Stage) -> Stage:
         bias[o]           = n[o] * sum_c B[o, c] * a[c] + b[o]
 
     Raises:
-        CannotComposeError: The second stage reads more than one location, or mixes channels of several groups of the first.
+        CannotComposeError: The second stage reads more than one location, or mixes several groups of the first.
     """
     a, b = first.spec, second.spec
     if a.out_channels != b.in_channels:
