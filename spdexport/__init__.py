@@ -1,1 +1,3 @@
 """spdexport."""
+
+__version__ = "0.1.0"

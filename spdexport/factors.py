@@ -107,11 +107,16 @@ def delta_is_rounding(weight: Array, factors: Factors, spec: ConvSpec) -> bool:
     """Whether the delta is no more than rounding V, U and W to their dtype explains.
 
     With u the unit rounding of the weight's dtype, rounding V and U moves an entry of V U by at most
-    (2u + u²) (|V| |U|), and rounding W moves it by u |W|. A delta within that bound everywhere carries no information.
+    (2u + u²) (|V| |U|), and rounding W moves it by u |W|. Beside these stands the error of computing V and U in
+    float64, up to 4 eps max(patch, out) ||W||, the same for all entries of a group: a filter that training left at
+    1e-12 of the others has few digits, or none. A delta within the bound everywhere carries no information.
     """
     u = unit_rounding(weight.dtype)
+    W = np.abs(np.asarray(weight, dtype=np.float64))
     magnitude = masked_weight(Factors(V=np.abs(factors.V), U=np.abs(factors.U)), spec)
-    bound = (2 * u + u * u) * magnitude + u * np.abs(np.asarray(weight, dtype=np.float64))
+    norms = np.linalg.norm(W.reshape(spec.groups, -1), axis=1).repeat(spec.group_out)
+    computed = 4 * np.finfo(np.float64).eps * max(spec.patch, spec.group_out) * norms
+    bound = (2 * u + u * u) * magnitude + u * W + computed.reshape(-1, *(1,) * (W.ndim - 1))
     return bool((np.abs(delta(weight, factors, spec)) <= bound).all())
 
 
@@ -195,7 +200,7 @@ def svd_factors(weight: Array, spec: ConvSpec) -> Factors:
     V = np.take_along_axis(V, order[..., None, :], axis=-1)
     U = np.take_along_axis(U, order[..., None], axis=-2)
 
-    tiny = np.finfo(np.float64).eps * max(patch, out) * sigma.max(initial=0.0)
+    tiny = np.finfo(np.float64).eps * max(patch, out) * sigma.max(axis=-1, keepdims=True, initial=0.0)
     keep = max(int((sigma > tiny).sum(axis=-1).max()), 1)
     root = np.sqrt(np.where(sigma > tiny, sigma, 1.0))
     left, right = (1 / root, root) if patch >= out else (root, 1 / root)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from spdexport.errors import ComponentsError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -33,7 +35,7 @@ class ComponentSet:
         kind: ``spd`` for a run or checkpoint, ``file`` for a file of ``<layer>.V`` and ``<layer>.U``.
         components: By the file's own layer name.
         dashed: Whether '.' was turned into '-' in the names, so that they must be matched from the model's side.
-        identity: Layers with inserted identity components, which have no site.
+        identity: Layers, by the file's own names, with inserted identity components, which have no site.
         target: The dense weights that the run decomposed, by the model's own parameter names; empty for ``file``.
         layout: Which generation of SPD's key layout it is, for the summary; None for ``file``.
         path: The file that was read.
@@ -48,3 +50,47 @@ class ComponentSet:
     layout: str | None = None
     path: Path | None = None
     sha256: str | None = None
+
+
+def paired(
+    factors: Mapping[str, Mapping[str, torch.Tensor]], *, axes: tuple[int, ...], where: str
+) -> dict[str, RawComponent]:
+    """Put each layer's V and U together.
+
+    Args:
+        factors: By layer, then by ``V`` and ``U``.
+        axes: The numbers of axes that V and U may have; both have the same.
+        where: The file, for messages.
+
+    Raises:
+        ComponentsError: One of the two is missing, they do not agree, or hold NaN, infinity, or no components.
+    """
+    return {layer: _pair(layer, parts, axes=axes, where=f"{where}, layer {layer}") for layer, parts in factors.items()}
+
+
+def _pair(layer: str, parts: Mapping[str, torch.Tensor], *, axes: tuple[int, ...], where: str) -> RawComponent:
+    def fault(what: str) -> ComponentsError:
+        return ComponentsError(what, where=where, hint="Write the components again, or leave the layer out.")
+
+    for present, missing in (("V", "U"), ("U", "V")):
+        if missing not in parts:
+            raise fault(f"{layer} has {present} {tuple(parts[present].shape)} but no {missing}.")
+    V, U = parts["V"], parts["U"]
+    shapes = f"V {tuple(V.shape)} and U {tuple(U.shape)}"
+    for name, tensor in (("V", V), ("U", U)):
+        if not tensor.is_floating_point():
+            raise fault(f"{name} of {layer}, shape {tuple(tensor.shape)}, is of {tensor.dtype}, not of a float type.")
+    if V.ndim not in axes or U.ndim != V.ndim:
+        expected = " or ".join(map(str, axes))
+        raise fault(f"{layer} has {shapes}, with {V.ndim} and {U.ndim} axes, not {expected}.")
+    if V.shape[-1] != U.shape[-2]:
+        raise fault(f"{layer} has {shapes}: {V.shape[-1]} components in V and {U.shape[-2]} in U.")
+    if V.shape[:-2] != U.shape[:-2]:
+        raise fault(f"{layer} has {shapes}: {V.shape[0]} groups in V and {U.shape[0]} in U.")
+    if V.numel() == 0 or U.numel() == 0:
+        raise fault(f"{layer} has {shapes}: nothing is in them.")
+    for name, tensor in (("V", V), ("U", U)):
+        bad = int((~tensor.isfinite()).sum())
+        if bad:
+            raise fault(f"{name} of {layer}, shape {tuple(tensor.shape)}, holds NaN or infinity ({bad} values).")
+    return RawComponent(V=V.detach(), U=U.detach())

@@ -1,0 +1,169 @@
+"""Calling the user's function that makes the module."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import random
+import sys
+import traceback
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from spdexport.errors import SourceError, UsageError
+from spdexport.loading.inputs import as_example_inputs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
+
+    from spdexport.loading.model import ExampleInputs
+
+_RESULT = "Return the torch.nn.Module, or (module, example inputs)."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FactoryResult:
+    """What a factory returned.
+
+    Attributes:
+        module: The module.
+        inputs: Its example inputs, or None if it returned the module alone.
+    """
+
+    module: torch.nn.Module
+    inputs: ExampleInputs | None = None
+
+
+def call_factory(spec: str, *, seed: int) -> FactoryResult:
+    """Import the factory and call it without arguments.
+
+    torch, numpy and random are seeded just before the call. While the file is imported and the factory runs, the folder
+    of a ``FILE.py`` is on ``sys.path``, so that it may import its siblings; afterwards ``sys.path`` is as before.
+
+    Args:
+        spec: ``FILE.py:NAME`` or ``package.module:NAME``; NAME is a function or a class of modules.
+        seed: The seed.
+
+    Raises:
+        UsageError: ``spec`` has not this form.
+        SourceError: The file or the name is missing, the user's code raises, or it returns something else.
+    """
+    target, _, name = spec.rpartition(":")
+    if not target or not name.isidentifier():
+        raise UsageError(
+            "The factory is not of the form FILE.py:NAME or package.module:NAME.",
+            where=f"--factory {spec}",
+            hint="For example --factory model.py:make.",
+        )
+    is_file = target.endswith(".py") or "/" in target or "\\" in target
+    path = Path(target).resolve() if is_file else None
+    if path is not None and not path.is_file():
+        raise SourceError("The factory's file does not exist.", where=target, hint="Check the path after --factory.")
+    folder = Path.cwd() if path is None else path.parent
+    with _on_path(folder), _their_errors(spec, folder):
+        module = importlib.import_module(target) if path is None else _import_file(path)
+        factory = _named(module, name, spec)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        result = factory()
+    return _checked(result, spec)
+
+
+def _import_file(path: Path) -> ModuleType:
+    # A name of its own: a user's file called `json.py` or `types.py` must not shadow or be shadowed.
+    name = f"_spdexport_factory_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise SourceError("The factory's file is not a Python file.", where=str(path), hint="Name a .py file.")
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses and pickles look their module up by name.
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _named(module: ModuleType, name: str, spec: str) -> Any:
+    factory = getattr(module, name, None)
+    if callable(factory):
+        return factory
+    offered = sorted(
+        key
+        for key, value in vars(module).items()
+        if callable(value) and not key.startswith("_") and getattr(value, "__module__", None) == module.__name__
+    )
+    near = difflib.get_close_matches(name, offered, n=1)
+    raise SourceError(
+        f"The factory {name!r} is not callable." if hasattr(module, name) else f"There is no {name!r} in the file.",
+        where=f"--factory {spec}",
+        hint=(f"Did you mean {near[0]}? " if near else "") + f"It offers: {', '.join(offered) or 'nothing'}.",
+    )
+
+
+@contextmanager
+def _on_path(folder: Path) -> Iterator[None]:
+    before = list(sys.path)
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+@contextmanager
+def _their_errors(spec: str, folder: Path) -> Iterator[None]:
+    """Turn whatever the user's code raises into an error with its own file and line."""
+    try:
+        yield
+    except SourceError:
+        raise
+    # The code is the user's, so that any exception is theirs to see; SystemExit is not an Exception.
+    except (Exception, SystemExit) as exc:
+        if isinstance(exc, ModuleNotFoundError) and exc.name and spec.partition(":")[0].startswith(exc.name):
+            raise SourceError(
+                f"There is no Python module {exc.name!r}.",
+                where=f"--factory {spec}",
+                hint="Check the name, or name a file: --factory FILE.py:NAME.",
+            ) from exc
+        raise SourceError(
+            f"The factory raised {type(exc).__name__}: {_one_line(exc)}",
+            where=_user_frame(exc, folder) or f"--factory {spec}",
+            hint="Correct the factory; --debug shows the whole traceback.",
+        ) from exc
+
+
+def _one_line(exc: BaseException) -> str:
+    return " ".join(str(exc).split()) or "(no message)"
+
+
+def _user_frame(exc: BaseException, folder: Path) -> str | None:
+    """The file and line where the user's own code was, innermost; None if it never ran."""
+    if isinstance(exc, SyntaxError) and exc.filename:
+        return f"{exc.filename}, line {exc.lineno}"
+    frames = [f for f in traceback.extract_tb(exc.__traceback__) if not f.filename.startswith("<frozen")]
+    own = [f for f in frames if Path(f.filename).is_relative_to(folder) and "site-packages" not in f.filename]
+    # This package's own frames come first, the user's after them.
+    last = next((f for f in reversed(own) if Path(f.filename) != Path(__file__)), None)
+    last = last or next((f for f in reversed(frames) if Path(f.filename) != Path(__file__)), None)
+    return None if last is None else f"{last.filename}, line {last.lineno}, in {last.name}"
+
+
+def _checked(result: object, spec: str) -> FactoryResult:
+    where = f"--factory {spec}"
+    if isinstance(result, torch.nn.Module):
+        return FactoryResult(module=result)
+    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], torch.nn.Module):
+        module, inputs = result
+        return FactoryResult(module=module, inputs=None if inputs is None else as_example_inputs(inputs, "factory"))
+    if isinstance(result, type) and issubclass(result, torch.nn.Module):
+        raise SourceError(f"The factory returned the class {result.__name__}, not a module.", where=where, hint=_RESULT)
+    got = f"({', '.join(type(x).__name__ for x in result)})" if isinstance(result, tuple) else type(result).__name__
+    raise SourceError(f"The factory returned {got}, not a module.", where=where, hint=_RESULT)

@@ -1,0 +1,27 @@
+"""Layer names: which module a call belongs to, and what a misspelt name may have meant."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def layer_of_call(name: str) -> str:
+    """The layer's name without the number of the call: ``conv#2`` is the second call of ``conv``."""
+    layer, mark, number = name.rpartition("#")
+    return layer if mark and number.isdigit() else name
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint with the known names nearest to ``name``, or, where none is near, with the first few of all."""
+    known = sorted(set(known))
+    close = difflib.get_close_matches(name, known, n=3)
+    if close:
+        return f"Did you mean {' or '.join(close)}?"
+    if not known:
+        return "There is no such layer in this model."
+    more = f" and {len(known) - 8} more" if len(known) > 8 else ""
+    return f"The names are {', '.join(known[:8])}{more}."

@@ -1,0 +1,365 @@
+"""The story in a few functions: convert, verify, inspect, factorize. Folding has a module of its own."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+import onnx_ir as ir
+import torch
+
+from spdexport import __version__
+from spdexport.errors import SourceError, UsageError
+from spdexport.export import Exported, export_onnx, read_metadata, write_metadata, write_onnx
+from spdexport.files.atomic import replacing
+from spdexport.files.hashing import sha256_file
+from spdexport.options import Options, OptionsDict
+from spdexport.prepare import Prepared, Source, prepare
+from spdexport.runtime import Provider, provider_status, versions
+from spdexport.verify.result import Status, Verification
+from spdexport.verify.run import Subject, verify_subject
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch.export import ExportedProgram
+
+    from spdexport.plan import Plan
+
+Progress = Callable[[str], None]
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Inspection:
+    """What a source holds and what would become of it.
+
+    Attributes:
+        plan: The decision for each layer.
+        components: Where V and U come from: ``spd``, ``file`` or ``svd``.
+        hashes: SHA-256 of source, components and masks, and of the files written, by name.
+        notes: What the user should know.
+        seed: Of every random number.
+        versions: Of everything that took part.
+    """
+
+    plan: Plan
+    components: str
+    hashes: Mapping[str, str]
+    notes: tuple[str, ...]
+    seed: int
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Conversion(Inspection):
+    """What a conversion did.
+
+    Attributes:
+        outputs: The files written; of a conversion that failed its check, ``OUT.failed.onnx`` alone.
+        verification: What the check found; None where it was not asked for.
+    """
+
+    outputs: tuple[Path, ...]
+    verification: Verification | None
+
+    @property
+    def verdict(self) -> Status:
+        """The verification's verdict; ``not_run`` without one."""
+        return Status.NOT_RUN if self.verification is None else self.verification.verdict
+
+
+class _RejectedError(Exception):
+    """The check failed: the outputs must not take their names."""
+
+
+def convert(
+    source: Source,
+    output: str | Path | Sequence[str | Path],
+    *,
+    verify: bool = True,
+    providers: Sequence[str] | None = None,
+    progress: Progress = _silent,
+    **options: Unpack[OptionsDict],
+) -> Conversion:
+    """Convert a model to ONNX with its layers in factorized form, and check the file.
+
+    Args:
+        source: A file or SPD run directory, an ``nn.Module``, or an ``ExportedProgram``; None for ``factory`` alone.
+        output: One or more files to write: ``.onnx`` for ONNX, ``.pt2`` for the factorized program.
+        verify: Whether to check the result. A file that fails is left as ``OUT.failed.onnx``, and never as OUT.
+        providers: ONNX Runtime providers for the device edge beside the CPU: ``cuda``, ``tensorrt``. None means CUDA
+            where it can run.
+        progress: Told what is being done.
+        **options: See ``spdexport.Options``.
+
+    Raises:
+        UsageError: Options that do not go together, or name nothing.
+        InputError: The source, components, masks or inputs cannot be used.
+        ModelError: The model cannot be traced or exported.
+    """
+    chosen = Options.of(options)
+    onnx_path, program_path = _output_paths(output)
+    asked = _providers(providers)
+    verification: Verification | None = None
+    with contextlib.ExitStack() as stack:
+        # The outputs are opened first, so that a folder that cannot be written to is told before the long work.
+        program_file = stack.enter_context(replacing(program_path)) if program_path else None
+        onnx_file = stack.enter_context(replacing(onnx_path)) if onnx_path else None
+        prepared = prepare(source, chosen, progress)
+        progress("placing factors")
+        intended = prepared.factorized()
+        written: list[Path] = []
+        if program_file and program_path:
+            _save_program(intended, program_file)
+            written.append(program_path)
+        if onnx_file and onnx_path:
+            progress("exporting to ONNX")
+            exported = export_onnx(intended, opset=chosen.opset, axes=prepared.captured.axes)
+            write_metadata(exported.model, _metadata(prepared, chosen))
+            data = write_onnx(exported.model, onnx_file, onnx_path)
+            written = [onnx_path, *data, *written]
+            if verify:
+                subject = _subject(onnx_file, onnx_path.name, prepared, intended, chosen, lambda: exported)
+                verification = verify_subject(subject, providers=asked, seed=chosen.seed, progress=progress)
+                if verification.verdict is Status.FAIL:
+                    failed = onnx_path.with_name(f"{onnx_path.stem}.failed{onnx_path.suffix}")
+                    onnx_file.replace(failed)
+                    written = [failed, *data]
+                    stack.push(_suppress_rejection)
+                    raise _RejectedError
+    return Conversion(
+        plan=prepared.plan,
+        components=prepared.components,
+        hashes={**prepared.hashes, **{path.name: sha256_file(path) for path in written}},
+        notes=prepared.notes,
+        seed=chosen.seed,
+        versions=versions(),
+        outputs=tuple(written),
+        verification=verification,
+    )
+
+
+def verify(
+    file: str | Path,
+    *,
+    against: Source = None,
+    providers: Sequence[str] | None = None,
+    progress: Progress = _silent,
+    **options: Unpack[OptionsDict],
+) -> Verification:
+    """Check an ONNX file against the source it was made from.
+
+    Options that shaped the file (delta, form, layers, ...) are read from its metadata where they are not given.
+
+    Args:
+        file: The ONNX file.
+        against: The source, as for ``convert``; None for ``factory`` alone.
+        providers: As for ``convert``.
+        progress: Told what is being done.
+        **options: What tells what the source is: see ``spdexport.Options``.
+
+    Raises:
+        UsageError: Components, masks or an option are not those that the file was made with.
+        InputError: The file or the source cannot be used.
+        CaptureError: The model cannot be traced.
+    """
+    path = Path(file)
+    asked = _providers(providers)
+    metadata = read_metadata(_load_onnx(path))
+    chosen = _as_recorded(options, metadata, path)
+    prepared = prepare(against, chosen, progress)
+    _check_hashes(prepared, metadata, path)
+    progress("placing factors")
+    intended = prepared.factorized()
+
+    @cache
+    def exported() -> Exported:
+        return export_onnx(intended, opset=chosen.opset, axes=prepared.captured.axes)
+
+    subject = _subject(path, path.name, prepared, intended, chosen, exported)
+    return verify_subject(subject, providers=asked, seed=chosen.seed, progress=progress)
+
+
+def inspect(source: Source, *, progress: Progress = _silent, **options: Unpack[OptionsDict]) -> Inspection:
+    """List the layers of a source with geometry, components and costs; nothing is written.
+
+    Args:
+        source: As for ``convert``.
+        progress: Told what is being done.
+        **options: See ``spdexport.Options``.
+
+    Raises:
+        UsageError, InputError, CaptureError: As ``convert`` does.
+    """
+    chosen = Options.of(options)
+    prepared = prepare(source, chosen, progress)
+    return Inspection(
+        plan=prepared.plan,
+        components=prepared.components,
+        hashes=prepared.hashes,
+        notes=prepared.notes,
+        seed=chosen.seed,
+        versions=versions(),
+    )
+
+
+def factorize(source: Source, **options: Unpack[OptionsDict]) -> ExportedProgram:
+    """The factorized model as a torch program: ``factorize(module, inputs=(x,)).module()(x)`` runs it.
+
+    Args:
+        source: As for ``convert``; a module given here is not changed.
+        **options: See ``spdexport.Options``.
+
+    Raises:
+        UsageError, InputError, CaptureError: As ``convert`` does.
+    """
+    return prepare(source, Options.of(options)).factorized()
+
+
+def _suppress_rejection(kind: type[BaseException] | None, *_: object) -> bool:
+    return kind is _RejectedError
+
+
+def _output_paths(output: str | Path | Sequence[str | Path]) -> tuple[Path | None, Path | None]:
+    """The ONNX file and the program file among the outputs."""
+    paths = [Path(output)] if isinstance(output, str | Path) else [Path(p) for p in output]
+    found: dict[str, Path] = {}
+    for path in paths:
+        if path.suffix not in (".onnx", ".pt2"):
+            raise UsageError(
+                f"An output named {path.name!r} has no known format.",
+                where="-o",
+                hint="End it in .onnx, or in .pt2 for the factorized program.",
+            )
+        if path.suffix in found:
+            raise UsageError(f"There are two outputs ending in {path.suffix}.", where="-o", hint="Give one of each.")
+        found[path.suffix] = path
+    if not found:
+        raise UsageError("There is no output.", where="-o", hint="Give -o OUT.onnx.")
+    return found.get(".onnx"), found.get(".pt2")
+
+
+def _providers(names: Sequence[str] | None) -> tuple[Provider, ...]:
+    """The providers of the device edge: those asked for, or CUDA where it can run."""
+    if names is None:
+        return (Provider.CUDA,) if provider_status(Provider.CUDA) is None else ()
+    try:
+        asked = [Provider(name) for name in names]
+    except ValueError:
+        allowed = ", ".join(p.value for p in Provider)
+        raise UsageError(
+            f"There is no provider among {', '.join(names)} that spdexport knows by that name.",
+            where="--provider",
+            hint=f"Choose from {allowed}.",
+        ) from None
+    return tuple(dict.fromkeys(p for p in asked if p is not Provider.CPU))
+
+
+def _save_program(program: ExportedProgram, path: Path) -> None:
+    torch.export.save(program, path)
+
+
+def _metadata(prepared: Prepared, options: Options) -> dict[str, Any]:
+    return {
+        "version": __version__,
+        "options": options.recorded(),
+        "plan": prepared.plan.as_json(),
+        "sha256": dict(prepared.hashes),
+        "components": prepared.components,
+    }
+
+
+def _subject(
+    file: Path,
+    name: str,
+    prepared: Prepared,
+    intended: ExportedProgram,
+    options: Options,
+    exported: Callable[[], Exported],
+) -> Subject:
+    effective = prepared.effective()
+
+    @cache
+    def plain() -> ir.Model:
+        return export_onnx(effective, opset=options.opset, axes=prepared.captured.axes).model
+
+    return Subject(
+        file=file,
+        name=name,
+        module=prepared.loaded.module,
+        program=prepared.captured.program,
+        effective=effective,
+        intended=intended,
+        lowered=lambda: exported().lowered,
+        plain=plain,
+        plan=prepared.plan,
+        example=prepared.captured.inputs,
+        own_inputs=not options.input_shape,
+    )
+
+
+def _load_onnx(path: Path) -> ir.Model:
+    if not path.is_file():
+        raise SourceError("There is no such file.", where=str(path), hint="Name an ONNX file.")
+    try:
+        return ir.load(path)
+    except Exception as error:
+        raise SourceError(
+            f"The file is not ONNX: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            where=str(path),
+            hint="Give a file that spdexport convert wrote.",
+        ) from error
+
+
+def _as_recorded(given: OptionsDict, metadata: Mapping[str, Any], path: Path) -> Options:
+    """The options given, completed by those that the file records; one that differs from the record is refused."""
+    recorded = metadata.get("options")
+    if not isinstance(recorded, dict):
+        return Options.of(given)
+    known = {f.name for f in fields(Options)}
+    completed: dict[str, Any] = {k: v for k, v in recorded.items() if k in known}
+    if given.get("masks") is None:
+        # What only makes sense with masks; that they are missing is told by their hash.
+        completed.pop("mask_threshold", None)
+        completed.pop("keep_masks", None)
+    options = Options.of({**completed, **given})  # type: ignore[typeddict-item]
+    for name, value in options.recorded().items():
+        if name in given and name in recorded and value != recorded[name]:
+            raise UsageError(
+                f"The file was made with {name} = {recorded[name]!r}, not {value!r}.",
+                where=f"{path}, --{name.replace('_', '-')}",
+                hint="Leave the option out: it is read from the file.",
+            )
+    return options
+
+
+def _check_hashes(prepared: Prepared, metadata: Mapping[str, Any], path: Path) -> None:
+    """Refuse components and masks that are not those that the file was made with."""
+    recorded = metadata.get("sha256")
+    if not isinstance(recorded, dict):
+        return
+    for what in ("components", "masks"):
+        before, now = recorded.get(what), prepared.hashes.get(what)
+        if before == now:
+            continue
+        if now is None:
+            raise UsageError(
+                f"The file was made with {what}, and none are given.", where=str(path), hint=f"Give --{what} FILE."
+            )
+        if before is None:
+            raise UsageError(
+                f"The file was made without {what}.", where=f"{path}, --{what}", hint=f"Leave --{what} out."
+            )
+        raise UsageError(
+            f"The file was made with other {what}: their content has another hash.",
+            where=f"{path}, --{what}",
+            hint="Give the ones it was made with, or convert again.",
+        )

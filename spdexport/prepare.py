@@ -1,0 +1,190 @@
+"""The first half of every command: a source read, traced, its layers listed and matched with components and masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch.export import ExportedProgram
+
+from spdexport.capture import Captured, DynamicAxes, capture
+from spdexport.errors import ComponentsError, UsageError
+from spdexport.factors import Factors
+from spdexport.files.hashing import sha256_tensors
+from spdexport.loading import ExampleInputs, LoadedModel, load
+from spdexport.loading.inputs import inputs_from_file, inputs_from_shapes
+from spdexport.masks import fit_masks, read_masks
+from spdexport.plan import FactorSource, Plan, check_patterns, make_plan, matches
+from spdexport.rewrite.torch_graph import list_sites
+from spdexport.rewrite.torch_place import place_forms
+from spdexport.sources.match import check_target, match_components
+from spdexport.sources.spd import load_components
+from spdexport.sources.svd import svd_source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from spdexport.conv import ConvSite, Skipped
+    from spdexport.masks import MaskSet
+    from spdexport.options import Options
+    from spdexport.sources.components import ComponentSet
+
+Source = str | Path | torch.nn.Module | ExportedProgram | None
+"""A file, a module, a program; or None, where a factory gives the module."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prepared:
+    """A model ready to be rewritten.
+
+    Attributes:
+        loaded: What loading gave.
+        captured: The traced model.
+        plan: The decision for each of its layers.
+        components: Where V and U come from: ``spd``, ``file`` or ``svd``.
+        hashes: SHA-256 of source, components and masks, as far as there are any.
+        notes: What the user should know.
+    """
+
+    loaded: LoadedModel
+    captured: Captured
+    plan: Plan
+    components: str
+    hashes: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    def factorized(self) -> ExportedProgram:
+        """The program with every layer in the form that the plan names."""
+        return place_forms(self.captured.program, self.plan.forms())
+
+    def effective(self) -> ExportedProgram:
+        """The traced program with dense effective weights; the traced program itself where no weight changes."""
+        forms = list(self.plan.dense_forms())
+        return place_forms(self.captured.program, forms) if forms else self.captured.program
+
+
+def prepare(source: Source, options: Options, progress: Callable[[str], None] = lambda _: None) -> Prepared:
+    """Read a source, trace it, and decide about its layers.
+
+    Args:
+        source: A file, a module, a program; None for ``options.factory`` alone.
+        options: How.
+        progress: Told what is being done.
+
+    Raises:
+        UsageError: Options that do not go together, or that name nothing.
+        InputError: A file that cannot be used.
+        CaptureError: The model cannot be traced.
+    """
+    progress("loading")
+    loaded = _loaded(source, options)
+    progress("tracing")
+    captured = capture(loaded, _inputs(options), DynamicAxes.parse(options.dynamic, batch=options.dynamic_batch))
+    sites, skipped = list_sites(captured.program)
+    progress("matching components")
+    components = _components(loaded, options)
+    masks = read_masks(options.masks, threshold=options.mask_threshold) if options.masks else None
+    if components is None:
+        factor_source = _svd_with_masks(sites, options, masks)
+    else:
+        factor_source = _from_components(components, sites, skipped, options, masks, beside=loaded.components is None)
+    progress("planning")
+    plan = make_plan(sites, skipped, factor_source, options.plan)
+    hashes = {
+        "source": loaded.sha256 or sha256_tensors(_weights(captured.program)),
+        "components": None if components is None else components.sha256,
+        "masks": None if masks is None else masks.sha256,
+    }
+    return Prepared(
+        loaded=loaded,
+        captured=captured,
+        plan=plan,
+        components="svd" if components is None else components.kind,
+        hashes={k: v for k, v in hashes.items() if v is not None},
+        notes=(*loaded.notes, *captured.notes),
+    )
+
+
+def _loaded(source: Source, options: Options) -> LoadedModel:
+    if isinstance(source, ExportedProgram):
+        return LoadedModel(kind="program", program=source, inputs=_program_inputs(source))
+    if isinstance(source, torch.nn.Module):
+        return LoadedModel(kind="module", module=source)
+    if source is None and options.factory is None:
+        raise UsageError(
+            "There is no model.", where="the command", hint="Name a source file, or give --factory FILE.py:NAME."
+        )
+    path = None if source is None else Path(source)
+    return load(path, factory=options.factory, allow_pickle=options.allow_pickle, seed=options.seed)
+
+
+def _program_inputs(program: ExportedProgram) -> ExampleInputs | None:
+    if program.example_inputs is None:
+        return None
+    args, kwargs = program.example_inputs
+    return ExampleInputs(args=tuple(args), kwargs=dict(kwargs), origin="the program")
+
+
+def _inputs(options: Options) -> ExampleInputs | None:
+    if isinstance(options.inputs, Path):
+        return inputs_from_file(options.inputs)
+    if options.inputs is not None:
+        return options.inputs
+    return inputs_from_shapes(options.input_shape, options.seed) if options.input_shape else None
+
+
+def _components(loaded: LoadedModel, options: Options) -> ComponentSet | None:
+    if options.components is None:
+        return loaded.components
+    if loaded.components is not None:
+        raise UsageError(
+            "The source is an SPD run, which has components of its own.",
+            where="--components",
+            hint="Leave --components out, or give the dense model as the source.",
+        )
+    return load_components(options.components)
+
+
+def _svd_with_masks(sites: Sequence[ConvSite], options: Options, masks: MaskSet | None) -> FactorSource:
+    """The SVD as the source; masks may select among singular components."""
+    if masks is None:
+        return svd_source
+    found = {site.name: svd_source(site) for site in sites if not matches(site.name, options.exclude)}
+    factors = {name: f for name, f in found.items() if isinstance(f, Factors)}
+    masked = fit_masks(masks, factors, layers=[s.name for s in sites])
+    return lambda site: masked.get(site.name) or found.get(site.name)
+
+
+def _from_components(
+    components: ComponentSet,
+    sites: Sequence[ConvSite],
+    skipped: Sequence[Skipped],
+    options: Options,
+    masks: MaskSet | None,
+    *,
+    beside: bool,
+) -> FactorSource:
+    names = [s.name for s in sites] + [s.name for s in skipped]
+    check_patterns(options.exclude, [*names, *components.components, *components.identity], "--exclude")
+    if beside:
+        check_target(components, sites)
+    factors = match_components(components, sites, skipped, excluded=lambda name: matches(name, options.exclude))
+    if not factors:
+        raise ComponentsError(
+            "No layer of the model has components.",
+            where=str(components.path or "the components"),
+            hint="Look at the names with spdexport inspect.",
+        )
+    if masks is not None:
+        factors = fit_masks(masks, factors, layers=names)
+    return _lookup(factors)
+
+
+def _lookup(factors: Mapping[str, Factors]) -> FactorSource:
+    return lambda site: factors.get(site.name)
+
+
+def _weights(program: ExportedProgram) -> dict[str, torch.Tensor]:
+    return {name: t for name, t in program.state_dict.items() if isinstance(t, torch.Tensor)}

@@ -1,0 +1,152 @@
+"""Evaluation of an ExportedProgram node by node: in float64 as the reference, in its own dtype, or with noise.
+
+``.double()`` on a traced program does not do: dtypes are written into its nodes and asserted. Here every float value is
+promoted when the node that uses it runs, so that no second copy of all weights exists.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.fx import Interpreter
+
+from spdexport.rewrite.torch_graph import CONVOLUTIONS, arguments
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch.export import ExportedProgram
+
+aten = torch.ops.aten
+
+LOW_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+LOW_COMPLEX = (torch.complex64, torch.complex32)
+NOISY = {
+    *CONVOLUTIONS,
+    aten.convolution.default,
+    aten.linear.default,
+    aten.addmm.default,
+    aten.mm.default,
+    aten.bmm.default,
+}
+ASSERTIONS = {aten._assert_tensor_metadata.default}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noise:
+    """Rounding, simulated: every matrix product and convolution gets u (|W| |x| + |b|) N(0, 1) added to its output.
+
+    Attributes:
+        seed: Of the random generator.
+        unit_rounding: u, of the dtype whose rounding is simulated.
+    """
+
+    seed: int
+    unit_rounding: float
+
+
+def evaluate(
+    program: ExportedProgram,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    float64: bool = True,
+    noise: Noise | None = None,
+    watch: Callable[[str, torch.Tensor], None] | None = None,
+) -> list[Any]:
+    """The outputs of a program, flattened in their own order.
+
+    Args:
+        program: Any ExportedProgram that changes neither its inputs nor its buffers.
+        args: Positional inputs.
+        kwargs: Keyword inputs.
+        float64: Whether every float value is promoted to float64; otherwise the program runs in its own dtypes.
+        noise: Noise to add; needs ``float64``.
+        watch: Called with each node's name and tensor as it is computed, so that none need be kept.
+    """
+    flat = program._get_flat_args_with_check(args, dict(kwargs or {}))[0]
+    signature = program.graph_signature
+    values: dict[str, Any] = {}
+    for spec in signature.input_specs:
+        if spec.target is not None:
+            stored = program.state_dict.get(spec.target)
+            values[spec.arg.name] = program.constants.get(spec.target) if stored is None else stored
+    users = iter(flat)
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+    ordered = [values[node.name] if node.name in values else next(users) for node in placeholders]
+    runner = _Runner(program.graph_module, float64=float64, noise=noise, watch=watch)
+    with torch.no_grad():
+        result = runner.run(*ordered)
+    return list(result)
+
+
+class _Runner(Interpreter):
+    """Runs a graph; promotes the float tensors and dtypes that a node gets to float64."""
+
+    def __init__(
+        self,
+        module: torch.fx.GraphModule,
+        *,
+        float64: bool,
+        noise: Noise | None,
+        watch: Callable[[str, torch.Tensor], None] | None,
+    ) -> None:
+        super().__init__(module, garbage_collect_values=True)
+        self._float64 = float64
+        self._noise = noise
+        self._watch = watch
+        self._generator = torch.Generator().manual_seed(noise.seed) if noise else None
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.op == "call_function" and isinstance(result, torch.Tensor):
+            if self._noise is not None and n.target in NOISY:
+                result = result + self._perturbation(n, result)
+            if self._watch is not None:
+                self._watch(n.name, result)
+        if n.op == "output" and self._float64:
+            return torch.fx.node.map_aggregate(result, self._promote)
+        return result
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if target in ASSERTIONS:
+            return None
+        if self._float64:
+            args = torch.fx.node.map_aggregate(args, self._promote)
+            kwargs = torch.fx.node.map_aggregate(kwargs, self._promote)
+        if target is aten.alias.default or not self._float64:
+            return super().call_function(target, args, kwargs)
+        # Operators without a dtype argument, such as arange and full, would make the default dtype.
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            return super().call_function(target, args, kwargs)
+        finally:
+            torch.set_default_dtype(default)
+
+    def _promote(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            if value.dtype in LOW_FLOATS:
+                return value.detach().double()
+            if value.dtype in LOW_COMPLEX:
+                return value.detach().to(torch.complex128)
+            return value
+        if isinstance(value, torch.dtype):
+            if value in LOW_FLOATS:
+                return torch.float64
+            return torch.complex128 if value in LOW_COMPLEX else value
+        if isinstance(value, torch.fx.GraphModule):
+            # The body of a higher-order operator: its nodes are promoted in the same way.
+            return _Runner(value, float64=True, noise=None, watch=None).run
+        return value
+
+    def _perturbation(self, node: torch.fx.Node, result: torch.Tensor) -> torch.Tensor:
+        """Gives u (|W| |x| + |b|) N(0, 1), with the node's own operator on magnitudes."""
+        assert self._noise is not None
+        values = {k: self.env[v] if isinstance(v, torch.fx.Node) else v for k, v in arguments(node).items()}
+        magnitudes = {k: self._promote(v).abs() if isinstance(v, torch.Tensor) else v for k, v in values.items()}
+        magnitude: torch.Tensor = node.target(**magnitudes)  # type: ignore[operator]
+        normal = torch.randn(result.shape, generator=self._generator, dtype=torch.float64)
+        return self._noise.unit_rounding * magnitude * normal

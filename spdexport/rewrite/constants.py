@@ -1,0 +1,70 @@
+"""Which values of an ExportedProgram are constant, and what they are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.export.graph_signature import InputKind
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+
+class Constants:
+    """Parameters, buffers and constants of a program, and everything that is computed from them alone.
+
+    A buffer that the program changes is not constant.
+    """
+
+    def __init__(self, program: ExportedProgram) -> None:
+        signature = program.graph_signature
+        changed = set(signature.buffers_to_mutate.values())
+        self._targets: dict[str, str] = {}
+        self._tensors: dict[str, torch.Tensor] = {}
+        for spec in signature.input_specs:
+            if spec.target is None or spec.target in changed:
+                continue
+            if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+                name = spec.arg.name
+                stored = program.state_dict.get(spec.target)
+                tensor = program.constants.get(spec.target) if stored is None else stored
+                if isinstance(tensor, torch.Tensor):
+                    self._targets[name] = spec.target
+                    self._tensors[name] = tensor.detach()
+        self._constant: dict[str, bool] = {}
+
+    def target(self, node: torch.fx.Node) -> str | None:
+        """The parameter's or buffer's own name, where the node is one; None where it is computed."""
+        return self._targets.get(node.name)
+
+    def is_constant(self, node: Any) -> bool:
+        """Whether a node's value does not depend on the inputs. Plain numbers are constant too."""
+        if not isinstance(node, torch.fx.Node):
+            return True
+        known = self._constant.get(node.name)
+        if known is None:
+            if node.op == "placeholder":
+                known = node.name in self._tensors
+            else:
+                known = (
+                    node.op == "call_function"
+                    and isinstance(node.target, torch._ops.OpOverload)
+                    and torch.Tag.nondeterministic_seeded not in node.target.tags
+                    and not node.target._schema.is_mutable
+                    and all(self.is_constant(n) for n in node.all_input_nodes)
+                )
+            self._constant[node.name] = known
+        return known
+
+    def value(self, node: torch.fx.Node) -> torch.Tensor:
+        """The tensor behind a constant node: a view of the parameter, or the evaluated expression."""
+        if node.name in self._tensors:
+            return self._tensors[node.name]
+
+        def evaluate(argument: torch.fx.Node) -> Any:
+            return self.value(argument)
+
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), evaluate)
+        with torch.no_grad():
+            return node.target(*args, **kwargs)  # type: ignore[operator,no-any-return]

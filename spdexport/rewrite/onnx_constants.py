@@ -1,0 +1,98 @@
+"""Constants of an ONNX graph: which values are constant, what they hold, and whether that is one number per channel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    from spdexport.conv import Array
+
+_READABLE_CONSTANTS = {"value", "value_float", "value_floats", "value_int", "value_ints"}
+"""The attributes of a Constant node that hold a dense tensor of numbers."""
+
+
+def constant(value: ir.Value | None) -> Array | None:
+    """What a value holds if it is the same for every input, else None.
+
+    Constant are initializers that no caller can override, Constant nodes, and Identity, Cast, Reshape, Squeeze,
+    Transpose and Unsqueeze of these.
+
+    Returns:
+        The array in the value's own dtype, a view where that can be had: never write to it.
+    """
+    if value is None or value.is_graph_input():  # an initializer that is an input too is only a default
+        return None
+    node = value.producer()
+    if node is None:
+        return None if value.const_value is None else value.const_value.numpy()
+    if node.domain not in ("", "ai.onnx"):
+        return None
+    if node.op_type == "Constant":
+        if not node.attributes.keys() <= _READABLE_CONSTANTS:
+            return None
+        tensor = ir.convenience.get_const_tensor(value)
+        return None if tensor is None else tensor.numpy()
+    if node.op_type not in ("Identity", "Cast", "Reshape", "Squeeze", "Transpose", "Unsqueeze"):
+        return None
+    array = constant(node.inputs[0])
+    return None if array is None else _evaluated(node, array)
+
+
+def _evaluated(node: ir.Node, array: Array) -> Array | None:
+    """The result of one of the operators that ``constant`` looks through, on a constant operand."""
+    attributes = node.attributes
+    match node.op_type:
+        case "Identity":
+            return array
+        case "Cast":
+            target = ir.DataType(attributes["to"].as_int())
+            return array.astype(target.numpy()) if target.is_floating_point() else None
+        case "Transpose":
+            return np.transpose(array, attributes.get_ints("perm"))
+        case "Reshape":
+            shape = constant(node.inputs[1])
+            if shape is None:
+                return None
+            sizes = [int(size) for size in shape]
+            if not attributes.get_int("allowzero", 0):
+                sizes = [array.shape[axis] if size == 0 else size for axis, size in enumerate(sizes)]
+            return array.reshape(sizes)
+        case _:  # Squeeze and Unsqueeze
+            axes = _axes(node)
+            if axes is None:
+                return None
+            return np.expand_dims(array, axes) if node.op_type == "Unsqueeze" else np.squeeze(array, axes)
+
+
+def _axes(node: ir.Node) -> tuple[int, ...] | None:
+    """The axes of Squeeze or Unsqueeze: the second input since opset 13, an attribute before; None if not known."""
+    if len(node.inputs) > 1:
+        axes = constant(node.inputs[1])
+        return None if axes is None else tuple(int(axis) for axis in axes)
+    given = node.attributes.get_ints("axes")
+    return None if given is None else tuple(given)
+
+
+def per_channel(values: Array, channels: int, *, axes: int, rank: int) -> Array | None:
+    """The operand of a Mul or Add as one number for each channel, else None.
+
+    Args:
+        values: The constant operand.
+        channels: Channels of the other operand.
+        axes: Its spatial axes, all behind the channel axis; 0 for a linear layer, whose channels are the last axis.
+        rank: Its number of axes.
+
+    Returns:
+        Shape (channels,). None where the numbers differ between locations or samples, or where broadcasting would give
+        the result another shape than the other operand has.
+    """
+    if values.ndim > rank:
+        return None
+    if values.size == 1:
+        return np.broadcast_to(values.reshape(1), (channels,))
+    if values.ndim <= axes or values.shape[-1 - axes] != channels or values.size != channels:
+        return None
+    return values.reshape(channels)

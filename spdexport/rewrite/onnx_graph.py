@@ -1,0 +1,222 @@
+"""Nodes of an ONNX graph as stages, with weights in the canonical layout.
+
+What is read here and what becomes of it is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from spdexport.conv import ConvSpec
+from spdexport.forms import Stage
+from spdexport.rewrite.onnx_constants import constant, per_channel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import onnx_ir as ir
+
+    from spdexport.conv import Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unreadable:
+    """A node of a kind that can be a stage, but this one is none.
+
+    Attributes:
+        reason: One clause.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ReadStage:
+    """A node as a stage.
+
+    Attributes:
+        node: The node.
+        data: Its input that is not constant.
+        stage: What it does to that input.
+        weight: The value that holds the weight; None for nodes that only scale and shift channels.
+        bias: The value that holds the bias, or None.
+    """
+
+    node: ir.Node
+    data: ir.Value
+    stage: Stage
+    weight: ir.Value | None = None
+    bias: ir.Value | None = None
+
+
+def is_operator(node: ir.Node | None, *op_types: str) -> bool:
+    """Whether the node is one of these operators of the ONNX standard."""
+    return node is not None and node.domain in ("", "ai.onnx") and node.op_type in op_types
+
+
+def read_layer(node: ir.Node) -> ReadStage | Unreadable | None:
+    """A Conv, Gemm or MatMul with a constant weight as a stage.
+
+    Returns:
+        None for other operators, and for a MatMul or Gemm of two computed values, which is no layer.
+    """
+    if not is_operator(node, "Conv", "Gemm", "MatMul"):
+        return None
+    data, weight_value = node.inputs[:2]
+    if data is None or constant(data) is not None:
+        return None
+    weight = constant(weight_value)
+    if weight is None:
+        return Unreadable(reason="its weight is not constant") if node.op_type == "Conv" else None
+    # Integers have no rounding to be exact to, and numpy knows the small floats only by ml_dtypes, of kind V.
+    if weight.dtype.kind in "iub":
+        return Unreadable(reason=f"its weight has the integer type {weight.dtype}")
+    bias_value = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = constant(bias_value)
+    if bias_value is not None and bias is None:
+        return Unreadable(reason="its bias is not constant")
+
+    match node.op_type:
+        case "Conv":
+            stage = _conv_stage(node, weight, bias)
+        case "Gemm":
+            stage = _gemm_stage(node, weight, bias)
+        case _:
+            if weight.ndim != 2:
+                return None
+            stage = _linear_stage(weight.T, None)
+    if isinstance(stage, Unreadable):
+        return stage
+    return ReadStage(node=node, data=data, stage=stage, weight=weight_value, bias=bias_value)
+
+
+def _conv_stage(node: ir.Node, weight: Array, bias: Array | None) -> Stage | Unreadable:
+    kernel = weight.shape[2:]
+    axes = len(kernel)
+    attributes = node.attributes
+    stride = tuple(attributes.get_ints("strides", (1,) * axes))
+    dilation = tuple(attributes.get_ints("dilations", (1,) * axes))
+    groups = attributes.get_int("group", 1)
+    if tuple(attributes.get_ints("kernel_shape", kernel)) != kernel:
+        return Unreadable(reason="its kernel_shape is not that of its weight")
+    padding = _padding(node, kernel, stride, dilation)
+    if isinstance(padding, Unreadable):
+        return padding
+    try:
+        spec = ConvSpec(
+            in_channels=weight.shape[1] * groups,
+            out_channels=weight.shape[0],
+            kernel=kernel,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+        )
+        return Stage(spec=spec, weight=weight, bias=bias)
+    except ValueError as error:
+        return Unreadable(reason=f"its attributes do not fit its weight: {error}")
+
+
+def _padding(
+    node: ir.Node, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> tuple[tuple[int, int], ...] | Unreadable:
+    """Zeros before and after each spatial axis, with ``auto_pad`` resolved where it does not depend on the input."""
+    auto_pad = node.attributes.get_string("auto_pad", "NOTSET")
+    axes = len(kernel)
+    if auto_pad == "VALID":
+        return ((0, 0),) * axes
+    if auto_pad == "NOTSET":
+        pads = node.attributes.get_ints("pads", (0,) * 2 * axes)
+        return tuple(zip(pads[:axes], pads[axes:], strict=False))
+    if any(s != 1 for s in (*stride, *dilation)):
+        # With a stride it depends on the input's size; for dilations runtimes do not agree, ONNX Runtime refuses them.
+        return Unreadable(reason=f"its padding is {auto_pad} with a stride or dilation")
+    less_and_more = [((k - 1) // 2, k // 2) for k in kernel]
+    return tuple((a, b) if auto_pad == "SAME_UPPER" else (b, a) for a, b in less_and_more)
+
+
+def _gemm_stage(node: ir.Node, weight: Array, bias: Array | None) -> Stage | Unreadable:
+    attributes = node.attributes
+    if attributes.get_int("transA", 0):
+        return Unreadable(reason="it transposes its input")
+    alpha, beta = attributes.get_float("alpha", 1.0), attributes.get_float("beta", 1.0)
+    rows = weight if attributes.get_int("transB", 0) else weight.T
+    if alpha != 1.0:
+        rows = np.asarray(rows, dtype=np.float64) * alpha
+    if bias is not None:
+        bias = per_channel(bias, rows.shape[0], axes=0, rank=2)
+        if bias is None:
+            return Unreadable(reason="what it adds is not one number per channel")
+        if beta != 1.0:
+            bias = np.asarray(bias, dtype=np.float64) * beta
+    return _linear_stage(rows, bias)
+
+
+def _linear_stage(rows: Array, bias: Array | None) -> Stage:
+    """The stage of a linear layer whose weight is ``rows``, of shape (out, in)."""
+    return Stage(spec=ConvSpec(in_channels=rows.shape[1], out_channels=rows.shape[0]), weight=rows, bias=bias)
+
+
+def read_affine(node: ir.Node, channels: int, axes: int) -> ReadStage | Unreadable | None:
+    """A Mul by or Add of constants, or an inference BatchNormalization, as a stage that scales and shifts channels.
+
+    Args:
+        node: Any node.
+        channels: Channels of its output.
+        axes: Spatial axes of its output; 0 where the layers around it are linear.
+
+    Returns:
+        None for other operators and for a Mul or Add of two computed values; ``Unreadable`` where the numbers are not
+        one per channel.
+    """
+    if is_operator(node, "BatchNormalization"):
+        return _read_batch_norm(node, channels, axes)
+    if not is_operator(node, "Mul", "Add") or None in node.inputs:
+        return None
+    left, right = node.inputs
+    data, values = (left, constant(right)) if constant(left) is None else (right, constant(left))
+    if values is None or data is None or constant(data) is not None:
+        return None
+    factors = per_channel(values, channels, axes=axes, rank=rank_of(data, axes))
+    if factors is None:
+        verb = "multiplied by" if node.op_type == "Mul" else "increased by"
+        return Unreadable(reason=f"what comes between is {verb} a constant that is not one number per channel")
+    if node.op_type == "Mul":
+        return ReadStage(node=node, data=data, stage=_affine(channels, axes, mask=factors))
+    bias = right if data is left else left
+    return ReadStage(node=node, data=data, stage=_affine(channels, axes, bias=factors), bias=bias)
+
+
+def _read_batch_norm(node: ir.Node, channels: int, axes: int) -> ReadStage | Unreadable | None:
+    data = node.inputs[0]
+    if data is None or len(node.inputs) < 5:
+        return None
+    if node.attributes.get_int("training_mode", 0) or any(extra.uses() for extra in node.outputs[1:]):
+        return Unreadable(reason="the batch norm between is in training mode")
+    if axes == 0 and rank_of(data, axes) != 2:
+        return Unreadable(reason="the batch norm between does not act on the channels of the linear layer")
+    statistics = [constant(value) for value in node.inputs[1:5]]
+    if any(array is None or array.shape != (channels,) for array in statistics):
+        return Unreadable(reason="the batch norm between is not constant")
+    gamma, beta, mean, variance = (np.asarray(array, dtype=np.float64) for array in statistics)
+    scale = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
+    return ReadStage(node=node, data=data, stage=_affine(channels, axes, mask=scale, bias=beta - mean * scale))
+
+
+def _affine(channels: int, axes: int, *, mask: Array | None = None, bias: Array | None = None) -> Stage:
+    """The stage ``y = mask * x + bias``: a depthwise pointwise convolution with weight one."""
+    spec = ConvSpec.pointwise(channels, channels, axes=axes, groups=channels)
+    return Stage(spec=spec, weight=np.ones(spec.weight_shape), mask=mask, bias=bias)
+
+
+def rank_of(value: ir.Value, axes: int) -> int:
+    """The number of axes of a layer's input or output; where the file does not tell, the least it can be."""
+    if axes:
+        return axes + 2
+    if value.shape is not None:
+        return len(value.shape)
+    neighbours = [value.producer(), *(use.node for use in value.uses())]
+    return 2 if any(is_operator(node, "Gemm") for node in neighbours) else 1

@@ -1,0 +1,158 @@
+"""Put a stage into an ONNX graph, in the place of the nodes that it stands for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from spdexport.rewrite.onnx_constants import constant
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from spdexport.conv import Array
+    from spdexport.forms import Stage
+
+
+def place_stage(
+    graph: ir.Graph,
+    stage: Stage,
+    *,
+    data: ir.Value,
+    template: ir.Node,
+    last: ir.Node,
+    replaced: Sequence[ir.Node],
+    dtype: np.dtype[np.generic],
+    layer: str,
+    bias_value: ir.Value | None,
+) -> None:
+    """Put one layer where ``replaced`` computed ``last.outputs[0]`` from ``data``.
+
+    ``last`` becomes the layer, so that it keeps its name, place, output and metadata. Nodes and initializers that only
+    ``replaced`` used are removed.
+
+    Args:
+        graph: The graph; it is changed.
+        stage: The layer, without a mask.
+        data: The layer's input.
+        template: The replaced node whose operator, and attributes for a Conv, the layer takes.
+        last: The replaced node whose output the layer computes.
+        replaced: All the nodes that the layer stands for, in the graph's order.
+        dtype: The dtype of weight and bias, to which both are rounded.
+        layer: The layer's name; the weight is named after it.
+        bias_value: The value that holds the bias now, which gives the bias its name, or None.
+    """
+    weight = stage.weight.astype(dtype)
+    bias = None if stage.bias is None else stage.bias.astype(dtype)
+    op_type = template.op_type
+    attributes = tuple(template.attributes.values())
+    operands = [value for node in replaced for value in node.inputs if value is not None]
+    product: ir.Node | None = None
+    if op_type == "MatMul" and bias is not None:
+        product = template if template is not last else _insert_before(graph, last)
+
+    for node in replaced:
+        node.resize_inputs(0)
+    _remove_unused(graph, (node for node in replaced if node not in (last, product)), operands, keep=bias_value)
+
+    weight_name = f"{layer}.weight"
+    if op_type == "MatMul":
+        weight = weight.T
+    weight_value = _initializer(graph, weight_name, weight)
+    bias_operand = None if bias is None else _bias_operand(graph, bias, bias_value, f"{layer}.bias")
+
+    if product is not None:
+        _become(product, "MatMul", [data, weight_value], ())
+        _become(last, "Add", [product.outputs[0], bias_operand], ())
+    else:
+        if op_type == "Gemm":
+            attributes = _gemm_attributes(attributes)
+        inputs = [data, weight_value]
+        _become(last, op_type, inputs if bias_operand is None else [*inputs, bias_operand], attributes)
+    if bias_value is not None:
+        _remove_unused(graph, (), [bias_value])
+
+
+def _insert_before(graph: ir.Graph, last: ir.Node) -> ir.Node:
+    """A new node in front of ``last`` whose output has the shape and type of ``last``'s."""
+    product = ir.Node("", "MatMul", inputs=[], num_outputs=1)
+    graph.insert_before(last, product)
+    product.outputs[0].shape, product.outputs[0].type = last.outputs[0].shape, last.outputs[0].type
+    product.metadata_props.update(last.metadata_props)
+    return product
+
+
+def _become(node: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], attributes: Iterable[ir.Attr]) -> None:
+    """Turn a node into another operator; its name, place, output and metadata stay."""
+    node.op_type = op_type
+    node.resize_outputs(1)
+    node.resize_inputs(len(inputs))
+    for index, value in enumerate(inputs):
+        node.replace_input_with(index, value)
+    attributes = tuple(attributes)
+    node.attributes.clear()
+    for attribute in attributes:
+        node.attributes.add(attribute)
+
+
+def _gemm_attributes(attributes: Iterable[ir.Attr]) -> tuple[ir.Attr, ...]:
+    """The attributes of a Gemm that has its factors in the weight, which is stored as (out, in)."""
+    plain: dict[str, ir.Attr] = {"transB": ir.AttrInt64("transB", 1)}
+    for attribute in attributes:  # written only where the exporter wrote them
+        match attribute.name:
+            case "alpha" | "beta":
+                plain[attribute.name] = ir.AttrFloat32(attribute.name, 1.0)
+            case "transA":
+                plain["transA"] = ir.AttrInt64("transA", 0)
+    return tuple(plain.values())
+
+
+def _bias_operand(graph: ir.Graph, bias: Array, old: ir.Value | None, name: str) -> ir.Value:
+    """The old value where it already holds these numbers, else a new initializer of the old one's name."""
+    held = constant(old)
+    if old is not None and held is not None and held.dtype == bias.dtype and np.array_equal(held, bias):
+        return old
+    if old is not None and old.is_initializer() and old.name:
+        name = old.name
+        _remove_unused(graph, (), [old])  # so that the name is free, unless another layer uses it
+    return _initializer(graph, name, bias)
+
+
+def _initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    """A new initializer, its name extended by a number where it is taken."""
+    taken = {value.name for node in ir.traversal.RecursiveGraphIterator(graph) for value in node.outputs}
+    for scope in (graph, *graph.subgraphs()):
+        taken.update(scope.initializers)
+        taken.update(value.name for value in scope.inputs)
+    unique, number = name, 1
+    while unique in taken:
+        unique, number = f"{name}_{number}", number + 1
+    value = ir.Value(
+        name=unique,
+        const_value=ir.tensor(np.ascontiguousarray(array), name=unique),
+        shape=ir.Shape(array.shape),
+        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def _remove_unused(
+    graph: ir.Graph, nodes: Iterable[ir.Node], values: Iterable[ir.Value], *, keep: ir.Value | None = None
+) -> None:
+    """Remove ``nodes``, and those of ``values`` that nothing uses any more with the constant nodes behind them."""
+    graph.remove(nodes, safe=True)
+    pending = list(values)
+    while pending:
+        value = pending.pop()
+        if value is keep or value.uses() or value.is_graph_output() or value.is_graph_input():
+            continue
+        producer = value.producer()
+        if producer is None:
+            if value.name is not None and graph.initializers.get(value.name) is value:
+                del graph.initializers[value.name]
+        elif producer.graph is graph and constant(value) is not None:
+            pending += [operand for operand in producer.inputs if operand is not None]
+            graph.remove(producer, safe=True)

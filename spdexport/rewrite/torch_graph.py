@@ -1,0 +1,217 @@
+"""The torch side of the rewrite: list the convolutions of an ExportedProgram, and put forms in their places."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from spdexport.arrays import to_numpy
+from spdexport.conv import ConvSite, ConvSpec, Skipped
+from spdexport.rewrite.constants import Constants
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch.export import ExportedProgram
+
+aten = torch.ops.aten
+
+CONVOLUTIONS: Mapping[Any, int] = {
+    aten.conv1d.default: 1,
+    aten.conv1d.padding: 1,
+    aten.conv2d.default: 2,
+    aten.conv2d.padding: 2,
+    aten.conv3d.default: 3,
+    aten.conv3d.padding: 3,
+}
+"""Convolution operators and their number of spatial axes."""
+
+NOT_SITES: Mapping[Any, tuple[str, str]] = {
+    aten.conv_transpose1d.default: ("conv_transpose1d", "transposed convolutions are not decomposed"),
+    aten.conv_transpose2d.input: ("conv_transpose2d", "transposed convolutions are not decomposed"),
+    aten.conv_transpose3d.input: ("conv_transpose3d", "transposed convolutions are not decomposed"),
+    aten.embedding.default: ("embedding", "an embedding is a table, not a convolution"),
+    aten.addmm.default: ("addmm", "its weight is stored transposed (as in a Hugging Face Conv1D)"),
+}
+"""Operators with a weight that are left alone: what they are called in reports, and why."""
+
+PADDINGS = (
+    aten.pad.default,
+    aten.reflection_pad1d.default,
+    aten.reflection_pad2d.default,
+    aten.reflection_pad3d.default,
+)
+
+
+def list_sites(program: ExportedProgram) -> tuple[tuple[ConvSite, ...], tuple[Skipped, ...]]:
+    """All convolutions and linear layers whose weight is constant, and the layers that are left alone.
+
+    Weights are views of the program's own storage; nothing is copied unless a weight is computed from parameters.
+    """
+    constants = Constants(program)
+    namer = _Namer(constants)
+    sites: list[ConvSite] = []
+    skipped: list[Skipped] = []
+    for node in program.graph.nodes:
+        if node.op != "call_function":
+            continue
+        found = _site(node, constants, namer)
+        if isinstance(found, ConvSite):
+            sites.append(found)
+        elif found is not None:
+            skipped.append(found)
+    for name, module in program.graph_module.named_modules():
+        if name and isinstance(module, torch.fx.GraphModule):
+            skipped += [
+                Skipped(name=f"{name}.{n.name}", kind=str(n.target), reason="it is inside a nested graph")
+                for n in module.graph.nodes
+                if n.target in CONVOLUTIONS or n.target in (aten.linear.default, aten.convolution.default)
+            ]
+    return tuple(sites), tuple(skipped)
+
+
+def arguments(node: torch.fx.Node) -> dict[str, Any]:
+    """The arguments of a call by the names of the operator's schema, defaults filled in."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    values: dict[str, Any] = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+    values |= dict(zip((a.name for a in schema.arguments), node.args, strict=False))
+    return values | dict(node.kwargs)
+
+
+def _site(node: torch.fx.Node, constants: Constants, namer: _Namer) -> ConvSite | Skipped | None:
+    if node.target in NOT_SITES:
+        kind, reason = NOT_SITES[node.target]
+        argument = arguments(node)["mat2" if kind == "addmm" else "weight"]
+        # A product of two activations is no layer.
+        if not (isinstance(argument, torch.fx.Node) and constants.is_constant(argument)):
+            return None
+        return Skipped(name=namer(node, argument), kind=kind, reason=reason)
+    if node.target is aten.linear.default:
+        axes = 0
+    elif node.target in CONVOLUTIONS:
+        axes = CONVOLUTIONS[node.target]
+    elif node.target is aten.convolution.default:
+        axes = len(arguments(node)["stride"])
+    else:
+        return None
+
+    args = arguments(node)
+    weight_node = args["weight"]
+    name = namer(node, weight_node)
+    kind = f"conv{axes}d" if axes else "linear"
+    if args.get("transposed"):
+        return Skipped(name=name, kind=f"conv_transpose{axes}d", reason="transposed convolutions are not decomposed")
+    if not constants.is_constant(weight_node):
+        return Skipped(name=name, kind=kind, reason="its weight depends on the input")
+    if args["bias"] is not None and not constants.is_constant(args["bias"]):
+        return Skipped(name=name, kind=kind, reason="its bias depends on the input")
+    weight = constants.value(weight_node)
+    if not weight.is_floating_point():
+        return Skipped(name=name, kind=kind, reason=f"its weight is {weight.dtype}, which has no float components")
+    if axes == 0 and weight.ndim != 2:
+        return Skipped(name=name, kind=kind, reason="its weight is a vector")
+    return ConvSite(
+        name=name,
+        spec=_spec(axes, tuple(weight.shape), args),
+        weight=to_numpy(weight),
+        bias=None if args["bias"] is None else to_numpy(constants.value(args["bias"])),
+        node=node.name,
+        positions=_positions(node, axes),
+        padding_mode=_padding_mode(args["input"], node),
+    )
+
+
+def _spec(axes: int, shape: tuple[int, ...], args: Mapping[str, Any]) -> ConvSpec:
+    if axes == 0:
+        return ConvSpec.pointwise(shape[1], shape[0], axes=0)
+    stride, dilation = (_per_axis(args[key], axes) for key in ("stride", "dilation"))
+    kernel = shape[2:]
+    padding: tuple[tuple[int, int], ...]
+    match args["padding"]:
+        case "valid":
+            padding = ((0, 0),) * axes
+        case "same":
+            # PyTorch puts the odd one of an unequal padding behind.
+            total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+            padding = tuple((t // 2, t - t // 2) for t in total)
+        case numbers:
+            padding = tuple((p, p) for p in _per_axis(numbers, axes))
+    return ConvSpec(
+        in_channels=shape[1] * args["groups"],
+        out_channels=shape[0],
+        kernel=kernel,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=args["groups"],
+    )
+
+
+def _per_axis(value: int | list[int], axes: int) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * axes if len(values) == 1 else values
+
+
+def _positions(node: torch.fx.Node, axes: int) -> int:
+    """Output locations of one sample in the traced input; symbolic sizes count with their traced value."""
+    shape = node.meta["val"].shape
+    sizes = shape[len(shape) - axes :] if axes else shape[1:-1]
+    return math.prod(size if isinstance(size, int) else int(size.node.hint or 1) for size in sizes)
+
+
+def _padding_mode(source: Any, node: torch.fx.Node) -> str:
+    """The mode of a padding in front of a convolution, where both were written by the same module."""
+    if not (isinstance(source, torch.fx.Node) and source.target in PADDINGS):
+        return "zeros"
+    if module_path(source) != module_path(node):
+        return "zeros"
+    if source.target is aten.pad.default:
+        mode = arguments(source)["mode"]
+        return "zeros" if mode == "constant" else str(mode)
+    return "reflect"
+
+
+def module_path(node: torch.fx.Node) -> str:
+    """The path of the innermost module that made a node; empty for the model itself."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path, _ = next(reversed(stack.values()))
+    # A second call of one module is marked as `conv@1`.
+    return str(path).split("@")[0]
+
+
+def _module_class(node: torch.fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    _, cls = next(reversed(stack.values()))
+    return cls if isinstance(cls, str) else f"{cls.__module__}.{cls.__qualname__}"
+
+
+class _Namer:
+    """Names layers: the module's path, else the weight's name, else the node's; further uses get ``#2``, ``#3``."""
+
+    def __init__(self, constants: Constants) -> None:
+        self._constants = constants
+        self._seen: dict[str, int] = {}
+
+    def __call__(self, node: torch.fx.Node, weight: torch.fx.Node) -> str:
+        name = self._base(node, weight)
+        count = self._seen[name] = self._seen.get(name, 0) + 1
+        return name if count == 1 else f"{name}#{count}"
+
+    def _base(self, node: torch.fx.Node, weight: torch.fx.Node) -> str:
+        path = module_path(node)
+        target = self._constants.target(weight)
+        if target is None:
+            # The weight is computed, as by a parametrization: the module that runs the layer names it.
+            return path or node.name
+        if path and _module_class(node).startswith(
+            ("torch.nn.modules.conv.", "torch.nn.modules.linear.", "torch.nn.modules.sparse.")
+        ):
+            # A weight tied to another layer's has that layer's name; the module's own path is the better one.
+            return path
+        return target.removesuffix(".weight") or target

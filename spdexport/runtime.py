@@ -1,0 +1,395 @@
+"""All that the package knows about ONNX Runtime: what is installed, what can run, and sessions that say what they did.
+
+ONNX Runtime is forgiving where a proof must not be. Asked for CUDA on a machine without it, it makes a CPU session;
+when a provider fails during a run, it retries on another one and prints a line. Here both are failures: a session is
+opened only after its provider was seen to run, the retry is off, and the placement of each node can be read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import functools
+import importlib
+import importlib.metadata
+import io
+import platform
+import re
+import sys
+import warnings
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import onnx
+
+from spdexport import cuda
+from spdexport.errors import RuntimeMissingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from types import ModuleType
+
+    from spdexport.conv import Array
+
+DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
+FATAL = 4  # ONNX Runtime's log severities run from 0 (verbose) to 4; what matters of the rest reaches us as exceptions
+
+
+class Provider(StrEnum):
+    """Where a session runs."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+    TENSORRT = "tensorrt"
+
+    @property
+    def ort_name(self) -> str:
+        """ONNX Runtime's own name of the provider."""
+        return {
+            "cpu": "CPUExecutionProvider",
+            "cuda": "CUDAExecutionProvider",
+            "tensorrt": "TensorrtExecutionProvider",
+        }[self.value]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SessionSettings:
+    """How a session is made.
+
+    Attributes:
+        provider: Where the nodes are to run.
+        optimized: Whether graph optimizations run, all of them or none.
+        tf32: For CUDA: False for a check (float32 means float32, the convolution algorithm pinned), True for the same
+            with TF32, None for the provider's own defaults, which a deployment has.
+        threads: The number of threads of one operator; None leaves it to ONNX Runtime.
+        spinning: Whether idle threads spin. Off where sessions are timed side by side, for their threads would
+            fight for the cores.
+    """
+
+    provider: Provider = Provider.CPU
+    optimized: bool = False
+    tf32: bool | None = False
+    threads: int | None = None
+    spinning: bool = True
+
+
+class Port(NamedTuple):
+    """An input or output of a model: dimensions are numbers, names of dynamic axes, or None where nothing is known."""
+
+    name: str
+    shape: tuple[int | str | None, ...]
+    dtype: np.dtype[Any]
+    required: bool = True
+
+
+class PlacedNode(NamedTuple):
+    """A node and the provider that ONNX Runtime gave it to."""
+
+    provider: str
+    name: str
+    op_type: str
+    domain: str
+
+
+class RuntimeFailure(Exception):  # noqa: N818 - it is ONNX Runtime that failed; the model's verdict is made of it
+    """ONNX Runtime could not load or run a model.
+
+    Attributes:
+        code: ONNX Runtime's name of the fault, such as ``INVALID_GRAPH``; empty where it gives none.
+    """
+
+    def __init__(self, message: str) -> None:
+        match = re.match(r"\[ONNXRuntimeError\] : \d+ : (\w+) : ", message)
+        self.code = match[1] if match else ""
+        super().__init__(message[match.end() :] if match else message)
+
+
+def import_onnxruntime() -> ModuleType:
+    """The onnxruntime module, silent.
+
+    Raises:
+        RuntimeMissingError: It is not installed, does not load, or is installed in two packages.
+    """
+    installed = [name for name in DISTRIBUTIONS if _version(name) is not None]
+    if len(installed) > 1:
+        raise RuntimeMissingError(
+            "onnxruntime and onnxruntime-gpu are both installed, and overwrite each other's files.",
+            where=sys.prefix,
+            hint="Run `pip uninstall -y onnxruntime onnxruntime-gpu`, then install one of the two: "
+            "`pip install onnxruntime-gpu` for NVIDIA GPUs, else `pip install onnxruntime`.",
+        )
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            module = importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise RuntimeMissingError(
+            f"ONNX Runtime cannot be imported: {error}.",
+            where=sys.prefix,
+            hint="Run `pip install onnxruntime`, or `pip install onnxruntime-gpu` for NVIDIA GPUs; never both.",
+        ) from error
+    if not hasattr(module, "InferenceSession"):
+        # What is left in the folder after one of two overlapping packages was uninstalled.
+        raise RuntimeMissingError(
+            "The installed ONNX Runtime is damaged: it has no InferenceSession.",
+            where=", ".join(module.__path__),
+            hint=f"Run `pip install --force-reinstall {installed[0] if installed else 'onnxruntime'}`.",
+        )
+    # The default logger reports what providers do outside a session, on standard error.
+    module.set_default_logger_severity(FATAL)
+    return module
+
+
+@functools.cache
+def provider_status(provider: Provider) -> str | None:
+    """None where a model really runs on the provider here, else what is missing and how to get it.
+
+    A session is made on a small convolution, run, and its placement read; the answer is kept for the process.
+
+    Raises:
+        RuntimeMissingError: As in `import_onnxruntime`.
+    """
+    ort = import_onnxruntime()
+    if provider is not Provider.CPU and (missing := _missing(ort, provider)):
+        return missing
+    fault: str | None = None
+    try:
+        session = _create(ort, _probe_model(), SessionSettings(provider=provider))
+        session.run({"x": np.ones((1, 8, 8, 8), np.float32)})
+        ran_on = ", ".join(node.provider for node in session.placed_nodes())
+        if ran_on != provider.ort_name:
+            fault = f"ONNX Runtime ran a small convolution on {ran_on} when asked for {provider.ort_name}"
+    except RuntimeFailure as failure:
+        fault = f"ONNX Runtime's {provider.ort_name} failed on a small convolution: {failure}"
+    if (
+        fault
+        and provider is not Provider.CPU
+        and (missing := cuda.missing_libraries(cuda.CUDNN_LIBRARIES, _major(ort)))
+    ):
+        return missing
+    return fault
+
+
+def open_session(model: bytes | Path, settings: SessionSettings) -> Session:
+    """A session for a model.
+
+    Args:
+        model: The bytes of an ONNX file, or its path (needed where weights are in external data).
+        settings: Where and how it is to run.
+
+    Raises:
+        RuntimeFailure: The provider cannot run here (the message says what is missing), or ONNX Runtime rejects the
+            model.
+        RuntimeMissingError: As in `import_onnxruntime`.
+    """
+    ort = import_onnxruntime()
+    if settings.provider is not Provider.CPU and (missing := provider_status(settings.provider)):
+        raise RuntimeFailure(missing)
+    return _create(ort, model, settings)
+
+
+class Session:
+    """A loaded model that runs on numpy arrays and says where its nodes ran. Made by `open_session`."""
+
+    def __init__(self, ort: ModuleType, inference: Any, settings: SessionSettings) -> None:
+        self._ort = ort
+        self._inference = inference
+        self.requested = settings
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """The inputs; those with a default in the file come last and are not required."""
+        required = [_port(arg) for arg in self._inference.get_inputs()]
+        optional = [_port(arg)._replace(required=False) for arg in self._inference.get_overridable_initializers()]
+        return (*required, *optional)
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        """The outputs, in the file's order."""
+        return tuple(_port(arg) for arg in self._inference.get_outputs())
+
+    @property
+    def settings(self) -> dict[str, dict[str, str]]:
+        """The options in force, by ONNX Runtime's name of each provider of the session."""
+        return {name: dict(options) for name, options in self._inference.get_provider_options().items()}
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """The model's outputs.
+
+        Args:
+            inputs: An array for each input, of the input's dtype; bfloat16 as ml_dtypes has it.
+            outputs: The names wanted; None for all.
+
+        Returns:
+            The arrays by name, in the order asked for, of the file's dtypes.
+
+        Raises:
+            RuntimeFailure: The inputs do not fit the model, or a node failed.
+        """
+        ports = {port.name: port for port in self.outputs}
+        names = list(ports) if outputs is None else list(outputs)
+        if unknown := [name for name in names if name not in ports]:
+            raise RuntimeFailure(f"the model has no output {', '.join(unknown)}, only {', '.join(ports)}")
+        with _failures(self._ort):
+            values = {name: self._to_ort(array) for name, array in inputs.items()}
+            results = self._inference.run_with_ort_values(names, values)
+            return {name: _from_ort(value) for name, value in zip(names, results, strict=True)}
+
+    def placed_nodes(self) -> tuple[PlacedNode, ...]:
+        """The nodes with the provider that ONNX Runtime assigned each to.
+
+        Assignment comes before most fusions, so nearly all nodes of the file are there under their own names even if
+        one kernel computes several of them; nodes that constant folding removed are not.
+        """
+        return tuple(
+            PlacedNode(subgraph.ep_name, node.name, node.op_type, node.domain)
+            for subgraph in self._inference.get_provider_graph_assignment_info()
+            for node in subgraph.get_nodes()
+        )
+
+    def placement(self) -> dict[str, tuple[str, ...]]:
+        """The names of the nodes by ONNX Runtime's name of the provider they were assigned to."""
+        placed: dict[str, list[str]] = {}
+        for node in self.placed_nodes():
+            placed.setdefault(node.provider, []).append(node.name)
+        return {provider: tuple(names) for provider, names in placed.items()}
+
+    def _to_ort(self, array: Array) -> Any:
+        array = np.ascontiguousarray(array) if array.ndim else array
+        if array.dtype == ml_dtypes.bfloat16:
+            # numpy has no bfloat16 of its own, and ONNX Runtime takes its bits only when told what they are.
+            bits = array.view(np.uint16)
+            return self._ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, onnx.TensorProto.BFLOAT16)
+        return self._ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def versions() -> dict[str, str]:
+    """What the result of a check depends on: package versions, Python, the platform, and the CUDA device if any.
+
+    ``onnxruntime`` has the installed package's name before its version. Nothing is imported for it.
+    """
+    found = {name: version for name in ("spdexport", "onnx", "numpy", "torch") if (version := _version(name))}
+    runtimes = [f"{name} {version}" for name in DISTRIBUTIONS if (version := _version(name))]
+    found["onnxruntime"] = " and ".join(runtimes) or "not installed"
+    found["python"] = platform.python_version()
+    found["platform"] = platform.platform()
+    with contextlib.suppress(cuda.NoDeviceError):
+        found["cuda_device"] = cuda.first_device().name
+    return found
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _major(ort: ModuleType) -> str:
+    """The major version of CUDA that the installed ONNX Runtime is built for; empty for a build without CUDA."""
+    return str(getattr(ort, "cuda_version", None) or "").partition(".")[0]
+
+
+def _missing(ort: ModuleType, provider: Provider) -> str | None:
+    """What must be there before a session on a GPU is worth a try."""
+    if provider.ort_name not in ort.get_available_providers():
+        package = next((name for name in DISTRIBUTIONS if _version(name)), "onnxruntime")
+        return (
+            f"the installed {package} has no {provider.ort_name}: run `pip uninstall -y {package}`, "
+            "then `pip install onnxruntime-gpu`"
+        )
+    # Finds the libraries inside the pip packages of NVIDIA, where the system's loader does not look; it prints.
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
+        ort.preload_dlls()
+    libraries = cuda.CUDA_LIBRARIES
+    if provider is Provider.TENSORRT:
+        libraries = (*libraries, *cuda.CUDNN_LIBRARIES, *cuda.TENSORRT_LIBRARIES)
+    return cuda.missing(libraries, _major(ort))
+
+
+def _probe_model() -> bytes:
+    """One convolution, for its kernels are what a GPU provider is asked for here."""
+    helper = onnx.helper
+    weight = onnx.numpy_helper.from_array(np.ones((8, 8, 3, 3), np.float32), "w")
+    x, y = (
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, (1, 8, n, n)) for name, n in (("x", 8), ("y", 6))
+    )
+    graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"], name="conv")], "probe", [x], [y], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+def _create(ort: ModuleType, model: bytes | Path, settings: SessionSettings) -> Session:
+    options = ort.SessionOptions()
+    options.log_severity_level = FATAL
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if settings.optimized else levels.ORT_DISABLE_ALL
+    options.use_deterministic_compute = True
+    options.intra_op_num_threads = settings.threads or 0
+    for pool in ("intra", "inter"):
+        options.add_session_config_entry(f"session.{pool}_op.allow_spinning", "1" if settings.spinning else "0")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    source = str(model) if isinstance(model, Path) else model
+    with _failures(ort):
+        inference = ort.InferenceSession(source, options, providers=_providers(settings), enable_fallback=0)
+    inference.disable_fallback()
+    return Session(ort, inference, settings)
+
+
+def _providers(settings: SessionSettings) -> list[tuple[str, dict[str, str]]]:
+    cpu: tuple[str, dict[str, str]] = (Provider.CPU.ort_name, {})
+    if settings.provider is Provider.CPU:
+        return [cpu]
+    cuda: dict[str, str] = {}
+    if settings.tf32 is not None:
+        # EXHAUSTIVE, the default, times the algorithms and takes the fastest of the day: Winograd or FFT among them,
+        # whose rounding is several times that of direct sums. DEFAULT is one fixed algorithm.
+        cuda = {"use_tf32": "1" if settings.tf32 else "0", "cudnn_conv_algo_search": "DEFAULT"}
+    providers = [(Provider.CUDA.ort_name, cuda), cpu]
+    if settings.provider is Provider.TENSORRT:
+        providers.insert(0, (Provider.TENSORRT.ort_name, {}))
+    return providers
+
+
+@contextlib.contextmanager
+def _failures(ort: ModuleType) -> Iterator[None]:
+    """Turns ONNX Runtime's exceptions into RuntimeFailure; its own classes have no common base but Exception."""
+    state = ort.capi.onnxruntime_pybind11_state
+    own = [value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception)]
+    expected: tuple[type[Exception], ...] = (RuntimeError, ValueError, *own)
+    try:
+        yield
+    except expected as error:
+        raise RuntimeFailure(str(error)) from error
+
+
+def _port(arg: Any) -> Port:
+    return Port(arg.name, tuple(arg.shape), _dtype(arg.type))
+
+
+def _dtype(ort_type: str) -> np.dtype[Any]:
+    """The numpy dtype for ``tensor(float)`` and its like; object for sequences, maps and strings."""
+    match = re.fullmatch(r"tensor\((\w+)\)", ort_type)
+    name = match[1] if match else "object"
+    special: dict[str, Any] = {
+        "float": np.float32,
+        "double": np.float64,
+        "bfloat16": ml_dtypes.bfloat16,
+        "string": object,
+    }
+    try:
+        return np.dtype(special.get(name, name))
+    except TypeError:  # a type that numpy does not have, such as float8e4m3fn
+        return np.dtype(object)
+
+
+def _from_ort(value: Any) -> Array:
+    if value.data_type() == "tensor(bfloat16)" and value.device_name() == "cpu":
+        raw = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+        return np.frombuffer(raw, dtype=ml_dtypes.bfloat16).reshape(value.shape()).copy()
+    if not value.is_tensor():
+        raise RuntimeFailure(f"an output is a {value.data_type()}, and only tensors can be compared")
+    return np.asarray(value.numpy())

@@ -1,0 +1,225 @@
+"""Giving each layer of a model the components that a file has for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import ml_dtypes
+import numpy as np
+
+from spdexport.arrays import to_numpy
+from spdexport.errors import ComponentsError
+from spdexport.factors import Factors, expected_shapes, unit_rounding
+from spdexport.names import did_you_mean, layer_of_call
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from spdexport.conv import Array, ConvSite, FloatArray, Skipped
+    from spdexport.sources.components import ComponentSet, RawComponent
+
+
+def match_components(
+    components: ComponentSet,
+    sites: Sequence[ConvSite],
+    skipped: Sequence[Skipped],
+    *,
+    excluded: Callable[[str], bool],
+) -> dict[str, Factors]:
+    """The factors of each site that the components name, by the site's name.
+
+    V and U are cast to the dtype of the site's weight, since they are what goes into the graph: where the file's dtype
+    is wider, that rounds them once. All calls of one module get the same factors.
+
+    Args:
+        components: What the file holds.
+        sites: The layers that can take components.
+        skipped: The layers that cannot, with their kind and reason.
+        excluded: Whether the user left a layer out by name; its components are passed over in silence.
+
+    Returns:
+        Factors without masks; sites that the file does not name are not in it.
+
+    Raises:
+        ComponentsError: A component matches no layer, several layers, or one that it does not fit or that cannot take
+            components.
+    """
+    lookup = _Lookup(components, sites, skipped, excluded)
+    for name in components.identity:
+        layers = lookup.layers(name)
+        if not all(excluded(layer) for layer in layers):
+            raise ComponentsError(
+                f"The run inserted identity components in front of {', '.join(layers)}: no layer of the model holds "
+                "them.",
+                where=lookup.where(name),
+                hint=f"Leave the layer out with --exclude {layers[0]}.",
+            )
+
+    result: dict[str, Factors] = {}
+    for name, raw in components.components.items():
+        found = [layer for layer in lookup.layers(name) if not excluded(layer)]
+        if len(found) > 1:
+            raise ComponentsError(
+                f"{name} may mean {' or '.join(found)}: the run writes '.' in names as '-'.",
+                where=lookup.where(name),
+                hint="Leave all but one of them out with --exclude.",
+            )
+        for layer in found:
+            skip = lookup.skipped.get(layer)
+            if skip is not None:
+                raise ComponentsError(
+                    f"The file has components for {layer}, of kind {skip.kind}, which was skipped: {skip.reason}.",
+                    where=lookup.where(name),
+                    hint=f"Leave the layer out with --exclude {layer}.",
+                )
+            for site in lookup.sites[layer]:
+                result[site.name] = _factors(raw, site, spd=components.kind == "spd", where=lookup.where(name))
+    return result
+
+
+class _Lookup:
+    """From a name in the file to layers of the model.
+
+    Dashed names lose what was a '.', so every layer's name is turned into its dashed form, never the other way.
+    """
+
+    def __init__(
+        self,
+        components: ComponentSet,
+        sites: Sequence[ConvSite],
+        skipped: Sequence[Skipped],
+        excluded: Callable[[str], bool],
+    ) -> None:
+        self.components = components
+        self.excluded = excluded
+        self.sites: dict[str, list[ConvSite]] = {}
+        for site in sites:
+            own = site.name in components.components
+            self.sites.setdefault(site.name if own else layer_of_call(site.name), []).append(site)
+        self.skipped = {skip.name: skip for skip in skipped if skip.name not in self.sites}
+        self.by_name: dict[str, list[str]] = {}
+        for layer in (*self.sites, *self.skipped):
+            self.by_name.setdefault(_file_name(layer, components), []).append(layer)
+
+    def layers(self, name: str) -> list[str]:
+        """The layers that a name may mean; where there is none and the user did not exclude it, an error."""
+        if name in self.by_name:
+            return self.by_name[name]
+        if self.excluded(name) or (self.components.dashed and self.excluded(name.replace("-", "."))):
+            return []
+        raise ComponentsError(
+            f"The file has components for {name}, and the model has no such layer.",
+            where=self.where(name),
+            hint=did_you_mean(name, self.by_name) + f" Or leave it out with --exclude {name}.",
+        )
+
+    def where(self, name: str) -> str:
+        return f"{self.components.path or 'components'}, layer {name}"
+
+
+def _file_name(layer: str, components: ComponentSet) -> str:
+    return layer.replace(".", "-") if components.dashed else layer
+
+
+def _factors(raw: RawComponent, site: ConvSite, *, spd: bool, where: str) -> Factors:
+    spec = site.spec
+    about = f"{site.name} ({spec.kind} {spec.describe()})"
+    leave = f"Leave the layer out with --exclude {site.name}."
+    if spd and spec.groups > 1:
+        raise ComponentsError(
+            f"SPD decomposed {about} as if it had no groups, and it has {spec.groups}: the components were trained on "
+            "another layer.",
+            where=where,
+            hint=leave,
+        )
+    if spd and site.padding_mode != "zeros":
+        raise ComponentsError(
+            f"SPD decomposed {about} with zeros as padding, and its padding_mode is {site.padding_mode}: the "
+            "components were trained on another layer.",
+            where=where,
+            hint=leave,
+        )
+    given = tuple(raw.V.shape), tuple(raw.U.shape)
+    needed = expected_shapes(spec, given[0][-1])
+    if given != needed:
+        raise ComponentsError(
+            f"V {given[0]} and U {given[1]} do not fit {about}, which needs V {needed[0]} and U {needed[1]}.",
+            where=where,
+            hint="V has a row for each input of the patch, in (in / groups, *kernel) order, and U a column for each "
+            f"output. {leave}",
+        )
+    dtype = site.weight.dtype
+    # A value beyond the narrower dtype's range becomes infinite, which is reported; numpy's warning would say it twice.
+    with np.errstate(over="ignore"):
+        V, U = to_numpy(raw.V).astype(dtype), to_numpy(raw.U).astype(dtype)
+    for name, values in (("V", V), ("U", U)):
+        if not np.isfinite(values.astype(np.float64)).all():
+            raise ComponentsError(
+                f"{name} of {about} has values beyond the range of {dtype}, the dtype of the layer's weight.",
+                where=where,
+                hint=f"Convert the model in a wider dtype. {leave}",
+            )
+    return Factors(V=V, U=U)
+
+
+def check_target(components: ComponentSet, sites: Sequence[ConvSite]) -> None:
+    """Check that a run decomposed the weights that the sites have, to the rounding of the coarser dtype of the two.
+
+    Sites without components are not looked at, nor is anything where the file brings no target weights. A linear
+    layer's weight may be stored transposed, as Hugging Face's ``Conv1D`` does.
+
+    Raises:
+        ComponentsError: A weight differs, or the run has none for the layer.
+    """
+    if not components.target:
+        return
+    for site in sites:
+        layer = layer_of_call(site.name)
+        if _file_name(layer, components) not in components.components:
+            continue
+        target = components.target.get(f"{layer}.weight", components.target.get(layer))
+        where = f"{components.path or 'components'}, layer {layer}"
+        if target is None:
+            raise ComponentsError(
+                f"The run has components for {layer} and no dense weight {layer}.weight to compare the model's with.",
+                where=where,
+                hint="Give the complete checkpoint of the run.",
+            )
+        array = to_numpy(target)
+        ways = [array] if site.spec.axes or array.ndim != 2 else [array, array.T]
+        ways = [way for way in ways if way.shape == site.weight.shape]
+        if not ways:
+            raise ComponentsError(
+                f"The run decomposed a weight of shape {array.shape} for {layer}, and the model's has "
+                f"{site.weight.shape}.",
+                where=where,
+                hint="Give the model that the run decomposed.",
+            )
+        if any(_equal(way, site.weight) for way in ways):
+            continue
+        ratio = min(_ratio(way, site.weight) for way in ways)
+        raise ComponentsError(
+            f"The run decomposed other weights than the model's: at {layer} they differ by {ratio:.2e} of the weight's "
+            "norm.",
+            where=where,
+            hint="Give the model that the run decomposed. The weight delta would otherwise hide the difference.",
+        )
+
+
+def _equal(a: Array, b: Array) -> bool:
+    coarse = max(a.dtype, b.dtype, key=unit_rounding)
+    x, y = _f64(a), _f64(b)
+    # Below the normal numbers of a dtype its spacing is constant: float16 is there from 6e-5 down.
+    bound = unit_rounding(coarse) * np.maximum(np.abs(x), np.abs(y))
+    bound += float(ml_dtypes.finfo(coarse).smallest_subnormal) / 2
+    return bool((np.abs(x - y) <= bound).all())
+
+
+def _ratio(target: Array, weight: Array) -> float:
+    norm = float(np.linalg.norm(_f64(weight)))
+    difference = float(np.linalg.norm(_f64(target) - _f64(weight)))
+    return difference / norm if norm else float("inf")
+
+
+def _f64(values: Array) -> FloatArray:
+    return np.asarray(values, dtype=np.float64)

@@ -1,0 +1,140 @@
+"""Comparing tensors with a float64 reference under a tolerance that the model itself sets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from spdexport.factors import unit_rounding
+from spdexport.verify.result import SEVERITY, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from spdexport.conv import Array
+
+FACTOR = 8.0
+"""An error above this many floors fails. Correct runs stay below 2 on the models of benchmarks/noise.py."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One tensor against its reference.
+
+    Attributes:
+        status: ``pass``, ``fail`` or ``inconclusive``.
+        noise_ratio: Largest error over the floor; infinite where the two cannot be compared.
+        max_abs: Largest error.
+        reason: What differs, and where.
+    """
+
+    status: Status
+    noise_ratio: float
+    max_abs: float
+    reason: str = ""
+
+
+def floor_of(reference: Array, own_dtype: Array, perturbed: Sequence[Array]) -> float:
+    """The size of error that rounding explains, for one tensor on one input.
+
+    The largest of: the error of the model's own dtype in torch, and the effect of simulated rounding at every layer;
+    plus one unit in the last place of the largest value.
+
+    Args:
+        reference: float64.
+        own_dtype: The same tensor as torch computes it in the model's dtype.
+        perturbed: The same in float64 with simulated rounding.
+    """
+    scale = float(np.abs(reference).max(initial=0.0))
+    u = unit_rounding(own_dtype.dtype)
+    ulp = 2 * u * 2.0 ** np.floor(np.log2(scale)) if 0 < scale < np.inf else float(np.finfo(np.float64).tiny)
+    errors = [np.abs(np.asarray(t, dtype=np.float64) - reference).max(initial=0.0) for t in (own_dtype, *perturbed)]
+    return float(max(errors)) + float(ulp)
+
+
+def compare(name: str, value: Array, reference: Array, floor: float, *, stable: bool = True) -> Comparison:
+    """Compare one tensor with its reference.
+
+    Args:
+        name: For the reason.
+        value: What was computed.
+        reference: In float64, or of the tensor's own integer or bool dtype.
+        floor: The size of error that rounding explains.
+        stable: For integer tensors, whether simulated rounding leaves them alone; if not, a difference proves nothing.
+    """
+    if value.shape != reference.shape:
+        return _fail(f"{name} has shape {value.shape} where {reference.shape} is right")
+    if reference.dtype.kind not in "fc":
+        wrong = int((value != reference).sum())
+        if not wrong:
+            return Comparison(status=Status.PASS, noise_ratio=0.0, max_abs=0.0)
+        if stable:
+            return _fail(f"{name} differs in {wrong} of {value.size} integer entries")
+        return Comparison(
+            status=Status.INCONCLUSIVE,
+            noise_ratio=0.0,
+            max_abs=0.0,
+            reason=f"{name} differs in {wrong} integer entries, and so does the model itself under rounding",
+        )
+    got = value.astype(np.complex128 if value.dtype.kind == "c" else np.float64)
+    finite = np.isfinite(reference)
+    odd = ~finite | ~np.isfinite(got)
+    if odd.any():
+        same = (np.isnan(got) & np.isnan(reference)) | (got == reference)
+        wrong_kind = odd & ~same
+        if wrong_kind.any():
+            index = _index(wrong_kind)
+            return _fail(f"{name}[{index}] is {_at(got, index)} where {_at(reference, index)} is right")
+    error = np.where(finite & np.isfinite(got), np.abs(np.where(odd, 0, got) - np.where(odd, 0, reference)), 0.0)
+    worst = float(error.max(initial=0.0))
+    ratio = worst / floor if worst else 0.0
+    if ratio <= FACTOR:
+        return Comparison(status=Status.PASS, noise_ratio=ratio, max_abs=worst)
+    index = ", ".join(map(str, np.unravel_index(int(error.argmax()), error.shape)))
+    return Comparison(
+        status=Status.FAIL,
+        noise_ratio=ratio,
+        max_abs=worst,
+        reason=(
+            f"{name}[{index}] is {_at(got, index):.9g} where {_at(reference, index):.9g} is right: "
+            f"off by {worst:.3g}, {ratio:.3g} times what rounding explains"
+        ),
+    )
+
+
+def compare_all(
+    names: Sequence[str],
+    values: Mapping[str, Array],
+    references: Mapping[str, Array],
+    floors: Mapping[str, float],
+    stable: Mapping[str, bool],
+) -> Comparison:
+    """The worst comparison of several tensors; a tensor that is missing fails."""
+    results = [
+        compare(name, values[name], references[name], floors[name], stable=stable[name])
+        if name in values
+        else _fail(f"{name} is missing")
+        for name in names
+    ]
+    return worst(results)
+
+
+def worst(results: Sequence[Comparison]) -> Comparison:
+    """The comparison with the worst status, among those the one with the largest ratio."""
+    return max(results, key=lambda c: (SEVERITY.index(c.status), c.noise_ratio))
+
+
+def _fail(reason: str) -> Comparison:
+    return Comparison(status=Status.FAIL, noise_ratio=float("inf"), max_abs=float("inf"), reason=reason)
+
+
+def _index(where: Array) -> str:
+    return ", ".join(map(str, np.argwhere(where)[0]))
+
+
+def _at(values: Array, index: str) -> complex | float:
+    place = tuple(int(i) for i in index.split(", ") if i)
+    item: complex | float = values[place].item()
+    return item

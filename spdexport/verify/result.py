@@ -1,0 +1,96 @@
+"""What verification finds: a status for each edge, and the worst of them as the verdict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Status(StrEnum):
+    """What became of a check."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+    NOT_RUN = "not_run"
+
+
+SEVERITY = (Status.NOT_RUN, Status.PASS, Status.INCONCLUSIVE, Status.FAIL)
+"""From the best to the worst; the verdict is the worst."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeResult:
+    """One edge of the chain from the module to the device.
+
+    Attributes:
+        edge: ``capture``, ``weights``, ``rewrite``, ``export``, ``optimize`` or ``device``.
+        status: What became of it.
+        provider: The ONNX Runtime provider, for edges that ran one.
+        noise_ratio: The largest error over the floor of rounding, over all outputs and inputs; infinite where an
+            output has no value to compare. None where nothing was compared.
+        max_abs: The largest absolute error.
+        first_divergence: The module path of the first layer that diverges, on a failure.
+        reason: Why it failed, is inconclusive, or did not run; on a pass what was compared.
+    """
+
+    edge: str
+    status: Status
+    provider: str | None = None
+    noise_ratio: float | None = None
+    max_abs: float | None = None
+    first_divergence: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Approximation:
+    """What masks and dropped deltas change on purpose: dense model against the masked one, both in float64.
+
+    Attributes:
+        max_abs: The largest difference of any output.
+        relative_l2: Norm of the difference over the norm of the dense outputs.
+        top1_agreement: The share of samples whose largest entry is the same, for a first output (batch, classes).
+    """
+
+    max_abs: float
+    relative_l2: float
+    top1_agreement: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """All that verification found.
+
+    Attributes:
+        edges: In the order of the chain.
+        approximation: What the masks change; None where nothing is meant to change.
+        inputs: The inputs that were compared, in words.
+        notes: What else the user should know.
+        seed: Of generated inputs and simulated rounding.
+        versions: Of everything that took part.
+        artifacts: SHA-256 of the files that were compared.
+    """
+
+    edges: tuple[EdgeResult, ...]
+    approximation: Approximation | None
+    inputs: tuple[str, ...]
+    notes: tuple[str, ...]
+    seed: int
+    versions: Mapping[str, str]
+    artifacts: Mapping[str, str]
+
+    @property
+    def verdict(self) -> Status:
+        """The worst status of all edges; inconclusive where no edge ran at all."""
+        worst = worst_status([e.status for e in self.edges])
+        return Status.INCONCLUSIVE if worst is Status.NOT_RUN else worst
+
+
+def worst_status(statuses: list[Status]) -> Status:
+    """The worst of some statuses; ``not_run`` for none."""
+    return max(statuses, key=SEVERITY.index, default=Status.NOT_RUN)

@@ -1,0 +1,272 @@
+"""The weights edge: a file against the plain export of the model with effective weights, for all inputs at once.
+
+The file's factors are composed back (by structure, in float64), and what results must be the same graph as the plain
+export: the same operators in the same order with the same attributes and connections. Weights that no form touched
+must be equal bit for bit; composed ones must agree to the rounding of their parts. No input is needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from spdexport.export import name_scopes
+from spdexport.factors import unit_rounding
+from spdexport.rewrite.onnx_fold import fold_onnx
+from spdexport.verify.result import EdgeResult, Status
+
+if TYPE_CHECKING:
+    from spdexport.conv import Array
+
+ROUNDINGS = 16
+"""Roundings that may lie between a composed weight and the plain export's, counted generously.
+
+V, U, the mask in U, the scale of a batch norm in U, and the composed weight itself; the effective weight and the same
+scale in it: seven, doubled where two layers without anything between them compose into one.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mismatch:
+    """The first difference of two graphs.
+
+    Attributes:
+        layer: The module path or weight's name.
+        what: What differs.
+        structural: Whether operators or connections differ, rather than values.
+        ratio: For values, the largest error over the bound.
+        max_abs: For values, the largest error.
+    """
+
+    layer: str
+    what: str
+    structural: bool
+    ratio: float = float("inf")
+    max_abs: float | None = None
+
+
+def weights_edge(file: ir.Model, plain: ir.Model) -> EdgeResult:
+    """Compare a file with the plain export of the dense model that has the plan's effective weights.
+
+    Args:
+        file: The file, as it was read back.
+        plain: What ``export_onnx`` makes of the effective program.
+    """
+    folded, magnitude = fold_onnx(file), fold_onnx(_absolute(file))
+    wanted, wanted_magnitude = fold_onnx(plain), fold_onnx(_absolute(plain))
+    worst = _Worst()
+    mismatch = _compare_graphs(
+        folded.model.graph, wanted.model.graph, magnitude.model.graph, wanted_magnitude.model.graph, worst
+    )
+    if mismatch is None:
+        count = len(folded.folded)
+        return EdgeResult(
+            edge="weights",
+            status=Status.PASS,
+            noise_ratio=worst.ratio,
+            max_abs=worst.error,
+            reason=f"{count} layers composed back to their effective weights; all else is equal bit for bit",
+        )
+    reason = mismatch.what
+    if mismatch.structural and folded.declined:
+        first = folded.declined[0]
+        reason += f" ({first.name} was not composed back: {first.reason})"
+    return EdgeResult(
+        edge="weights",
+        status=Status.FAIL,
+        noise_ratio=mismatch.ratio,
+        max_abs=mismatch.max_abs,
+        first_divergence=mismatch.layer,
+        reason=reason,
+    )
+
+
+class _Worst:
+    """The largest error over its bound that was seen among composed weights."""
+
+    def __init__(self) -> None:
+        self.ratio = 0.0
+        self.error = 0.0
+
+
+def _compare_graphs(
+    file: ir.Graph, plain: ir.Graph, file_size: ir.Graph, plain_size: ir.Graph, worst: _Worst
+) -> Mismatch | None:
+    ports = _compare_ports(file, plain)
+    if ports is not None:
+        return ports
+    nodes, others = list(file), list(plain)
+    if [n.op_type for n in nodes] != [n.op_type for n in others]:
+        return _first_operator(nodes, others)
+    same: dict[ir.Value | None, ir.Value | None] = {None: None}
+    same.update(zip(file.inputs, plain.inputs, strict=True))
+    for node, other, size, other_size in zip(nodes, others, file_size, plain_size, strict=True):
+        found = _compare_nodes(node, other, same) or _compare_constants(node, other, size, other_size, worst)
+        if found is not None:
+            return found
+        same.update(zip(node.outputs, other.outputs, strict=True))
+    for value, target in zip(file.outputs, plain.outputs, strict=True):
+        if same.get(value) is not target:
+            return Mismatch(
+                layer=value.name or "", what=f"output {value.name} comes from another place", structural=True
+            )
+    return None
+
+
+def _compare_ports(file: ir.Graph, plain: ir.Graph) -> Mismatch | None:
+    for kind, values, wanted in (("input", file.inputs, plain.inputs), ("output", file.outputs, plain.outputs)):
+        got, expected = [_port(v) for v in values], [_port(v) for v in wanted]
+        if got != expected:
+            what = f"the file's {kind}s are {', '.join(got)} where {', '.join(expected)} is right"
+            return Mismatch(layer=kind, what=what, structural=True)
+    return None
+
+
+def _port(value: ir.Value) -> str:
+    shape = "?" if value.shape is None else "x".join(str(d) for d in value.shape)
+    return f"{value.name}:{value.dtype}:{shape}"
+
+
+def _first_operator(nodes: list[ir.Node], others: list[ir.Node]) -> Mismatch:
+    for node, other in zip(nodes, others, strict=False):
+        if node.op_type != other.op_type:
+            return Mismatch(
+                layer=layer_of(node),
+                what=f"the file has {node.op_type} where {other.op_type} is right",
+                structural=True,
+            )
+    longer, more = (nodes, "has") if len(nodes) > len(others) else (others, "lacks")
+    extra = longer[min(len(nodes), len(others))]
+    return Mismatch(layer=layer_of(extra), what=f"the file {more} a further {extra.op_type}", structural=True)
+
+
+def _compare_nodes(node: ir.Node, other: ir.Node, same: dict[ir.Value | None, ir.Value | None]) -> Mismatch | None:
+    def fault(what: str) -> Mismatch:
+        return Mismatch(layer=layer_of(node), what=f"{node.op_type} {what}", structural=True)
+
+    if node.domain != other.domain or len(node.outputs) != len(other.outputs):
+        return fault("is another operator")
+    if len(node.inputs) != len(other.inputs):
+        return fault(f"has {len(node.inputs)} inputs where {len(other.inputs)} is right")
+    for index, (value, target) in enumerate(zip(node.inputs, other.inputs, strict=True)):
+        if _constant(value) is None and same.get(value, value) is not target:
+            return fault(f"reads something else at input {index}")
+    names = {*node.attributes, *other.attributes}
+    for name in sorted(names):
+        mine, theirs = (str(_attribute(n, name)) for n in (node, other))
+        if mine != theirs:
+            return fault(f"has {name} = {mine} where {theirs} is right")
+    return None
+
+
+def _attribute(node: ir.Node, name: str) -> object:
+    attribute = node.attributes.get(name)
+    if attribute is None:
+        # An attribute that is written out with its default means the same as one that is left out.
+        return _default(node, name)
+    value = attribute.value
+    if isinstance(value, ir.TensorProtocol):
+        return value.numpy().tobytes()
+    return list(value) if isinstance(value, tuple | list) else value
+
+
+def _default(node: ir.Node, name: str) -> object:
+    schema = (
+        onnx.defs.get_schema(node.op_type, domain=node.domain) if onnx.defs.has(node.op_type, node.domain) else None
+    )
+    if schema is None or name not in schema.attributes:
+        return "nothing"
+    value = onnx.helper.get_attribute_value(schema.attributes[name].default_value)
+    return value.decode() if isinstance(value, bytes) else "nothing" if value is None else value
+
+
+def _compare_constants(
+    node: ir.Node, other: ir.Node, size: ir.Node, other_size: ir.Node, worst: _Worst
+) -> Mismatch | None:
+    for index, (value, target) in enumerate(zip(node.inputs, other.inputs, strict=True)):
+        mine, theirs = _constant(value), _constant(target)
+        if mine is None and theirs is None:
+            continue
+        name = value.name if value is not None and value.name else layer_of(node)
+        layer = name.rpartition(".")[0] or layer_of(node)
+        if mine is None or theirs is None:
+            return Mismatch(
+                layer=layer, what=f"input {index} of {node.op_type} is constant in one only", structural=True
+            )
+        if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
+            what = f"{name} is {mine.dtype}{mine.shape} where {theirs.dtype}{theirs.shape} is right"
+            return Mismatch(layer=layer, what=what, structural=True)
+        if mine.tobytes() == theirs.tobytes():
+            continue
+        bound = _bound(mine, size.inputs[index], other_size.inputs[index])
+        if bound is None or mine.dtype.kind in "biu":
+            wrong = int((mine != theirs).sum())
+            what = f"{name} differs in {wrong} of {mine.size} entries, and nothing should have changed it"
+            return Mismatch(layer=layer, what=what, structural=False, max_abs=_largest(mine, theirs))
+        error = np.abs(mine.astype(np.float64) - theirs.astype(np.float64))
+        ratio = float(np.divide(error, bound, out=np.where(error > 0, np.inf, 0.0), where=bound > 0).max(initial=0.0))
+        if not ratio <= 1:
+            place = np.unravel_index(int(np.argmax(error - bound)), error.shape)
+            what = (
+                f"{name}[{', '.join(map(str, place))}] is {mine[place]:.9g} where {theirs[place]:.9g} is right: "
+                f"{ratio:.3g} times what rounding explains"
+            )
+            return Mismatch(layer=layer, what=what, structural=False, ratio=ratio, max_abs=float(error.max()))
+        worst.ratio, worst.error = max(worst.ratio, ratio), max(worst.error, float(error.max()))
+    return None
+
+
+def _bound(mine: Array, size: ir.Value | None, other_size: ir.Value | None) -> Array | None:
+    """The error that rounding allows a composed weight; None for a weight that was not composed."""
+    magnitude, other = _constant(size), _constant(other_size)
+    assert magnitude is not None, "the graph of magnitudes has the same structure"
+    assert other is not None, "the graph of magnitudes has the same structure"
+    if not (_composed(size) or _composed(other_size)):
+        return None
+    total = np.maximum(magnitude.astype(np.float64), other.astype(np.float64))
+    return ROUNDINGS * unit_rounding(mine.dtype) * total
+
+
+def _composed(value: ir.Value | None) -> bool:
+    """Whether a value of the graph of magnitudes was made by folding, and is no plain |weight| of the file."""
+    return value is not None and not isinstance(value.const_value, ir.LazyTensor)
+
+
+def _constant(value: ir.Value | None) -> Array | None:
+    if value is None:
+        return None
+    if value.const_value is not None and value.producer() is None:
+        return value.const_value.numpy()
+    return None
+
+
+def _absolute(model: ir.Model) -> ir.Model:
+    """The model with the magnitude of every float weight, evaluated only where it is read."""
+    model = model.clone()
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype.is_floating_point():
+            value.const_value = ir.LazyTensor(
+                lambda tensor=tensor: ir.tensor(np.abs(tensor.numpy()), dtype=tensor.dtype),  # type: ignore[misc]
+                dtype=tensor.dtype,
+                shape=ir.Shape(list(tensor.shape)),  # type: ignore[arg-type]
+                name=tensor.name,
+            )
+    return model
+
+
+def _largest(a: Array, b: Array) -> float | None:
+    if a.dtype.kind in "biu":
+        return None
+    return float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max(initial=0.0))
+
+
+def layer_of(node: ir.Node) -> str:
+    """The module path that the exporter recorded for a node; else the node's name."""
+    scopes = name_scopes(node)
+    paths = [s for s in scopes[:-1] if s]
+    return paths[-1] if paths else (node.name or node.op_type)
