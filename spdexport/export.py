@@ -7,8 +7,10 @@ import io
 import json
 import logging
 import re
+import tempfile
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -21,7 +23,6 @@ from spdexport.files.hashing import sha256_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from torch.export import ExportedProgram
 
@@ -139,6 +140,17 @@ def write_onnx(
         data.unlink(missing_ok=True)
     _check(temporary)
     return (named,)
+
+
+def save_program(program: ExportedProgram, path: Path) -> None:
+    """Save a program so that plain torch loads it, with bytes that do not depend on the file's name.
+
+    torch writes the name into the archive, hence a fixed one first.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".spdexport.") as folder:
+        fixed = Path(folder) / "program.pt2"
+        torch.export.save(program, fixed)
+        fixed.replace(path)
 
 
 def _check(path: Path) -> None:

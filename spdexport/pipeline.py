@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 import onnx_ir as ir
-import torch
 
 from spdexport import __version__
 from spdexport.errors import SourceError, UsageError
-from spdexport.export import Exported, export_onnx, read_metadata, write_metadata, write_onnx
+from spdexport.export import Exported, export_onnx, read_metadata, save_program, write_metadata, write_onnx
 from spdexport.files.atomic import replacing
 from spdexport.files.hashing import sha256_file
 from spdexport.options import Options, OptionsDict
@@ -118,7 +117,7 @@ def convert(
         intended = prepared.factorized()
         written: list[Path] = []
         if program_file and program_path:
-            _save_program(intended, program_file)
+            save_program(intended, program_file)
             written.append(program_path)
         if onnx_file and onnx_path:
             progress("exporting to ONNX")
@@ -261,10 +260,6 @@ def _providers(names: Sequence[str] | None) -> tuple[Provider, ...]:
             hint=f"Choose from {allowed}.",
         ) from None
     return tuple(dict.fromkeys(p for p in asked if p is not Provider.CPU))
-
-
-def _save_program(program: ExportedProgram, path: Path) -> None:
-    torch.export.save(program, path)
 
 
 def _metadata(prepared: Prepared, options: Options) -> dict[str, Any]:

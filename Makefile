@@ -1,0 +1,39 @@
+# make demo   install, and convert, verify, fold and score the digits run
+# make test   install what tests need, check types and style, run all tests
+# make check  types and style alone
+# make quick  the tests without whole models
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test check quick clean
+
+demo: $(VENV)/.demo
+	PATH="$(abspath $(BIN)):$$PATH" sh examples/01_digits/demo.sh
+
+test: check
+	$(BIN)/python -m pytest --numprocesses auto
+
+quick: $(VENV)/.dev
+	$(BIN)/python -m pytest --numprocesses auto -m "not slow"
+
+check: $(VENV)/.dev
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable ".[demo]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info
