@@ -1,3 +1,137 @@
-"""spdexport."""
+"""Export models with SPD components to ONNX, and prove that ONNX Runtime computes what was meant.
+
+The public names, nothing else. They load on first use, so that ``import spdexport`` and ``spdexport --help`` answer
+without torch (PEP 562).
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spdexport.conv import ConvSpec
+    from spdexport.errors import (
+        CaptureError,
+        ComponentsError,
+        ExampleInputError,
+        ExportError,
+        InputError,
+        MaskError,
+        ModelError,
+        PickleRefusedError,
+        RuntimeMissingError,
+        SourceError,
+        SpdExportError,
+        UsageError,
+    )
+    from spdexport.factors import Factors
+    from spdexport.folding import Folding, fold
+    from spdexport.options import Options, OptionsDict
+    from spdexport.pipeline import Conversion, Inspection, convert, factorize, inspect, verify
+    from spdexport.plan import LayerPlan, Plan
+    from spdexport.sources.components import ComponentSet
+    from spdexport.sources.spd import load_components
+    from spdexport.verify.result import EdgeResult, Status, Verification
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "CaptureError",
+    "ComponentSet",
+    "ComponentsError",
+    "ConvSpec",
+    "Conversion",
+    "EdgeResult",
+    "ExampleInputError",
+    "ExportError",
+    "Factors",
+    "Folding",
+    "InputError",
+    "Inspection",
+    "LayerPlan",
+    "MaskError",
+    "ModelError",
+    "Options",
+    "OptionsDict",
+    "PickleRefusedError",
+    "Plan",
+    "RuntimeMissingError",
+    "SourceError",
+    "SpdExportError",
+    "Status",
+    "UsageError",
+    "Verification",
+    "__version__",
+    "convert",
+    "factorize",
+    "fold",
+    "inspect",
+    "load_components",
+    "verify",
+]
+
+_HOME = {
+    "CaptureError": "errors",
+    "ComponentSet": "sources.components",
+    "ComponentsError": "errors",
+    "ConvSpec": "conv",
+    "Conversion": "pipeline",
+    "EdgeResult": "verify.result",
+    "ExampleInputError": "errors",
+    "ExportError": "errors",
+    "Factors": "factors",
+    "Folding": "folding",
+    "InputError": "errors",
+    "Inspection": "pipeline",
+    "LayerPlan": "plan",
+    "MaskError": "errors",
+    "ModelError": "errors",
+    "Options": "options",
+    "OptionsDict": "options",
+    "PickleRefusedError": "errors",
+    "Plan": "plan",
+    "RuntimeMissingError": "errors",
+    "SourceError": "errors",
+    "SpdExportError": "errors",
+    "Status": "verify.result",
+    "UsageError": "errors",
+    "Verification": "verify.result",
+    "convert": "pipeline",
+    "factorize": "pipeline",
+    "fold": "folding",
+    "inspect": "pipeline",
+    "load_components": "sources.spd",
+    "verify": "pipeline",
+}
+"""The module that each public name is imported from when it is first used."""
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """This package, whose public names stay what they are when a submodule of the same name is imported.
+
+    Importing ``spdexport.verify.result`` makes Python set the folder ``verify`` as an attribute of the package, which
+    would hide the function of that name, depending on what was imported first.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -108,7 +108,7 @@ def convert(
     onnx_path, program_path = _output_paths(output)
     asked = _providers(providers)
     verification: Verification | None = None
-    with contextlib.ExitStack() as stack:
+    with contextlib.suppress(_RejectedError), contextlib.ExitStack() as stack:
         # The outputs are opened first, so that a folder that cannot be written to is told before the long work.
         program_file = stack.enter_context(replacing(program_path)) if program_path else None
         onnx_file = stack.enter_context(replacing(onnx_path)) if onnx_path else None
@@ -132,7 +132,6 @@ def convert(
                     failed = onnx_path.with_name(f"{onnx_path.stem}.failed{onnx_path.suffix}")
                     onnx_file.replace(failed)
                     written = [failed, *data]
-                    stack.push(_suppress_rejection)
                     raise _RejectedError
     return Conversion(
         plan=prepared.plan,
@@ -221,10 +220,6 @@ def factorize(source: Source, **options: Unpack[OptionsDict]) -> ExportedProgram
         UsageError, InputError, CaptureError: As ``convert`` does.
     """
     return prepare(source, Options.of(options)).factorized()
-
-
-def _suppress_rejection(kind: type[BaseException] | None, *_: object) -> bool:
-    return kind is _RejectedError
 
 
 def _output_paths(output: str | Path | Sequence[str | Path]) -> tuple[Path | None, Path | None]:

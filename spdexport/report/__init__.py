@@ -1,1 +1,1 @@
-"""spdexport."""
+"""Results shown: on the terminal, and as JSON for other programs."""

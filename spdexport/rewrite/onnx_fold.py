@@ -52,7 +52,7 @@ class FoldResult:
     declined: tuple[Skipped, ...]
 
 
-def fold_onnx(model: ir.Model) -> FoldResult:
+def fold_onnx(model: ir.Model, *, lone: bool = False) -> FoldResult:
     """Turn every factorized layer of the model's main graph into one layer.
 
     The result computes the same function to rounding, whatever that does to its cost. Subgraphs and functions are left
@@ -60,9 +60,11 @@ def fold_onnx(model: ir.Model) -> FoldResult:
 
     Args:
         model: The model; it is not changed.
+        lone: Whether to fold sums of two dense layers, and batch norms behind one, too: the normal form in which two
+            files are compared.
     """
     model = model.clone()
-    search = Search()
+    search = Search(lone=lone)
     for node in model.graph:
         search.visit(node)
 

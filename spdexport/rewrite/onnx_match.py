@@ -11,6 +11,9 @@ channels between, is one affine map again, and so is the sum of two of them on t
 ``layer`` may itself be a fold, so a chain of any length becomes one layer, and its weight is rounded once. Every value
 inside a fold is used inside it only, and is no output of the graph. A layer alone is not a fold. Names and metadata
 are never looked at to recognize something, only to call it something.
+
+For the normal form in which two files are compared, ``Search(lone=True)`` takes layers alone for folds in the second
+and third line: otherwise a sum of two dense layers would stay where the sum of the same two, factorized, goes.
 """
 
 from __future__ import annotations
@@ -46,6 +49,7 @@ class Match:
             of linear layers the last, which has the output.
         last: The node whose output is the map's value.
         bias: The value that gives a bias its name, or None.
+        normed: Whether a batch norm is in it.
     """
 
     data: ir.Value
@@ -55,11 +59,12 @@ class Match:
     template: ir.Node
     last: ir.Node
     bias: ir.Value | None
+    normed: bool = False
 
     @property
     def is_fold(self) -> bool:
-        """Whether several layers are in it."""
-        return len(self.layers) > 1
+        """Whether a layer and something else are in it."""
+        return len(self.layers) > 1 or self.normed
 
     @property
     def weight_dtype(self) -> np.dtype[np.generic]:
@@ -80,15 +85,20 @@ class Declined:
 
 @dataclass(slots=True, kw_only=True)
 class Search:
-    """The matches found so far, by the value they compute; nodes must be visited in the graph's order."""
+    """The matches found so far, by the value they compute; nodes must be visited in the graph's order.
 
+    Attributes:
+        lone: Whether a layer alone is enough for a sum or a batch norm to be folded.
+    """
+
+    lone: bool = False
     matches: dict[ir.Value, Match] = field(default_factory=dict)
     absorbed: set[ir.Value] = field(default_factory=set)
     unreadable: dict[ir.Value, Unreadable] = field(default_factory=dict)
     declined: list[Declined] = field(default_factory=list)
 
     def folds(self) -> list[Match]:
-        """The matches of several layers that are not part of a larger match."""
+        """The matches that are folds and not part of a larger match."""
         return [match for value, match in self.matches.items() if match.is_fold and value not in self.absorbed]
 
     def visit(self, node: ir.Node) -> None:
@@ -202,12 +212,12 @@ class Search:
         return None
 
     def _sum(self, node: ir.Node) -> Match | None:
-        """The sum of two matches on the same input, one of them at least a fold."""
+        """The sum of two matches on the same input, one of them at least a fold, unless lone layers are enough."""
         left, right = node.inputs
         if left is None or right is None or left is right or left not in self.matches or right not in self.matches:
             return None
         a, b = self.matches[left], self.matches[right]
-        if a.data is not b.data or not (a.is_fold or b.is_fold):
+        if a.data is not b.data or not (a.is_fold or b.is_fold or self.lone):
             return None
         chain, other = (a, b) if a.is_fold else (b, a)
         problem = _shared(left, {node}) or _shared(right, {node})
@@ -237,13 +247,14 @@ class Search:
         """
         value = node.inputs[0]
         match = self.matches.get(value) if value is not None else None
-        if value is None or match is None or not match.is_fold or _shared(value, {node}):
+        if value is None or match is None or not (match.is_fold or self.lone) or _shared(value, {node}):
             return None
         norm = read_affine(node, match.stage.spec.out_channels, match.stage.spec.axes)
         if not isinstance(norm, ReadStage):
             return None
         self.absorbed.add(value)
-        return replace(match, stage=compose(match.stage, norm.stage), nodes=match.nodes | {node}, last=node)
+        stage = compose(match.stage, norm.stage)
+        return replace(match, stage=stage, nodes=match.nodes | {node}, last=node, normed=True)
 
 
 def _shared(value: ir.Value, nodes: set[ir.Node]) -> str | None:

@@ -51,6 +51,9 @@ class _Edit:
         self._graph = torch.fx.Graph()
         values: dict[torch.fx.Node, torch.fx.Node] = {}
         self._graph.graph_copy(program.graph, values)
+        for old, new in values.items():
+            # A copy is renamed where the name is that of a Python builtin, such as `input`.
+            new.name = old.name
         old_output = program.graph.output_node()
         result = self._graph.output(torch.fx.node.map_arg(old_output.args[0], values.__getitem__))
         result.meta = dict(old_output.meta)

@@ -1,4 +1,4 @@
-"""The inputs that a check runs on: the user's own, and seeded ones of various kinds and batch sizes."""
+"""The inputs that a program is checked on: the user's own, and generated ones of various kinds and batch sizes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+from spdexport.arrays import to_numpy, to_torch
+from spdexport.loading.model import ExampleInputs
+from spdexport.verify.recipes import Recipe, draw, generators
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import numpy as np
     from torch.export import ExportedProgram
 
-    from spdexport.loading import ExampleInputs
+    from spdexport.conv import Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -29,40 +34,11 @@ class Case:
     inputs: ExampleInputs
     own: bool
 
-
-def _normal(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    return torch.randn(shape, generator=generator)
-
-
-def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    return torch.rand(shape, generator=generator)
-
-
-def _sparse(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    return torch.randn(shape, generator=generator) * (torch.rand(shape, generator=generator) < 0.1)
-
-
-def _large(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    return 100 * torch.randn(shape, generator=generator)
-
-
-def _tiny(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    return 1e-3 * torch.randn(shape, generator=generator)
-
-
-def _constant(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    return torch.randn((), generator=generator).expand(shape).contiguous()
-
-
-RECIPES: tuple[tuple[str, int, Callable[[tuple[int, ...], torch.Generator], torch.Tensor]], ...] = (
-    ("normal", 2, _normal),
-    ("uniform", 1, _uniform),
-    ("sparse", 3, _sparse),
-    ("large", 1, _large),
-    ("tiny", 1, _tiny),
-    ("constant", 2, _constant),
-)
-"""Name, batch size (where the batch is dynamic) and maker of each kind of generated float input, most telling first."""
+    @property
+    def batch(self) -> int:
+        """The size of axis 0 of the first input that has axes."""
+        first = next((t for t in (*self.inputs.args, *self.inputs.kwargs.values()) if t.ndim), None)
+        return 1 if first is None else int(first.shape[0])
 
 
 def cases(program: ExportedProgram, example: ExampleInputs | None, *, own: bool, seed: int) -> Iterator[Case]:
@@ -81,16 +57,21 @@ def cases(program: ExportedProgram, example: ExampleInputs | None, *, own: bool,
     symbol = _batch_symbol(program)
     values = _placeholders(program)
     tensors = [*example.args, *example.kwargs.values()]
-    for number, (name, batch, make) in enumerate(RECIPES):
-        generator = torch.Generator().manual_seed(seed * 1000 + number)
+    for recipe, random in generators(seed):
         made = [
-            _redraw(tensor, _resized(tensor, fake, symbol, batch), make, generator)
+            _redraw(tensor, _resized(tensor, fake, symbol, recipe.batch), recipe, random)
             for tensor, fake in zip(tensors, values, strict=True)
         ]
         args = tuple(made[: len(example.args)])
         kwargs = dict(zip(example.kwargs, made[len(example.args) :], strict=True))
-        label = f"{name}, batch {batch}" if symbol is not None else name
-        yield Case(name=label, inputs=type(example)(args=args, kwargs=kwargs, origin=label), own=False)
+        label = recipe.label(dynamic=symbol is not None)
+        yield Case(name=label, inputs=ExampleInputs(args=args, kwargs=kwargs, origin=label), own=False)
+
+
+def feeds(program: ExportedProgram, inputs: ExampleInputs) -> Mapping[str, Array]:
+    """The inputs by the names that they have in the program and in the exported file."""
+    flat = [to_numpy(t) for t in (*inputs.args, *inputs.kwargs.values())]
+    return dict(zip(program.graph_signature.user_inputs, flat, strict=True))
 
 
 def _placeholders(program: ExportedProgram) -> list[torch.Tensor]:
@@ -117,26 +98,21 @@ def _resized(tensor: torch.Tensor, fake: torch.Tensor, symbol: str | None, batch
 
 
 def _redraw(
-    tensor: torch.Tensor,
-    shape: tuple[int, ...],
-    make: Callable[[tuple[int, ...], torch.Generator], torch.Tensor],
-    generator: torch.Generator,
+    tensor: torch.Tensor, shape: tuple[int, ...], recipe: Recipe, random: np.random.Generator
 ) -> torch.Tensor:
-    if tensor.is_floating_point():
-        return make(shape, generator).to(tensor.dtype)
-    if tensor.dtype is torch.bool:
-        return torch.rand(shape, generator=generator) < 0.5
-    if tensor.is_complex():
-        return torch.complex(make(shape, generator), make(shape, generator)).to(tensor.dtype)
-    # Integers are indices more often than numbers: what the example holds is known to be allowed.
-    low, high = int(tensor.min()), int(tensor.max())
-    return torch.randint(low, high + 1, shape, generator=generator, dtype=tensor.dtype)
+    values = to_numpy(tensor)
+    return to_torch(draw(recipe, shape, values.dtype, random, span=span_of(values)))
+
+
+def span_of(example: Array) -> tuple[int, int]:
+    """The lowest and highest integer that an example holds; 0 and 1 for other dtypes and without any."""
+    if example.dtype.kind not in "iu" or not example.size:
+        return 0, 1
+    return int(example.min()), int(example.max())
 
 
 def _from_signature(program: ExportedProgram) -> ExampleInputs:
     """Inputs of the traced sizes for a program that brought none."""
-    from spdexport.loading import ExampleInputs
-
     spec = program.call_spec.in_spec
     values: list[torch.Tensor] = []
     for fake in _placeholders(program):
@@ -144,9 +120,3 @@ def _from_signature(program: ExportedProgram) -> ExampleInputs:
         values.append(torch.zeros(shape, dtype=fake.dtype))
     args, kwargs = torch.utils._pytree.tree_unflatten(values, spec)
     return ExampleInputs(args=tuple(args), kwargs=dict(kwargs), origin="the program's signature")
-
-
-def feeds(program: ExportedProgram, inputs: ExampleInputs) -> Mapping[str, torch.Tensor]:
-    """The inputs by the names that they have in the program and in the exported file."""
-    flat = [*inputs.args, *inputs.kwargs.values()]
-    return dict(zip(program.graph_signature.user_inputs, flat, strict=True))

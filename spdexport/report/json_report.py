@@ -1,0 +1,141 @@
+"""The JSON report. Its names are a promise to other programs: a change of them raises SCHEMA_VERSION."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spdexport.files.atomic import replacing
+from spdexport.folding import Folding
+from spdexport.pipeline import Conversion, Inspection
+from spdexport.verify.result import Status, Verification
+
+if TYPE_CHECKING:
+    from spdexport.conv import Skipped
+
+SCHEMA_VERSION = 1
+
+Result = Conversion | Inspection | Folding | Verification
+"""What the commands give."""
+
+
+def to_json(result: Result) -> dict[str, Any]:
+    """A result as plain JSON values; the same keys for every command.
+
+    ``verdict`` is ``pass``, ``fail`` or ``inconclusive``, and ``not_run`` where nothing was verified: with
+    ``--no-verify``, and of ``inspect``. ``layers`` is empty for ``verify``, which plans nothing, and ``edges`` where
+    nothing was verified. Numbers that are not finite are null.
+    """
+    match result:
+        case Verification():
+            report = _verified(result, {}, result.versions, result.seed)
+        case Folding():
+            report = _verified(result.verification, result.hashes, result.versions, result.seed, notes=result.notes)
+            report["layers"] = [_folded_chain(chain) for chain in result.folded]
+            report["skipped"] = _skipped(result.declined)
+            report["outputs"] = [path.name for path in result.outputs]
+        case Conversion():
+            report = _verified(result.verification, result.hashes, result.versions, result.seed, notes=result.notes)
+            report |= _planned(result)
+            report["outputs"] = [path.name for path in result.outputs]
+        case Inspection():
+            report = _verified(None, result.hashes, result.versions, result.seed, notes=result.notes)
+            report |= _planned(result)
+    plain = _plain(report)
+    assert isinstance(plain, dict)
+    return plain
+
+
+def write_json(report: Mapping[str, Any], path: Path) -> None:
+    """Write a report; an existing file is replaced only by a whole new one.
+
+    Raises:
+        UsageError: The folder cannot be written to.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(as_text(report), encoding="utf-8")
+
+
+def as_text(report: Mapping[str, Any]) -> str:
+    """The report as indented JSON."""
+    return json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _verified(
+    verification: Verification | None,
+    hashes: Mapping[str, str],
+    versions: Mapping[str, str],
+    seed: int,
+    *,
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What is common to all reports."""
+    found = verification
+    approximation = found.approximation if found else None
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "verdict": found.verdict if found else Status.NOT_RUN,
+        "layers": [],
+        "skipped": [],
+        "edges": [asdict(edge) for edge in found.edges] if found else [],
+        "approximation": asdict(approximation) if approximation else None,
+        "inputs": found.inputs if found else [],
+        "notes": [*notes, *(found.notes if found else ())],
+        "seed": seed,
+        "versions": versions,
+        # A file that failed its check was moved after it was compared, so that one hash stands under both names.
+        "artifacts": {name: {"sha256": value} for name, value in {**(found.artifacts if found else {}), **hashes}.items()},
+    }
+
+
+def _planned(result: Inspection) -> dict[str, Any]:
+    plan = result.plan
+    return {
+        "components": result.components,
+        "layers": [layer.as_json() for layer in plan.layers],
+        "skipped": _skipped(plan.skipped),
+        "macs_before": plan.macs_before,
+        "macs_after": plan.macs_after,
+    }
+
+
+def _folded_chain(chain: Any) -> dict[str, Any]:
+    """A folded chain under the names that layers have: its form is dense, and components are no longer there."""
+    return {
+        "name": chain.name,
+        "kind": chain.spec.kind,
+        "geometry": chain.spec.describe(),
+        "form": "dense",
+        "components": None,
+        "live": None,
+        "rank": None,
+        "macs_before": chain.macs_before,
+        "macs_after": chain.macs_after,
+        "delta_ratio": None,
+        "reason": f"folded from {', '.join(chain.nodes)}",
+        "nodes": chain.nodes,
+    }
+
+
+def _skipped(skipped: Sequence[Skipped]) -> list[dict[str, Any]]:
+    return [asdict(s) for s in skipped]
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, mappings as dicts, enums as their values, and None for what is not finite."""
+    match value:
+        case bool() | int() | None:
+            return value
+        case float():
+            return float(value) if math.isfinite(value) else None
+        case str():
+            return str(value)
+        case Mapping():
+            return {str(key): _plain(item) for key, item in value.items()}
+        case Sequence():
+            return [_plain(item) for item in value]
+    raise TypeError(f"no JSON form for {type(value).__name__}")

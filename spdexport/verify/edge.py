@@ -1,0 +1,68 @@
+"""An edge while its cases run: comparisons come in, one result comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from spdexport.verify.compare import Comparison
+from spdexport.verify.result import SEVERITY, EdgeResult, Status
+
+
+@dataclass(slots=True)
+class Edge:
+    """Collects the comparisons of one edge.
+
+    Attributes:
+        edge: As ``EdgeResult.edge``.
+        provider: As ``EdgeResult.provider``.
+        setting: What the reason begins with, where an edge runs in more than one setting.
+        compared: The name of each case and what was found on it.
+        given: A status and reason that stand whatever is compared.
+        first: The first layer that diverges.
+        remark: What is added to the reason.
+    """
+
+    edge: str
+    provider: str | None = None
+    setting: str = ""
+    compared: list[tuple[str, Comparison]] = field(default_factory=list)
+    given: tuple[Status, str] | None = None
+    first: str | None = None
+    remark: str = ""
+
+    def settle(self, status: Status, reason: str) -> None:
+        """Fix the result without, or in spite of, comparisons."""
+        self.given = (status, reason)
+
+    def add(self, case: str, found: Comparison) -> None:
+        """Take in what was found on a case."""
+        self.compared.append((case, found))
+
+    def result(self) -> EdgeResult:
+        """The worst case as the edge's result."""
+        if self.given is not None:
+            status, reason = self.given
+            return EdgeResult(edge=self.edge, provider=self.provider, status=status, reason=self._words(reason))
+        if not self.compared:
+            reason = self._words("no input could be compared")
+            return EdgeResult(edge=self.edge, provider=self.provider, status=Status.INCONCLUSIVE, reason=reason)
+        case, found = max(self.compared, key=lambda c: (SEVERITY.index(c[1].status), c[1].noise_ratio))
+        reason = f"{found.reason}, on input {case}" if found.reason else f"{len(self.compared)} inputs compared"
+        return EdgeResult(
+            edge=self.edge,
+            provider=self.provider,
+            status=found.status,
+            noise_ratio=max(c.noise_ratio for _, c in self.compared),
+            max_abs=max(c.max_abs for _, c in self.compared),
+            first_divergence=self.first,
+            reason=self._words(reason),
+        )
+
+    def _words(self, reason: str) -> str:
+        text = f"{self.setting}: {reason}" if self.setting else reason
+        return "; ".join(filter(None, (text, self.remark)))
+
+
+def not_run(edge: str, reason: str) -> EdgeResult:
+    """The result of an edge that there was nothing to run for."""
+    return EdgeResult(edge=edge, status=Status.NOT_RUN, reason=reason)

@@ -1,0 +1,189 @@
+"""The edges that ONNX Runtime takes part in: export, optimize, and device for each provider that was asked for.
+
+A device edge has two results. The first is the check: float32 means float32 (TF32 off, the algorithm pinned). The
+second has the provider's own settings, which a deployment has. Where only the second is off, and by no more than
+TF32's rounding explains, TF32 is named and the model is not blamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from spdexport.runtime import Provider, RuntimeFailure, Session, SessionSettings, open_session, provider_status
+from spdexport.verify.compare import Comparison, failed
+from spdexport.verify.edge import Edge
+from spdexport.verify.result import EdgeResult, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from spdexport.conv import Array
+    from spdexport.verify.trial import Trial
+
+TF32_UNIT_ROUNDING = 2.0**-11
+"""u of TF32, which keeps 10 bits behind the point of float32's 23."""
+
+MATRIX_OPERATORS = frozenset(("Conv", "ConvTranspose", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"))
+"""What a provider must run itself for its edge to say anything; ONNX Runtime's fused forms included."""
+
+Locate = Callable[[SessionSettings], tuple[str | None, str]]
+"""Finds the first layer that diverges under some settings: the layer or None, and a remark."""
+
+
+@dataclass(slots=True)
+class _Running:
+    """An edge with its session; ``session`` is None where it could not be opened or was not asked for.
+
+    ``check`` is the edge of the same provider with TF32 off, for the edge with the provider's own settings.
+    """
+
+    edge: Edge
+    settings: SessionSettings
+    session: Session | None = None
+    check: Edge | None = None
+
+
+class SessionEdges:
+    """All sessions on one file, and what comparing their outputs finds.
+
+    Args:
+        file: The ONNX file.
+        providers: Those of the device edge.
+    """
+
+    def __init__(self, file: Path, providers: Sequence[Provider]) -> None:
+        self._file = file
+        self._running = [
+            self._opened(Edge("export", Provider.CPU.value), SessionSettings(optimized=False)),
+            self._opened(Edge("optimize", Provider.CPU.value), SessionSettings(optimized=True)),
+        ]
+        for provider in providers:
+            self._open_device(provider)
+        if not providers:
+            device = Edge("device")
+            device.settle(Status.NOT_RUN, "no provider beside the CPU was asked for")
+            self._running.append(_Running(device, SessionSettings()))
+
+    @property
+    def open(self) -> list[Edge]:
+        """The edges whose result still depends on comparisons."""
+        return [r.edge for r in self._running if r.session is not None and r.edge.given is None]
+
+    def results(self) -> tuple[EdgeResult, ...]:
+        """The result of each edge."""
+        return tuple(r.edge.result() for r in self._running)
+
+    def settle(self, status: Status, reason: str) -> None:
+        """Fix the result of every edge that is open."""
+        for edge in self.open:
+            edge.settle(status, reason)
+
+    def compare(self, trial: Trial, inputs: Mapping[str, Array], locate: Locate) -> None:
+        """Run every open session on one case and compare.
+
+        Args:
+            trial: The case's reference.
+            inputs: By the file's names.
+            locate: Called for the first failure of each edge.
+        """
+        for running in self._running:
+            if running.session is None or running.edge.given is not None:
+                continue
+            edge = running.edge
+            try:
+                values = running.session.run(inputs)
+            except RuntimeFailure as failure:
+                edge.add(trial.name, _failure(failure, "cannot run the file"))
+                continue
+            found = trial.compare(values)
+            if found.status is Status.FAIL and running.check is not None:
+                found = self._explained(running, trial, inputs, values, found)
+            if found.status is Status.FAIL and edge.first is None and not edge.remark:
+                edge.first, edge.remark = locate(running.settings)
+            edge.add(trial.name, found)
+
+    def _opened(self, edge: Edge, settings: SessionSettings, check: Edge | None = None) -> _Running:
+        session = None
+        try:
+            session = open_session(self._file, settings)
+        except RuntimeFailure as failure:
+            found = _failure(failure, "does not load the file")
+            edge.settle(found.status, found.reason)
+        return _Running(edge, settings, session, check)
+
+    def _open_device(self, provider: Provider) -> None:
+        missing = provider_status(provider)
+        if missing is not None:
+            device = Edge("device", provider.value)
+            device.settle(Status.INCONCLUSIVE, missing)
+            self._running.append(_Running(device, SessionSettings(provider=provider)))
+            return
+        strict = SessionSettings(provider=provider, optimized=True, tf32=False)
+        check = self._opened(Edge("device", provider.value, setting="TF32 off"), strict)
+        deployed = self._opened(
+            Edge("device", provider.value, setting="the provider's own settings"),
+            replace(strict, tf32=None),
+            check=check.edge,
+        )
+        # TensorRT has no option for TF32 in ONNX Runtime: only its own settings can be run.
+        for running in (check, deployed) if provider is Provider.CUDA else (deployed,):
+            self._check_placement(running)
+            self._running.append(running)
+
+    def _check_placement(self, running: _Running) -> None:
+        """A provider that left convolutions to another one was not checked: inconclusive, with the nodes listed."""
+        if running.session is None:
+            return
+        wanted = running.settings.provider
+        elsewhere = [
+            f"{node.name} ({node.op_type})"
+            for node in running.session.placed_nodes()
+            if node.provider != wanted.ort_name and node.op_type in MATRIX_OPERATORS
+        ]
+        if elsewhere:
+            shown = ", ".join(elsewhere[:5]) + (f" and {len(elsewhere) - 5} more" if len(elsewhere) > 5 else "")
+            running.edge.settle(Status.INCONCLUSIVE, f"{wanted.value} did not run {shown}")
+
+    def _explained(
+        self,
+        running: _Running,
+        trial: Trial,
+        inputs: Mapping[str, Array],
+        values: Mapping[str, Array],
+        found: Comparison,
+    ) -> Comparison:
+        """A failure under the provider's own settings: kept, unless it is TF32 or the choice of algorithm."""
+        assert running.check is not None, "only edges that have a check are explained"
+        checked = dict(running.check.compared).get(trial.name)
+        is_cuda = running.settings.provider is Provider.CUDA
+        if is_cuda and (checked is None or checked.status is not Status.PASS):
+            return found
+        if trial.rounded_to(TF32_UNIT_ROUNDING).compare(values).status is not Status.PASS:
+            return found
+        if not is_cuda:
+            reason = "no more off than TF32 explains: set NVIDIA_TF32_OVERRIDE=0 in the environment to tell"
+            return replace(found, status=Status.INCONCLUSIVE, reason=f"{found.reason}; {reason}")
+        if self._fails_with_tf32(running.settings, trial, inputs):
+            reason = "this is TF32, not the model: use_tf32=0 among the provider's options switches it off"
+            return replace(found, status=Status.PASS, reason=f"{found.reason}; {reason}")
+        reason = "TF32 off passes, and TF32 alone does not explain it: the convolution algorithm that was chosen may"
+        return replace(found, status=Status.INCONCLUSIVE, reason=f"{found.reason}; {reason}")
+
+    def _fails_with_tf32(self, settings: SessionSettings, trial: Trial, inputs: Mapping[str, Array]) -> bool:
+        """Whether TF32 alone, with the algorithm of the check, shows the failure."""
+        with contextlib.suppress(RuntimeFailure):
+            session = open_session(self._file, replace(settings, tf32=True))
+            return trial.compare(session.run(inputs)).status is Status.FAIL
+        return False
+
+
+def _failure(failure: RuntimeFailure, what: str) -> Comparison:
+    """What ONNX Runtime's refusal means: a kernel that it lacks says nothing about the model, all else fails it."""
+    found = failed(f"ONNX Runtime {what}: {failure}")
+    if failure.code == "NOT_IMPLEMENTED":
+        return replace(found, status=Status.INCONCLUSIVE, noise_ratio=0.0, max_abs=0.0)
+    return found
