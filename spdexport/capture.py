@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
-import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import torch
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from spdexport.errors import CaptureError, ExampleInputError, SourceError, UsageError
+from spdexport.quiet import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,7 +28,7 @@ class DynamicAxes:
 
     Attributes:
         batch: Whether axis 0 of all inputs that share the first input's size there is dynamic, where the model can.
-        named: Further axes: input name to axis to the name of the dimension. Equal names mean equal sizes.
+        named: Further axes: input name to axis to the name that the dimension has in the file.
     """
 
     batch: bool = True
@@ -102,26 +102,25 @@ def capture(loaded: LoadedModel, inputs: ExampleInputs | None, dynamic: DynamicA
     with eval_mode(module) as training:
         notes = []
         if training:
-            shown = ", ".join(training[:3]) + (f" and {len(training) - 3} more" if len(training) > 3 else "")
-            notes.append(f"the model was in training mode ({shown}); it is exported in eval mode")
+            notes.append("the model was in training mode; it is exported in eval mode")
         names = _input_names(module, inputs)
         _check_call(module, inputs)
         if isinstance(module, torch.jit.ScriptModule):
-            module = _from_torchscript(module, inputs)
+            # The converter knows positional inputs only.
+            inputs = replace(inputs, args=tuple(names.values()), kwargs={})
         program, axes, traced, more = _trace(module, inputs, names, dynamic)
     return Captured(program=program, inputs=traced, axes=axes, notes=(*notes, *more))
 
 
 @contextlib.contextmanager
-def eval_mode(module: torch.nn.Module) -> Iterator[list[str]]:
-    """Put a module in eval mode and restore every submodule's own flag; gives the names that were training."""
-    flags = [(name or type(module).__name__, m, m.training) for name, m in module.named_modules()]
+def eval_mode(module: torch.nn.Module) -> Iterator[bool]:
+    """Put a module in eval mode, and restore every submodule's own flag; gives whether any was training."""
+    flags = [(m, m.training) for m in module.modules()]
     try:
         module.eval()
-        # Only leaves that behave differently are worth telling about, but any flag may matter to code we cannot see.
-        yield [name for name, _, training in flags if training]
+        yield any(training for _, training in flags)
     finally:
-        for _, m, training in flags:
+        for m, training in flags:
             m.training = training
 
 
@@ -169,17 +168,22 @@ def _tensors(inputs: ExampleInputs) -> tuple[torch.Tensor, ...]:
 
 
 def _from_torchscript(module: torch.jit.ScriptModule, inputs: ExampleInputs) -> torch.nn.Module:
-    """The TorchScript program as a module that torch.export can trace again, with dynamic shapes."""
+    """The TorchScript program as a module that torch.export can trace again; sizes of 1 become constants in it."""
     from torch._export.converter import TS2EPConverter
 
     try:
-        converted: torch.nn.Module = TS2EPConverter(module, inputs.args, dict(inputs.kwargs)).convert().module()
+        with quiet():
+            converted: torch.nn.Module = TS2EPConverter(module, inputs.args).convert().module()
     except Exception as error:
         raise CaptureError(
             f"The TorchScript archive cannot be converted: {_first_line(error)}",
             where="torch's TorchScript converter",
             hint="Export the original module with torch.export instead, or give its state dict and --factory.",
         ) from error
+    # The converter calls inputs after TorchScript's own values (`x_1`); torch.export takes the names from here.
+    names = [argument.name for argument in module.forward.schema.arguments]  # type: ignore[attr-defined]
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    type(converted).forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return converted
 
 
@@ -252,13 +256,16 @@ def _export(
         inputs, args=tuple(t.clone() for t in inputs.args), kwargs={k: v.clone() for k, v in inputs.kwargs.items()}
     )
     by_name = dict(zip(names, inputs.args, strict=False)) | dict(inputs.kwargs)
-    dims = {dim: Dim(dim) for found in axes.values() for dim in found.values()}
+    # The batch is one dimension of all inputs. Of the others torch finds the range that the model allows (a height of at
+    # least 3, say), which a named dimension would have to state.
+    batch = Dim(BATCH)
     shapes = ShapesCollection()
     for name, found in axes.items():
-        shapes[by_name[name]] = {axis: dims[dim] for axis, dim in found.items()}
+        shapes[by_name[name]] = {axis: batch if dim == BATCH else Dim.DYNAMIC for axis, dim in found.items()}
+    if isinstance(module, torch.jit.ScriptModule):
+        module = _from_torchscript(module, inputs)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.no_grad(), quiet():
             return torch.export.export(
                 module,
                 inputs.args,

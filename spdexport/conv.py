@@ -133,6 +133,7 @@ class ConvSite:
         positions: Output locations for one sample of the traced input (the product of the output's axes that are
             neither batch nor channels), for counting multiply-accumulates.
         padding_mode: ``zeros``, or the mode of a padding in front of the layer that belongs to the same module.
+        is_product: Whether the graph has a plain matrix product there, with the weight transposed, and no linear layer.
     """
 
     name: str
@@ -142,6 +143,7 @@ class ConvSite:
     node: str
     positions: int = 1
     padding_mode: str = "zeros"
+    is_product: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

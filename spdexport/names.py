@@ -15,6 +15,13 @@ def layer_of_call(name: str) -> str:
     return layer if mark and number.isdigit() else name
 
 
+def layer_of_parameter(name: str) -> str:
+    """The layer that a weight or bias belongs to: ``conv1`` for ``conv1.U`` and for ``conv1.U.weight``."""
+    layer, _, last = name.rpartition(".")
+    head, _, tail = layer.rpartition(".")
+    return head if tail in ("U", "V") and last not in ("U", "V") and head else layer
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint with the known names nearest to ``name``, or, where none is near, with the first few of all."""
     known = sorted(set(known))

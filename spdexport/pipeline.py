@@ -13,12 +13,23 @@ import onnx_ir as ir
 
 from spdexport import __version__
 from spdexport.errors import SourceError, UsageError
-from spdexport.export import Exported, export_onnx, read_metadata, save_program, write_metadata, write_onnx
+from spdexport.export import (
+    Exported,
+    content_hash,
+    export_onnx,
+    read_metadata,
+    save_program,
+    write_metadata,
+    write_onnx,
+)
 from spdexport.files.atomic import replacing
 from spdexport.files.hashing import sha256_file
+from spdexport.files.sniff import FileKind, sniff
+from spdexport.loading.inputs import inputs_from_file, inputs_from_shapes
 from spdexport.options import Options, OptionsDict
 from spdexport.prepare import Prepared, Source, prepare
-from spdexport.runtime import Provider, provider_status, versions
+from spdexport.runtime import Provider, parse_providers, versions
+from spdexport.verify.alone import verify_files
 from spdexport.verify.result import Status, Verification
 from spdexport.verify.run import Subject, verify_subject
 
@@ -106,7 +117,7 @@ def convert(
     """
     chosen = Options.of(options)
     onnx_path, program_path = _output_paths(output)
-    asked = _providers(providers)
+    asked = parse_providers(providers)
     verification: Verification | None = None
     with contextlib.suppress(_RejectedError), contextlib.ExitStack() as stack:
         # The outputs are opened first, so that a folder that cannot be written to is told before the long work.
@@ -122,7 +133,7 @@ def convert(
         if onnx_file and onnx_path:
             progress("exporting to ONNX")
             exported = export_onnx(intended, opset=chosen.opset, axes=prepared.captured.axes)
-            write_metadata(exported.model, _metadata(prepared, chosen))
+            write_metadata(exported.model, _metadata(prepared, chosen, exported.model))
             data = write_onnx(exported.model, onnx_file, onnx_path)
             written = [onnx_path, *data, *written]
             if verify:
@@ -153,13 +164,17 @@ def verify(
     progress: Progress = _silent,
     **options: Unpack[OptionsDict],
 ) -> Verification:
-    """Check an ONNX file against the source it was made from.
+    """Check an ONNX file against the source it was made from, against another ONNX file, or by itself.
 
-    Options that shaped the file (delta, form, layers, ...) are read from its metadata where they are not given.
+    Without a source, what ONNX Runtime computes is compared with what the file says (or another file, given as
+    ``against``) in float64, and the weights with the hash that the file carries.
+
+    With a source, options that shaped the file (delta, form, layers, ...) are read from its metadata where they are not
+    given.
 
     Args:
         file: The ONNX file.
-        against: The source, as for ``convert``; None for ``factory`` alone.
+        against: The source, as for ``convert``, or an ONNX file; None for ``factory`` alone, or for no source at all.
         providers: As for ``convert``.
         progress: Told what is being done.
         **options: What tells what the source is: see ``spdexport.Options``.
@@ -170,8 +185,12 @@ def verify(
         CaptureError: The model cannot be traced.
     """
     path = Path(file)
-    asked = _providers(providers)
-    metadata = read_metadata(_load_onnx(path))
+    asked = parse_providers(providers)
+    model = _load_onnx(path)
+    other = _other_file(against)
+    if other is not None or (against is None and options.get("factory") is None):
+        return _verify_files(path, other, Options.of(options), asked, progress)
+    metadata = read_metadata(model)
     chosen = _as_recorded(options, metadata, path)
     prepared = prepare(against, chosen, progress)
     _check_hashes(prepared, metadata, path)
@@ -241,24 +260,9 @@ def _output_paths(output: str | Path | Sequence[str | Path]) -> tuple[Path | Non
     return found.get(".onnx"), found.get(".pt2")
 
 
-def _providers(names: Sequence[str] | None) -> tuple[Provider, ...]:
-    """The providers of the device edge: those asked for, or CUDA where it can run."""
-    if names is None:
-        return (Provider.CUDA,) if provider_status(Provider.CUDA) is None else ()
-    try:
-        asked = [Provider(name) for name in names]
-    except ValueError:
-        allowed = ", ".join(p.value for p in Provider)
-        raise UsageError(
-            f"There is no provider among {', '.join(names)} that spdexport knows by that name.",
-            where="--provider",
-            hint=f"Choose from {allowed}.",
-        ) from None
-    return tuple(dict.fromkeys(p for p in asked if p is not Provider.CPU))
-
-
-def _metadata(prepared: Prepared, options: Options) -> dict[str, Any]:
+def _metadata(prepared: Prepared, options: Options, model: ir.Model) -> dict[str, Any]:
     return {
+        "content": content_hash(model),
         "version": __version__,
         "options": options.recorded(),
         "plan": prepared.plan.as_json(),
@@ -296,17 +300,78 @@ def _subject(
     )
 
 
+def _other_file(against: Source) -> Path | None:
+    """The ONNX file that is to be compared with, where the source is one."""
+    if isinstance(against, str | Path) and sniff(against) is FileKind.ONNX:
+        return Path(against)
+    return None
+
+
+def _verify_files(
+    path: Path, other: Path | None, options: Options, providers: Sequence[Provider], progress: Progress
+) -> Verification:
+    """Verification without a torch model."""
+    usable = {"inputs", "input_shape", "seed"}
+    given = [f.name for f in fields(Options) if f.name not in usable and getattr(options, f.name) != f.default]
+    if given:
+        raise UsageError(
+            f"{given[0]} tells something about a source, and there is none.",
+            where=f"--{given[0].replace('_', '-')}",
+            hint="Give --against SOURCE or --factory, or leave the option out.",
+        )
+    if other is not None:
+        _load_onnx(other)
+    inputs = options.inputs
+    if isinstance(inputs, Path):
+        inputs = inputs_from_file(inputs)
+    elif inputs is None and options.input_shape:
+        inputs = inputs_from_shapes(options.input_shape, options.seed)
+    return verify_files(
+        path,
+        name=path.name,
+        reference=other,
+        providers=providers,
+        inputs=inputs,
+        own_inputs=not options.input_shape,
+        seed=options.seed,
+        progress=progress,
+    )
+
+
 def _load_onnx(path: Path) -> ir.Model:
     if not path.is_file():
         raise SourceError("There is no such file.", where=str(path), hint="Name an ONNX file.")
     try:
-        return ir.load(path)
+        model = ir.load(path)
     except Exception as error:
         raise SourceError(
             f"The file is not ONNX: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
             where=str(path),
             hint="Give a file that spdexport convert wrote.",
         ) from error
+    if not model.graph.outputs:
+        # To protobuf, an empty file is an empty model.
+        raise SourceError(
+            "The file is not ONNX: it has no graph.", where=str(path), hint="Give a file that spdexport convert wrote."
+        )
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            _check_external(tensor, path)
+    return model
+
+
+def _check_external(tensor: ir.ExternalTensor, path: Path) -> None:
+    """Refuse a model whose weights are not there, before anything reads them."""
+    data = Path(tensor.path)
+    needed = (tensor.offset or 0) + (tensor.length or 0)
+    if not data.is_file() or data.stat().st_size < needed:
+        what = "is shorter than the model says" if data.is_file() else "is missing"
+        raise SourceError(
+            f"The file {data.name}, which holds weights of the model, {what}.",
+            where=str(path),
+            hint="Copy the model together with its data file.",
+        )
 
 
 def _as_recorded(given: OptionsDict, metadata: Mapping[str, Any], path: Path) -> Options:

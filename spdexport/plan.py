@@ -125,9 +125,14 @@ class Decision:
         """Whether the effective weight includes the delta; one that is only rounding belongs to it."""
         return self.layer.delta != "dropped"
 
+    @property
+    def changes(self) -> bool:
+        """Whether the effective weight is another than the layer's own: through a mask, or a delta left out."""
+        return self.factors is not None and (self.factors.mask is not None or not self.keep_delta)
+
     def effective(self) -> FloatArray:
         """The dense weight that the layer stands for, float64, shape ``site.spec.weight_shape``."""
-        if self.factors is None or (self.keep_delta and self.factors.mask is None):
+        if self.factors is None or not self.changes:
             return np.asarray(self.site.weight, dtype=np.float64)
         return effective_weight(self.site.weight, self.factors, self.site.spec, keep_delta=self.keep_delta)
 
@@ -173,7 +178,7 @@ class Plan:
     @property
     def approximates(self) -> bool:
         """Whether masks or dropped deltas change the function on purpose."""
-        return any(d.factors is not None and (d.factors.mask is not None or not d.keep_delta) for d in self.decisions)
+        return any(decision.changes for decision in self.decisions)
 
     def forms(self) -> Iterable[tuple[ConvSite, Form]]:
         """Each layer that changes with its form, made one at a time."""
@@ -183,9 +188,13 @@ class Plan:
                 yield decision.site, form
 
     def dense_forms(self) -> Iterable[tuple[ConvSite, Form]]:
-        """Each layer whose effective weight is not its own, in dense form."""
+        """Each layer whose effective weight is not its own, in dense form.
+
+        Matrix products that take another form are here too: they become linear layers as they do in that form, so that
+        the two programs can be compared.
+        """
         for decision in self.decisions:
-            if decision.factors is not None and (decision.factors.mask is not None or not decision.keep_delta):
+            if decision.changes or (decision.factors is not None and decision.site.is_product):
                 yield decision.site, decision.dense_form()
 
     def as_json(self) -> dict[str, Any]:

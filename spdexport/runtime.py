@@ -27,7 +27,7 @@ import numpy as np
 import onnx
 
 from spdexport import cuda
-from spdexport.errors import RuntimeMissingError
+from spdexport.errors import RuntimeMissingError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -171,6 +171,30 @@ def provider_status(provider: Provider) -> str | None:
     ):
         return missing
     return fault
+
+
+def parse_providers(names: Sequence[str] | None) -> tuple[Provider, ...]:
+    """The providers beside the CPU that a check runs on.
+
+    Args:
+        names: ``cpu``, ``cuda``, ``tensorrt``; None for CUDA where it can run.
+
+    Raises:
+        UsageError: A name is none of these.
+        RuntimeMissingError: As in `import_onnxruntime`.
+    """
+    if names is None:
+        return (Provider.CUDA,) if provider_status(Provider.CUDA) is None else ()
+    try:
+        asked = [Provider(name) for name in names]
+    except ValueError:
+        allowed = ", ".join(p.value for p in Provider)
+        raise UsageError(
+            f"There is no provider among {', '.join(names)} that spdexport knows by that name.",
+            where="--provider",
+            hint=f"Choose from {allowed}.",
+        ) from None
+    return tuple(dict.fromkeys(p for p in asked if p is not Provider.CPU))
 
 
 def open_session(model: bytes | Path, settings: SessionSettings) -> Session:

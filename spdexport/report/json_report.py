@@ -6,8 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from spdexport.files.atomic import replacing
 from spdexport.folding import Folding
@@ -15,11 +14,14 @@ from spdexport.pipeline import Conversion, Inspection
 from spdexport.verify.result import Status, Verification
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from spdexport.conv import Skipped
+    from spdexport.rewrite.fold_result import FoldedChain
 
 SCHEMA_VERSION = 1
 
-Result = Conversion | Inspection | Folding | Verification
+Result: TypeAlias = Conversion | Inspection | Folding | Verification
 """What the commands give."""
 
 
@@ -45,9 +47,7 @@ def to_json(result: Result) -> dict[str, Any]:
         case Inspection():
             report = _verified(None, result.hashes, result.versions, result.seed, notes=result.notes)
             report |= _planned(result)
-    plain = _plain(report)
-    assert isinstance(plain, dict)
-    return plain
+    return {key: _plain(value) for key, value in report.items()}
 
 
 def write_json(report: Mapping[str, Any], path: Path) -> None:
@@ -88,7 +88,9 @@ def _verified(
         "seed": seed,
         "versions": versions,
         # A file that failed its check was moved after it was compared, so that one hash stands under both names.
-        "artifacts": {name: {"sha256": value} for name, value in {**(found.artifacts if found else {}), **hashes}.items()},
+        "artifacts": {
+            name: {"sha256": value} for name, value in {**(found.artifacts if found else {}), **hashes}.items()
+        },
     }
 
 
@@ -103,8 +105,11 @@ def _planned(result: Inspection) -> dict[str, Any]:
     }
 
 
-def _folded_chain(chain: Any) -> dict[str, Any]:
-    """A folded chain under the names that layers have: its form is dense, and components are no longer there."""
+def _folded_chain(chain: FoldedChain) -> dict[str, Any]:
+    """A folded chain under the names that layers have: its form is dense, and components are no longer there.
+
+    A file alone does not tell how many locations a layer has, so that its cost is known for one of them only.
+    """
     return {
         "name": chain.name,
         "kind": chain.spec.kind,
@@ -113,8 +118,10 @@ def _folded_chain(chain: Any) -> dict[str, Any]:
         "components": None,
         "live": None,
         "rank": None,
-        "macs_before": chain.macs_before,
-        "macs_after": chain.macs_after,
+        "macs_before": None,
+        "macs_after": None,
+        "macs_before_per_location": chain.macs_before,
+        "macs_after_per_location": chain.macs_after,
         "delta_ratio": None,
         "reason": f"folded from {', '.join(chain.nodes)}",
         "nodes": chain.nodes,

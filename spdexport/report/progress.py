@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -39,8 +40,8 @@ def progress_on(console: Console, *, verbose: bool, quiet: bool) -> Iterator[Cal
 
 
 def standard_error() -> Console:
-    """A console on standard error as it is now."""
-    return Console(stderr=True)
+    """A console on standard error as it is now, wherever ``sys.stderr`` leads later."""
+    return Console(file=sys.stderr)
 
 
 def _escaped(step: str) -> str:

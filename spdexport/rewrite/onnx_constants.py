@@ -74,25 +74,3 @@ def _axes(node: ir.Node) -> tuple[int, ...] | None:
         return None if axes is None else tuple(int(axis) for axis in axes)
     given = node.attributes.get_ints("axes")
     return None if given is None else tuple(given)
-
-
-def per_channel(values: Array, channels: int, *, axes: int, rank: int) -> Array | None:
-    """The operand of a Mul or Add as one number for each channel, else None.
-
-    Args:
-        values: The constant operand.
-        channels: Channels of the other operand.
-        axes: Its spatial axes, all behind the channel axis; 0 for a linear layer, whose channels are the last axis.
-        rank: Its number of axes.
-
-    Returns:
-        Shape (channels,). None where the numbers differ between locations or samples, or where broadcasting would give
-        the result another shape than the other operand has.
-    """
-    if values.ndim > rank:
-        return None
-    if values.size == 1:
-        return np.broadcast_to(values.reshape(1), (channels,))
-    if values.ndim <= axes or values.shape[-1 - axes] != channels or values.size != channels:
-        return None
-    return values.reshape(channels)

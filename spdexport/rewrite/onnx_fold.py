@@ -5,36 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from spdexport.rewrite.onnx_match import Search
+from spdexport.rewrite.fold_result import FoldedChain, unfit
+from spdexport.rewrite.match import Search
+from spdexport.rewrite.onnx_constants import constant
 from spdexport.rewrite.onnx_names import layer_name, node_name
 from spdexport.rewrite.onnx_place import place_stage
+from spdexport.rewrite.onnx_reader import OnnxReader
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from spdexport.conv import ConvSpec, Skipped
-    from spdexport.forms import Stage
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FoldedChain:
-    """Nodes of a file that became one layer.
-
-    Attributes:
-        name: The layer's name.
-        nodes: The names of the nodes that it replaces, in the graph's order.
-        spec: The geometry of the layer.
-        macs_before: Multiply-accumulates of the replaced layers for one output location.
-        macs_after: Those of the folded layer.
-    """
-
-    name: str
-    nodes: tuple[str, ...]
-    spec: ConvSpec
-    macs_before: int
-    macs_after: int
+    from spdexport.conv import Skipped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -64,7 +45,7 @@ def fold_onnx(model: ir.Model, *, lone: bool = False) -> FoldResult:
             files are compared.
     """
     model = model.clone()
-    search = Search(lone=lone)
+    search = Search(graph=OnnxReader(lone=lone), lone=lone)
     for node in model.graph:
         search.visit(node)
 
@@ -72,10 +53,11 @@ def fold_onnx(model: ir.Model, *, lone: bool = False) -> FoldResult:
     folded, inside = [], []
     for fold in search.folds():
         nodes = sorted(fold.nodes, key=order.__getitem__)
-        dtype = np.dtype(fold.weight_dtype)
-        # Small floats overflow: a product that leaves their range is not what V and U compute.
-        if not _fits(fold.stage, dtype):
-            search.decline(fold, nodes[0], f"the folded weight does not fit the type {dtype}")
+        weight = constant(fold.layers[0].weight)
+        assert weight is not None  # it was read as a layer because it is constant
+        problem = unfit(fold.stage, weight.dtype)
+        if problem is not None:
+            search.decline(fold, nodes[0], problem)
             continue
         inside.append(set(nodes))
         name = layer_name(fold.layers, fold.bias)
@@ -95,19 +77,8 @@ def fold_onnx(model: ir.Model, *, lone: bool = False) -> FoldResult:
             template=fold.template,
             last=fold.last,
             replaced=nodes,
-            dtype=dtype,
+            dtype=weight.dtype,
             layer=name,
             bias_value=fold.bias,
         )
-    # A pair may be declined at first and folded after all as part of a sum.
-    declined = [d for d in search.declined if not any(d.first in nodes and d.second in nodes for nodes in inside)]
-    return FoldResult(model=model, folded=tuple(folded), declined=tuple(d.skipped for d in declined))
-
-
-def _fits(stage: Stage, dtype: np.dtype[np.generic]) -> bool:
-    """Whether rounding to ``dtype`` keeps every finite number finite."""
-    with np.errstate(over="ignore"):  # it is what is asked here
-        return all(
-            values is None or bool((np.isfinite(values) <= np.isfinite(values.astype(dtype))).all())
-            for values in (stage.weight, stage.bias)
-        )
+    return FoldResult(model=model, folded=tuple(folded), declined=search.declined_outside(inside))

@@ -5,14 +5,14 @@ What is read here and what becomes of it is decided elsewhere.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from spdexport.conv import ConvSpec
 from spdexport.forms import Stage
-from spdexport.rewrite.onnx_constants import constant, per_channel
+from spdexport.rewrite.onnx_constants import constant
+from spdexport.rewrite.stages import ReadStage, Unreadable, affine_stage, not_per_channel, per_channel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,34 +22,7 @@ if TYPE_CHECKING:
     from spdexport.conv import Array
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unreadable:
-    """A node of a kind that can be a stage, but this one is none.
-
-    Attributes:
-        reason: One clause.
-    """
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ReadStage:
-    """A node as a stage.
-
-    Attributes:
-        node: The node.
-        data: Its input that is not constant.
-        stage: What it does to that input.
-        weight: The value that holds the weight; None for nodes that only scale and shift channels.
-        bias: The value that holds the bias, or None.
-    """
-
-    node: ir.Node
-    data: ir.Value
-    stage: Stage
-    weight: ir.Value | None = None
-    bias: ir.Value | None = None
+OnnxStage: TypeAlias = "ReadStage[ir.Node, ir.Value]"
 
 
 def is_operator(node: ir.Node | None, *op_types: str) -> bool:
@@ -57,7 +30,7 @@ def is_operator(node: ir.Node | None, *op_types: str) -> bool:
     return node is not None and node.domain in ("", "ai.onnx") and node.op_type in op_types
 
 
-def read_layer(node: ir.Node) -> ReadStage | Unreadable | None:
+def read_layer(node: ir.Node) -> OnnxStage | Unreadable | None:
     """A Conv, Gemm or MatMul with a constant weight as a stage.
 
     Returns:
@@ -160,7 +133,7 @@ def _linear_stage(rows: Array, bias: Array | None) -> Stage:
     return Stage(spec=ConvSpec(in_channels=rows.shape[1], out_channels=rows.shape[0]), weight=rows, bias=bias)
 
 
-def read_affine(node: ir.Node, channels: int, axes: int) -> ReadStage | Unreadable | None:
+def read_affine(node: ir.Node, channels: int, axes: int) -> OnnxStage | Unreadable | None:
     """A Mul by or Add of constants, or an inference BatchNormalization, as a stage that scales and shifts channels.
 
     Args:
@@ -182,15 +155,14 @@ def read_affine(node: ir.Node, channels: int, axes: int) -> ReadStage | Unreadab
         return None
     factors = per_channel(values, channels, axes=axes, rank=rank_of(data, axes))
     if factors is None:
-        verb = "multiplied by" if node.op_type == "Mul" else "increased by"
-        return Unreadable(reason=f"what comes between is {verb} a constant that is not one number per channel")
+        return not_per_channel(product=node.op_type == "Mul")
     if node.op_type == "Mul":
-        return ReadStage(node=node, data=data, stage=_affine(channels, axes, mask=factors))
+        return ReadStage(node=node, data=data, stage=affine_stage(channels, axes, mask=factors))
     bias = right if data is left else left
-    return ReadStage(node=node, data=data, stage=_affine(channels, axes, bias=factors), bias=bias)
+    return ReadStage(node=node, data=data, stage=affine_stage(channels, axes, bias=factors), bias=bias)
 
 
-def _read_batch_norm(node: ir.Node, channels: int, axes: int) -> ReadStage | Unreadable | None:
+def _read_batch_norm(node: ir.Node, channels: int, axes: int) -> OnnxStage | Unreadable | None:
     data = node.inputs[0]
     if data is None or len(node.inputs) < 5:
         return None
@@ -203,13 +175,7 @@ def _read_batch_norm(node: ir.Node, channels: int, axes: int) -> ReadStage | Unr
         return Unreadable(reason="the batch norm between is not constant")
     gamma, beta, mean, variance = (np.asarray(array, dtype=np.float64) for array in statistics)
     scale = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
-    return ReadStage(node=node, data=data, stage=_affine(channels, axes, mask=scale, bias=beta - mean * scale))
-
-
-def _affine(channels: int, axes: int, *, mask: Array | None = None, bias: Array | None = None) -> Stage:
-    """The stage ``y = mask * x + bias``: a depthwise pointwise convolution with weight one."""
-    spec = ConvSpec.pointwise(channels, channels, axes=axes, groups=channels)
-    return Stage(spec=spec, weight=np.ones(spec.weight_shape), mask=mask, bias=bias)
+    return ReadStage(node=node, data=data, stage=affine_stage(channels, axes, mask=scale, bias=beta - mean * scale))
 
 
 def rank_of(value: ir.Value, axes: int) -> int:

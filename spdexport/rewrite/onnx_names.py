@@ -5,13 +5,15 @@ from __future__ import annotations
 import ast
 from typing import TYPE_CHECKING
 
+from spdexport.names import layer_of_parameter
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from spdexport.rewrite.onnx_graph import ReadStage
+    from spdexport.rewrite.onnx_graph import OnnxStage
 
 
-def layer_name(layers: tuple[ReadStage, ...], bias: ir.Value | None) -> str:
+def layer_name(layers: tuple[OnnxStage, ...], bias: ir.Value | None) -> str:
     """What to call the layer that a chain stands for.
 
     The parent of the initializer that holds the last weight: ``conv1`` for ``conv1.U`` and ``conv1.U.weight``. Where
@@ -25,11 +27,11 @@ def layer_name(layers: tuple[ReadStage, ...], bias: ir.Value | None) -> str:
     last, *others = (_initializer_name(layer.weight) for layer in reversed(layers))
     for name in (last, _initializer_name(bias), *others):
         if "." in name:
-            return _parent(name)
+            return layer_of_parameter(name)
     for layer in reversed(layers):
         scopes = _name_scopes(layer.node)
         if len(scopes) > 1 and scopes[-2]:
-            return _parent(f"{scopes[-2]}.weight")
+            return layer_of_parameter(f"{scopes[-2]}.weight")
     return node_name(layers[-1].node)
 
 
@@ -39,13 +41,6 @@ def _initializer_name(value: ir.Value | None) -> str:
         node = value.producer()
         value = node.inputs[0] if node is not None and node.inputs else None
     return "" if value is None else value.name or ""
-
-
-def _parent(name: str) -> str:
-    """The layer that a weight or bias belongs to."""
-    layer, _, last = name.rpartition(".")
-    head, _, tail = layer.rpartition(".")
-    return head if tail in ("U", "V") and last not in ("U", "V") and head else layer
 
 
 def _name_scopes(node: ir.Node) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -28,12 +28,15 @@ CONVOLUTIONS: Mapping[Any, int] = {
 }
 """Convolution operators and their number of spatial axes."""
 
+PRODUCTS = (aten.addmm.default, aten.mm.default)
+"""Matrix products, which are linear layers where the second matrix is constant. They hold the weight transposed: a
+lowered program has them for ``linear``, and Hugging Face's ``Conv1D`` is written so."""
+
 NOT_SITES: Mapping[Any, tuple[str, str]] = {
     aten.conv_transpose1d.default: ("conv_transpose1d", "transposed convolutions are not decomposed"),
     aten.conv_transpose2d.input: ("conv_transpose2d", "transposed convolutions are not decomposed"),
     aten.conv_transpose3d.input: ("conv_transpose3d", "transposed convolutions are not decomposed"),
     aten.embedding.default: ("embedding", "an embedding is a table, not a convolution"),
-    aten.addmm.default: ("addmm", "its weight is stored transposed (as in a Hugging Face Conv1D)"),
 }
 """Operators with a weight that are left alone: what they are called in reports, and why."""
 
@@ -80,50 +83,79 @@ def arguments(node: torch.fx.Node) -> dict[str, Any]:
     return values | dict(node.kwargs)
 
 
+class Operands(NamedTuple):
+    """What a layer's node works on."""
+
+    data: Any
+    weight: Any
+    bias: Any
+
+
+def operands(node: torch.fx.Node) -> Operands:
+    """Input, weight and bias of a convolution, linear layer or matrix product; a product's weight is transposed."""
+    args = arguments(node)
+    if node.target is aten.addmm.default:
+        return Operands(args["mat1"], args["mat2"], args["self"])
+    if node.target is aten.mm.default:
+        return Operands(args["self"], args["mat2"], None)
+    return Operands(args["input"], args["weight"], args["bias"])
+
+
+def spatial_axes(node: torch.fx.Node) -> int | None:
+    """The spatial axes of a convolution, 0 for linear layers and matrix products; None for other operators."""
+    if node.target is aten.linear.default or node.target in PRODUCTS:
+        return 0
+    if node.target is aten.convolution.default:
+        return len(arguments(node)["stride"])
+    return CONVOLUTIONS.get(node.target)
+
+
 def _site(node: torch.fx.Node, constants: Constants, namer: _Namer) -> ConvSite | Skipped | None:
     if node.target in NOT_SITES:
         kind, reason = NOT_SITES[node.target]
-        argument = arguments(node)["mat2" if kind == "addmm" else "weight"]
+        return Skipped(name=namer(node, arguments(node)["weight"]), kind=kind, reason=reason)
+    if node.target in PRODUCTS and not constants.is_constant(operands(node).weight):
         # A product of two activations is no layer.
-        if not (isinstance(argument, torch.fx.Node) and constants.is_constant(argument)):
-            return None
-        return Skipped(name=namer(node, argument), kind=kind, reason=reason)
-    if node.target is aten.linear.default:
-        axes = 0
-    elif node.target in CONVOLUTIONS:
-        axes = CONVOLUTIONS[node.target]
-    elif node.target is aten.convolution.default:
-        axes = len(arguments(node)["stride"])
-    else:
+        return None
+    axes = spatial_axes(node)
+    if axes is None:
         return None
 
-    args = arguments(node)
-    weight_node = args["weight"]
-    name = namer(node, weight_node)
+    args, given = arguments(node), operands(node)
+    name = namer(node, given.weight)
     kind = f"conv{axes}d" if axes else "linear"
     if args.get("transposed"):
         return Skipped(name=name, kind=f"conv_transpose{axes}d", reason="transposed convolutions are not decomposed")
-    if not constants.is_constant(weight_node):
+    if not constants.is_constant(given.weight):
         return Skipped(name=name, kind=kind, reason="its weight depends on the input")
-    if args["bias"] is not None and not constants.is_constant(args["bias"]):
+    if given.bias is not None and not constants.is_constant(given.bias):
         return Skipped(name=name, kind=kind, reason="its bias depends on the input")
-    weight = constants.value(weight_node)
+    if args.get("alpha", 1) != 1 or args.get("beta", 1) != 1:
+        return Skipped(name=name, kind=kind, reason="its product or its bias is scaled")
+    weight = constants.value(given.weight)
+    bias = None if given.bias is None else constants.value(given.bias)
+    if node.target in PRODUCTS:
+        weight = weight.T
+        if bias is not None and tuple(bias.shape) != (weight.shape[0],):
+            return Skipped(name=name, kind=kind, reason="its bias is no vector of its output")
     if not weight.is_floating_point():
         return Skipped(name=name, kind=kind, reason=f"its weight is {weight.dtype}, which has no float components")
     if axes == 0 and weight.ndim != 2:
         return Skipped(name=name, kind=kind, reason="its weight is a vector")
     return ConvSite(
         name=name,
-        spec=_spec(axes, tuple(weight.shape), args),
+        spec=conv_spec(axes, tuple(weight.shape), args),
         weight=to_numpy(weight),
-        bias=None if args["bias"] is None else to_numpy(constants.value(args["bias"])),
+        bias=None if bias is None else to_numpy(bias),
         node=node.name,
         positions=_positions(node, axes),
-        padding_mode=_padding_mode(args["input"], node),
+        padding_mode=_padding_mode(given.data, node),
+        is_product=node.target in PRODUCTS,
     )
 
 
-def _spec(axes: int, shape: tuple[int, ...], args: Mapping[str, Any]) -> ConvSpec:
+def conv_spec(axes: int, shape: tuple[int, ...], args: Mapping[str, Any]) -> ConvSpec:
+    """The geometry of a layer from its spatial axes, its weight's shape, and its arguments by name."""
     if axes == 0:
         return ConvSpec.pointwise(shape[1], shape[0], axes=0)
     stride, dilation = (_per_axis(args[key], axes) for key in ("stride", "dilation"))

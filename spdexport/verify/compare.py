@@ -11,7 +11,7 @@ from spdexport.factors import unit_rounding
 from spdexport.verify.result import SEVERITY, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from spdexport.conv import Array
 
@@ -43,14 +43,14 @@ def floor_of(reference: Array, own_dtype: Array, perturbed: Sequence[Array]) -> 
     plus one unit in the last place of the largest value.
 
     Args:
-        reference: float64.
-        own_dtype: The same tensor as torch computes it in the model's dtype.
+        reference: float64 or complex128.
+        own_dtype: The same tensor in the model's dtype, as torch computes it or as float64 rounds to it.
         perturbed: The same in float64 with simulated rounding.
     """
     scale = float(np.abs(reference).max(initial=0.0))
     u = unit_rounding(own_dtype.dtype)
     ulp = 2 * u * 2.0 ** np.floor(np.log2(scale)) if 0 < scale < np.inf else float(np.finfo(np.float64).tiny)
-    errors = [np.abs(np.asarray(t, dtype=np.float64) - reference).max(initial=0.0) for t in (own_dtype, *perturbed)]
+    errors = [np.abs(t.astype(reference.dtype) - reference).max(initial=0.0) for t in (own_dtype, *perturbed)]
     return float(max(errors)) + float(ulp)
 
 
@@ -65,13 +65,13 @@ def compare(name: str, value: Array, reference: Array, floor: float, *, stable: 
         stable: For integer tensors, whether simulated rounding leaves them alone; if not, a difference proves nothing.
     """
     if value.shape != reference.shape:
-        return _fail(f"{name} has shape {value.shape} where {reference.shape} is right")
+        return failed(f"{name} has shape {value.shape} where {reference.shape} is right")
     if reference.dtype.kind not in "fc":
         wrong = int((value != reference).sum())
         if not wrong:
             return Comparison(status=Status.PASS, noise_ratio=0.0, max_abs=0.0)
         if stable:
-            return _fail(f"{name} differs in {wrong} of {value.size} integer entries")
+            return failed(f"{name} differs in {wrong} of {value.size} integer entries")
         return Comparison(
             status=Status.INCONCLUSIVE,
             noise_ratio=0.0,
@@ -86,7 +86,7 @@ def compare(name: str, value: Array, reference: Array, floor: float, *, stable: 
         wrong_kind = odd & ~same
         if wrong_kind.any():
             index = _index(wrong_kind)
-            return _fail(f"{name}[{index}] is {_at(got, index)} where {_at(reference, index)} is right")
+            return failed(f"{name}[{index}] is {_at(got, index)} where {_at(reference, index)} is right")
     error = np.where(finite & np.isfinite(got), np.abs(np.where(odd, 0, got) - np.where(odd, 0, reference)), 0.0)
     worst = float(error.max(initial=0.0))
     ratio = worst / floor if worst else 0.0
@@ -104,29 +104,14 @@ def compare(name: str, value: Array, reference: Array, floor: float, *, stable: 
     )
 
 
-def compare_all(
-    names: Sequence[str],
-    values: Mapping[str, Array],
-    references: Mapping[str, Array],
-    floors: Mapping[str, float],
-    stable: Mapping[str, bool],
-) -> Comparison:
-    """The worst comparison of several tensors; a tensor that is missing fails."""
-    results = [
-        compare(name, values[name], references[name], floors[name], stable=stable[name])
-        if name in values
-        else _fail(f"{name} is missing")
-        for name in names
-    ]
-    return worst(results)
-
-
 def worst(results: Sequence[Comparison]) -> Comparison:
     """The comparison with the worst status, among those the one with the largest ratio."""
-    return max(results, key=lambda c: (SEVERITY.index(c.status), c.noise_ratio))
+    nothing = failed("the model has no outputs")
+    return max(results, key=lambda c: (SEVERITY.index(c.status), c.noise_ratio), default=nothing)
 
 
-def _fail(reason: str) -> Comparison:
+def failed(reason: str) -> Comparison:
+    """A failure where there is no value to measure."""
     return Comparison(status=Status.FAIL, noise_ratio=float("inf"), max_abs=float("inf"), reason=reason)
 
 

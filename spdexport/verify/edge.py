@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from spdexport.verify.compare import Comparison
 from spdexport.verify.result import SEVERITY, EdgeResult, Status
+
+if TYPE_CHECKING:
+    from spdexport.verify.compare import Comparison
 
 
 @dataclass(slots=True)

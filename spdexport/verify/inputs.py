@@ -9,7 +9,7 @@ import torch
 
 from spdexport.arrays import to_numpy, to_torch
 from spdexport.loading.model import ExampleInputs
-from spdexport.verify.recipes import Recipe, draw, generators
+from spdexport.verify.recipes import Recipe, draw, generators, span_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -97,18 +97,9 @@ def _resized(tensor: torch.Tensor, fake: torch.Tensor, symbol: str | None, batch
     )
 
 
-def _redraw(
-    tensor: torch.Tensor, shape: tuple[int, ...], recipe: Recipe, random: np.random.Generator
-) -> torch.Tensor:
+def _redraw(tensor: torch.Tensor, shape: tuple[int, ...], recipe: Recipe, random: np.random.Generator) -> torch.Tensor:
     values = to_numpy(tensor)
     return to_torch(draw(recipe, shape, values.dtype, random, span=span_of(values)))
-
-
-def span_of(example: Array) -> tuple[int, int]:
-    """The lowest and highest integer that an example holds; 0 and 1 for other dtypes and without any."""
-    if example.dtype.kind not in "iu" or not example.size:
-        return 0, 1
-    return int(example.min()), int(example.max())
 
 
 def _from_signature(program: ExportedProgram) -> ExampleInputs:

@@ -94,3 +94,10 @@ def draw(
     if dtype.kind == "c":
         return np.asarray(recipe.draw(shape, random) + 1j * recipe.draw(shape, random), dtype=dtype)
     return np.asarray(recipe.draw(shape, random)).astype(dtype)
+
+
+def span_of(example: Array) -> tuple[int, int]:
+    """The lowest and highest integer that an example holds; 0 and 1 for other dtypes and without any."""
+    if example.dtype.kind not in "iu" or not example.size:
+        return 0, 1
+    return int(example.min()), int(example.max())

@@ -1,26 +1,25 @@
-"""One case run through the programs: the float64 reference, and the size of error that rounding explains."""
+"""One case: the float64 reference of each output, and the size of error that rounding explains."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import ml_dtypes
 import numpy as np
-import torch
 
-from spdexport.arrays import to_numpy
-from spdexport.reference.torch_reference import Noise, evaluate
-from spdexport.verify.compare import Comparison, compare_all, floor_of
+from spdexport.verify.compare import Comparison, compare, failed, floor_of, worst
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from torch.export import ExportedProgram
-
     from spdexport.conv import Array
-    from spdexport.verify.inputs import Case
 
 NOISE_RUNS = 3
+
+Perturb = Callable[[int, float], "Mapping[str, Array]"]
+"""Gives all outputs in float64 with simulated rounding, from a seed and a unit rounding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -28,24 +27,53 @@ class Trial:
     """What every edge is compared with, on one case.
 
     Attributes:
-        case: The inputs.
-        names: Of the outputs, in order.
-        reference: The intended program's outputs: floats in float64, integers in their own dtype.
-        own: The same program in its own dtypes, as torch computes it.
+        name: Of the case.
+        reference: The outputs by name, in order: floats in float64, integers in their own dtype.
+        own: The same in the dtypes that the model has them, as an honest evaluation in these dtypes gives them.
         floors: The size of error that rounding explains, for each float output.
         stable: Whether simulated rounding leaves an integer output alone.
+        perturb: Gives outputs with simulated rounding.
+        seed: Of the simulated rounding.
     """
 
-    case: Case
-    names: tuple[str, ...]
+    name: str
     reference: Mapping[str, Array]
     own: Mapping[str, Array]
     floors: Mapping[str, float]
     stable: Mapping[str, bool]
+    perturb: Perturb
+    seed: int
 
-    def compare(self, values: Mapping[str, Array]) -> Comparison:
-        """The worst of these outputs against the reference."""
-        return compare_all(self.names, values, self.reference, self.floors, self.stable)
+    def compare(self, values: Mapping[str, Array], reference: Mapping[str, Array] | None = None) -> Comparison:
+        """The worst of some outputs against the reference, or against another one to the same tolerance.
+
+        An output that is missing, there is no reference for, or that has another dtype fails.
+        """
+        wrong = [f"there is a further output {name}" for name in values if name not in self.reference]
+        wrong += [f"{name} is missing" for name in self.reference if name not in values]
+        wrong += [
+            f"{name} is {values[name].dtype} where {own.dtype} is right"
+            for name, own in self.own.items()
+            if name in values and values[name].dtype != own.dtype
+        ]
+        if wrong:
+            return failed("; ".join(wrong))
+        return self.compare_exact(values, reference or self.reference)
+
+    def compare_exact(self, values: Mapping[str, Array], reference: Mapping[str, Array]) -> Comparison:
+        """The worst of outputs that are in float64, whatever the model's dtypes are, against a reference."""
+        return worst(
+            [
+                compare(name, values[name], exact, self.floors[name], stable=self.stable[name])
+                for name, exact in reference.items()
+            ]
+        )
+
+    def rounded_to(self, unit_rounding: float) -> Trial:
+        """The same trial with the tolerance of another unit rounding."""
+        return make_trial(
+            self.name, self.reference, self.own, self.perturb, seed=self.seed, unit_rounding=unit_rounding
+        )
 
     @property
     def has_nan(self) -> bool:
@@ -54,55 +82,64 @@ class Trial:
 
     @property
     def overflows(self) -> bool:
-        """Whether the model's own dtype cannot hold what float64 can."""
+        """Whether the model's own dtypes cannot hold what float64 can."""
         return any(
-            bool((np.isfinite(self.reference[n]) & ~np.isfinite(self.own[n].astype(np.float64))).any())
-            for n in self.names
-            if self.reference[n].dtype.kind == "f"
+            bool((np.isfinite(exact) & ~np.isfinite(self.own[name].astype(exact.dtype))).any())
+            for name, exact in self.reference.items()
+            if exact.dtype.kind in "fc"
         )
 
 
-def run_trial(program: ExportedProgram, names: Sequence[str], case: Case, *, seed: int, unit_rounding: float) -> Trial:
-    """Evaluate the intended program in float64, in its own dtypes, and with simulated rounding.
+def make_trial(
+    name: str,
+    reference: Mapping[str, Array],
+    own: Mapping[str, Array],
+    perturb: Perturb,
+    *,
+    seed: int,
+    unit_rounding: float,
+) -> Trial:
+    """Measure the tolerance of a case.
 
     Args:
-        program: The program that the file is to compute.
-        names: Names for its tensor outputs.
-        case: The inputs.
+        name: Of the case.
+        reference: As ``Trial.reference``.
+        own: As ``Trial.own``.
+        perturb: Gives outputs with simulated rounding.
         seed: Of the simulated rounding.
         unit_rounding: Of the model's dtype.
     """
-    reference = outputs(program, names, case)
-    own = outputs(program, names, case, float64=False)
-    noisy = [
-        outputs(program, names, case, noise=Noise(seed=seed * 1000 + run, unit_rounding=unit_rounding))
-        for run in range(NOISE_RUNS)
-    ]
+    noisy = [perturb(seed * 1000 + run, unit_rounding) for run in range(NOISE_RUNS)]
     floors, stable = {}, {}
-    for name in names:
-        if reference[name].dtype.kind in "fc":
-            finite = np.isfinite(reference[name])
-            floors[name] = floor_of(
-                np.where(finite, reference[name], 0),
-                np.where(finite, own[name], 0).astype(own[name].dtype),
-                [np.where(finite, n[name], 0) for n in noisy],
-            )
-            stable[name] = True
+    for output, exact in reference.items():
+        perturbed = [n[output] for n in noisy]
+        if exact.dtype.kind in "fc":
+            floors[output] = masked_floor(exact, own[output], perturbed)
+            stable[output] = True
         else:
-            floors[name] = 0.0
-            stable[name] = all((n[name] == reference[name]).all() for n in (own, *noisy))
-    return Trial(case=case, names=tuple(names), reference=reference, own=own, floors=floors, stable=stable)
+            floors[output] = 0.0
+            stable[output] = all(np.array_equal(n, exact) for n in (own[output], *perturbed))
+    return Trial(name=name, reference=reference, own=own, floors=floors, stable=stable, perturb=perturb, seed=seed)
 
 
-def outputs(
-    program: ExportedProgram, names: Sequence[str], case: Case, *, float64: bool = True, noise: Noise | None = None
-) -> dict[str, Array]:
-    """A program's tensor outputs by name."""
-    flat = evaluate(program, case.inputs.args, case.inputs.kwargs, float64=float64, noise=noise)
-    return named(names, flat)
+def masked_floor(exact: Array, own: Array, perturbed: Sequence[Array]) -> float:
+    """``floor_of`` over the entries whose reference is finite."""
+    finite = np.isfinite(exact)
+    return floor_of(
+        np.where(finite, exact, 0),
+        np.where(finite, own, np.zeros((), own.dtype)).astype(own.dtype),
+        [np.where(finite, p, 0) for p in perturbed if p.shape == exact.shape],
+    )
 
 
-def named(names: Sequence[str], values: Sequence[object]) -> dict[str, Array]:
-    """Tensors of a flat output by name; what is no tensor (None, numbers) has no place in an ONNX file."""
-    tensors = [to_numpy(v) for v in values if isinstance(v, torch.Tensor)]
-    return dict(zip(names, tensors, strict=True))
+def rounded(exact: Array, dtype: np.dtype[np.generic]) -> Array:
+    """A float64 reference rounded to the dtype that the model has; integers and equal dtypes as they are."""
+    if exact.dtype.kind not in "fc" or exact.dtype == dtype:
+        return exact
+    with np.errstate(over="ignore"):  # an overflow is told by Trial.overflows
+        return exact.astype(dtype)
+
+
+def largest_finite(dtype: np.dtype[np.generic]) -> float:
+    """The largest finite number of a float dtype, ml_dtypes' included."""
+    return float(ml_dtypes.finfo(dtype).max)

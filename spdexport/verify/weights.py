@@ -14,19 +14,21 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from spdexport.export import name_scopes
 from spdexport.factors import unit_rounding
 from spdexport.rewrite.onnx_fold import fold_onnx
+from spdexport.verify.compare import FACTOR
+from spdexport.verify.layers import layer_of
 from spdexport.verify.result import EdgeResult, Status
 
 if TYPE_CHECKING:
     from spdexport.conv import Array
 
-ROUNDINGS = 16
-"""Roundings that may lie between a composed weight and the plain export's, counted generously.
+ROUNDINGS = 2
+"""Roundings of the whole sum of |V| |U| that count as the floor of a composed weight; ``FACTOR`` of them are allowed.
 
-V, U, the mask in U, the scale of a batch norm in U, and the composed weight itself; the effective weight and the same
-scale in it: seven, doubled where two layers without anything between them compose into one.
+Those that may lie between a composed weight and the plain export's are V, U, the mask in U, the scale of a batch norm
+in U, and the composed weight itself; the effective weight and the same scale in it: seven, doubled where two layers
+without anything between them compose into one.
 """
 
 
@@ -38,7 +40,7 @@ class Mismatch:
         layer: The module path or weight's name.
         what: What differs.
         structural: Whether operators or connections differ, rather than values.
-        ratio: For values, the largest error over the bound.
+        ratio: For values, the largest error over the floor.
         max_abs: For values, the largest error.
     """
 
@@ -61,7 +63,7 @@ def weights_edge(file: ir.Model, plain: ir.Model) -> EdgeResult:
     folded, magnitude = fold_onnx(file, lone=True), fold_onnx(_absolute(file), lone=True)
     wanted, wanted_magnitude = fold_onnx(plain, lone=True), fold_onnx(_absolute(plain), lone=True)
     worst = _Worst()
-    mismatch = _compare_graphs(
+    mismatch = _compare_opsets(file, plain) or _compare_graphs(
         folded.model.graph, wanted.model.graph, magnitude.model.graph, wanted_magnitude.model.graph, worst
     )
     if mismatch is None:
@@ -88,7 +90,7 @@ def weights_edge(file: ir.Model, plain: ir.Model) -> EdgeResult:
 
 
 class _Worst:
-    """The largest error over its bound that was seen among composed weights."""
+    """The largest error over its floor that was seen among composed weights."""
 
     def __init__(self) -> None:
         self.ratio = 0.0
@@ -119,6 +121,17 @@ def _compare_graphs(
             return Mismatch(
                 layer=value.name or "", what=f"output {value.name} comes from another place", structural=True
             )
+    return None
+
+
+def _compare_opsets(file: ir.Model, plain: ir.Model) -> Mismatch | None:
+    """The same operators mean other things in other opsets."""
+    used = {node.domain for node in plain.graph} | {node.domain for node in file.graph}
+    for domain in sorted(used):
+        mine, theirs = file.opset_imports.get(domain), plain.opset_imports.get(domain)
+        if mine != theirs:
+            what = f"the file is of opset {mine} where {theirs} is right"
+            return Mismatch(layer="opset", what=what, structural=True)
     return None
 
 
@@ -176,13 +189,19 @@ def _attribute(node: ir.Node, name: str) -> object:
     value = attribute.value
     if isinstance(value, ir.TensorProtocol):
         return value.numpy().tobytes()
-    return list(value) if isinstance(value, tuple | list) else value
+    if isinstance(value, float):
+        # A file keeps float32; an export in memory has what the exporter was given.
+        return float(np.float32(value))
+    if isinstance(value, tuple | list):
+        return [float(np.float32(v)) if isinstance(v, float) else v for v in value]
+    return value
 
 
 def _default(node: ir.Node, name: str) -> object:
-    schema = (
-        onnx.defs.get_schema(node.op_type, domain=node.domain) if onnx.defs.has(node.op_type, node.domain) else None
-    )
+    version = (node.graph.opset_imports if node.graph is not None else {}).get(node.domain)
+    schema = None
+    if version is not None and onnx.defs.has(node.op_type, node.domain):
+        schema = onnx.defs.get_schema(node.op_type, version, node.domain)
     if schema is None or name not in schema.attributes:
         return "nothing"
     value = onnx.helper.get_attribute_value(schema.attributes[name].default_value)
@@ -212,12 +231,19 @@ def _compare_constants(
             wrong = int((mine != theirs).sum())
             what = f"{name} differs in {wrong} of {mine.size} entries, and nothing should have changed it"
             return Mismatch(layer=layer, what=what, structural=False, max_abs=_largest(mine, theirs))
-        error = np.abs(mine.astype(np.float64) - theirs.astype(np.float64))
-        ratio = float(np.divide(error, bound, out=np.where(error > 0, np.inf, 0.0), where=bound > 0).max(initial=0.0))
-        if not ratio <= 1:
-            place = np.unravel_index(int(np.argmax(error - bound)), error.shape)
+        odd = ~(np.isfinite(mine.astype(np.float64)) & np.isfinite(theirs.astype(np.float64)))
+        same = (np.isnan(mine) & np.isnan(theirs)) | (mine == theirs)
+        if (odd & ~same).any():
+            place = tuple(np.argwhere(odd & ~same)[0])
+            what = f"{_element(name, place)} is {mine[place]} where {theirs[place]} is right"
+            return Mismatch(layer=layer, what=what, structural=False)
+        error = np.where(odd, 0, np.abs(np.where(odd, 0, mine.astype(np.float64)) - np.where(odd, 0, theirs)))
+        ratios = np.divide(error, bound, out=np.where(error > 0, np.inf, 0.0), where=bound > 0)
+        ratio = float(ratios.max(initial=0.0))
+        if not ratio <= FACTOR:
+            place = np.unravel_index(int(np.argmax(ratios)), error.shape)
             what = (
-                f"{name}[{', '.join(map(str, place))}] is {mine[place]:.9g} where {theirs[place]:.9g} is right: "
+                f"{_element(name, place)} is {mine[place]:.9g} where {theirs[place]:.9g} is right: "
                 f"{ratio:.3g} times what rounding explains"
             )
             return Mismatch(layer=layer, what=what, structural=False, ratio=ratio, max_abs=float(error.max()))
@@ -225,8 +251,12 @@ def _compare_constants(
     return None
 
 
+def _element(name: str, place: tuple[np.intp, ...]) -> str:
+    return f"{name}[{', '.join(map(str, place))}]"
+
+
 def _bound(mine: Array, size: ir.Value | None, other_size: ir.Value | None) -> Array | None:
-    """The error that rounding allows a composed weight; None for a weight that was not composed."""
+    """The floor of a composed weight's error, at each entry; None for a weight that was not composed."""
     magnitude, other = _constant(size), _constant(other_size)
     assert magnitude is not None, "the graph of magnitudes has the same structure"
     assert other is not None, "the graph of magnitudes has the same structure"
@@ -271,10 +301,3 @@ def _largest(a: Array, b: Array) -> float | None:
     if a.dtype.kind in "biu":
         return None
     return float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max(initial=0.0))
-
-
-def layer_of(node: ir.Node) -> str:
-    """The module path that the exporter recorded for a node; else the node's name."""
-    scopes = name_scopes(node)
-    paths = [s for s in scopes[:-1] if s]
-    return paths[-1] if paths else (node.name or node.op_type)

@@ -11,10 +11,11 @@ import pytest
 
 from spdexport.conv import ConvSpec
 from spdexport.forms import Stage
-from spdexport.rewrite.onnx_constants import constant, per_channel
-from spdexport.rewrite.onnx_graph import ReadStage, Unreadable, read_affine, read_layer
+from spdexport.rewrite.onnx_constants import constant
+from spdexport.rewrite.onnx_graph import read_affine, read_layer
 from spdexport.rewrite.onnx_names import layer_name
 from spdexport.rewrite.onnx_place import place_stage
+from spdexport.rewrite.stages import ReadStage, Unreadable, per_channel
 
 RNG = np.random.default_rng(0)
 

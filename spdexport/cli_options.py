@@ -1,0 +1,159 @@
+"""The options of the command line, grouped; each command takes the groups it needs.
+
+Click alone is imported here: ``--help`` must answer without torch. The values are checked where they are used, except
+for what click can check by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Decorator = Callable[[Command], Command]
+
+_PATH = click.Path(path_type=Path)
+"""Not ``exists=True``: a file that is missing is an input that cannot be used (4), not a wrong option (2)."""
+
+DELTAS = ("auto", "keep", "drop")
+FORMS = ("factorized", "dense")
+PROVIDERS = ("cpu", "cuda", "tensorrt")
+
+DESCRIBES = (
+    "allow_pickle",
+    "components",
+    "delta",
+    "dynamic",
+    "dynamic_batch",
+    "exclude",
+    "factory",
+    "form",
+    "input_shape",
+    "inputs",
+    "keep_masks",
+    "layers",
+    "mask_threshold",
+    "masks",
+    "opset",
+    "seed",
+)
+"""The options that are ``spdexport.Options``, by the names they have there."""
+
+
+def given(context: click.Context) -> dict[str, Any]:
+    """The keyword arguments for ``spdexport.Options`` that the user really gave.
+
+    Defaults are left out: ``verify`` reads from the file what is not given.
+    """
+    said = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+    return {
+        name: context.params[name]
+        for name in DESCRIBES
+        if name in context.params and context.get_parameter_source(name) in said
+    }
+
+
+def _together(*options: Callable[[Any], Any]) -> Decorator[Any]:
+    """One decorator of several, which ``--help`` shows in the order given."""
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+source_argument = click.argument("source", required=False, type=_PATH)
+
+seed_option = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of every random number."
+)
+pickle_option = click.option(
+    "--allow-pickle", is_flag=True, help="Load pickled objects, which runs the code that they name."
+)
+
+model_options = _together(
+    click.option(
+        "--factory",
+        metavar="SPEC",
+        help="A callable that returns the module, or (module, example inputs): FILE.py:NAME or package.module:NAME.",
+    ),
+    click.option(
+        "--input-shape",
+        multiple=True,
+        metavar="SHAPE",
+        help="Example input as [NAME=]2x3x32x32[:dtype]. Repeatable.",
+    ),
+    click.option("--inputs", type=_PATH, help="Example inputs: .npz, .safetensors or weights-only .pt."),
+    pickle_option,
+    seed_option,
+    click.option(
+        "--dynamic-batch/--static-batch", default=True, show_default=True, help="Let axis 0 of the inputs change."
+    ),
+    click.option("--dynamic", multiple=True, metavar="NAME:AXIS=DIM", help="A further dynamic axis. Repeatable."),
+)
+"""What tells the model and how it is traced."""
+
+factor_options = _together(
+    click.option(
+        "--components",
+        type=_PATH,
+        help="V and U for a dense SOURCE: an SPD run, a checkpoint, or a file. Default: the exact SVD.",
+    ),
+    click.option("--masks", type=_PATH, help="Fixed masks, one value for each component of a layer."),
+    click.option("--mask-threshold", type=float, metavar="T", help="Keep components whose mask is above T."),
+    click.option("--keep-masks", is_flag=True, help="Leave the masks visible between V and U."),
+    click.option(
+        "--delta",
+        type=click.Choice(DELTAS),
+        default="auto",
+        show_default=True,
+        help="What V U leaves of a weight. auto: dropped for layers with a mask.",
+    ),
+    click.option("--layers", multiple=True, metavar="PATTERN", help="Decompose these layers only. Repeatable."),
+    click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave these layers alone. Repeatable."),
+)
+"""What tells the factors."""
+
+form_option = click.option(
+    "--form",
+    type=click.Choice(FORMS),
+    default="factorized",
+    show_default=True,
+    help="dense: one layer with the effective weights.",
+)
+opset_option = click.option("--opset", type=int, metavar="N", help="The ONNX opset of the file.")
+
+verify_option = click.option("--verify/--no-verify", default=True, show_default=True, help="Check the file written.")
+provider_option = click.option(
+    "--provider",
+    "providers",
+    multiple=True,
+    type=click.Choice(PROVIDERS),
+    help="Check on this ONNX Runtime provider beside the CPU. Repeatable. Default: cuda where it can run.",
+)
+report_option = click.option("--report", type=_PATH, metavar="F.json", help="Write the result as JSON.")
+
+
+def _remember_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
+    context.meta[DEBUG] = value
+
+
+DEBUG = "spdexport.debug"
+"""The key under which the context of a whole run keeps ``--debug``."""
+
+talk_options = _together(
+    click.option(
+        "-v", "--verbose", is_flag=True, help="Say more: every layer, every step, what the model's code prints."
+    ),
+    click.option("-q", "--quiet", is_flag=True, help="Say the verdict alone."),
+    click.option(
+        "--debug", is_flag=True, expose_value=False, callback=_remember_debug, help="Show the traceback of an error."
+    ),
+)
+"""How much is said."""

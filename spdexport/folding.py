@@ -1,0 +1,276 @@
+"""Fold a file: the factorized layers of an ONNX model or a torch program become one layer each again."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+import onnx_ir as ir
+
+from spdexport import __version__
+from spdexport.errors import SourceError, UsageError
+from spdexport.export import METADATA_PREFIX, content_hash, save_program, write_metadata, write_onnx
+from spdexport.files.atomic import replacing
+from spdexport.files.hashing import sha256_file
+from spdexport.files.sniff import FileKind, sniff
+from spdexport.loading import load
+from spdexport.rewrite.onnx_fold import fold_onnx
+from spdexport.rewrite.torch_fold import fold_program
+from spdexport.runtime import parse_providers, versions
+from spdexport.verify.alone import verify_files
+from spdexport.verify.programs import verify_programs
+from spdexport.verify.result import Status, Verification
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from spdexport.conv import Skipped
+    from spdexport.rewrite.fold_result import FoldedChain
+
+Progress = Callable[[str], None]
+
+ENDINGS = {FileKind.ONNX: ".onnx", FileKind.PT2: ".pt2"}
+"""The kinds of files that are folded, and what the names of their folded files end in."""
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Folding:
+    """What folding a file did.
+
+    Attributes:
+        outputs: The files written; of a fold that failed its check, ``OUT.failed.onnx`` or ``.pt2`` alone.
+        folded: The layers that were folded, in the graph's order.
+        declined: Chains that were looked at and are not one layer, each with its reason.
+        verification: What the check found; None where it was not asked for.
+        hashes: SHA-256 of ``source`` and of the files written, by name.
+        notes: What the user should know.
+        seed: Of every random number.
+        versions: Of everything that took part.
+    """
+
+    outputs: tuple[Path, ...]
+    folded: tuple[FoldedChain, ...]
+    declined: tuple[Skipped, ...]
+    verification: Verification | None
+    hashes: Mapping[str, str]
+    notes: tuple[str, ...]
+    seed: int
+    versions: Mapping[str, str]
+
+    @property
+    def verdict(self) -> Status:
+        """The verification's verdict; ``not_run`` without one."""
+        return Status.NOT_RUN if self.verification is None else self.verification.verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Written:
+    """What one kind of file gave: the data files beside it, the layers, the check, and notes."""
+
+    data: tuple[Path, ...]
+    folded: tuple[FoldedChain, ...]
+    declined: tuple[Skipped, ...]
+    verification: Verification | None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """The arguments of ``fold``."""
+
+    source: Path
+    sha256: str
+    output: Path
+    verify: bool
+    providers: Sequence[str] | None
+    seed: int
+    allow_pickle: bool
+    progress: Progress
+
+
+class _RejectedError(Exception):
+    """The check failed: the output must not take its name."""
+
+
+def fold(
+    file: str | Path,
+    output: str | Path,
+    *,
+    verify: bool = True,
+    providers: Sequence[str] | None = None,
+    seed: int = 0,
+    allow_pickle: bool = False,
+    progress: Progress = _silent,
+) -> Folding:
+    """Turn V, mask and U, and the delta beside them, into one layer again, in an ONNX file or a torch program.
+
+    Layers are recognized by structure, so the file need not come from spdexport. The same file gives the same bytes.
+    Where there is nothing to fold, a copy is written.
+
+    Args:
+        file: An ONNX model or a ``.pt2`` program, told by its content.
+        output: The file to write, ending in ``.onnx`` or ``.pt2`` as ``file`` is one; it may be ``file`` itself.
+        verify: Whether to check the result: an ONNX file on ONNX Runtime against the float64 evaluation of ``file``, a
+            program in float64 against the one it was. A file that fails is left as ``OUT.failed.onnx``, and never as
+            OUT.
+        providers: For an ONNX file, providers to check on beside the CPU: ``cuda``, ``tensorrt``. None means CUDA where
+            it can run.
+        seed: Of the check's inputs.
+        allow_pickle: Whether a program may hold pickled objects, whose loading runs code that they name.
+        progress: Told what is being done.
+
+    Raises:
+        UsageError: The output does not fit the file, or providers are asked for that a program does not run on.
+        SourceError: The file is missing, damaged, or of another kind.
+    """
+    source, output = Path(file), Path(output)
+    kind = sniff(source)
+    _check_kind(kind, source, output)
+    if kind is FileKind.PT2 and providers is not None and parse_providers(providers):
+        raise UsageError(
+            "A .pt2 program is checked in torch, and runs on no provider of ONNX Runtime.",
+            where="--provider",
+            hint="Leave --provider out.",
+        )
+    request = _Request(
+        source=source,
+        sha256=sha256_file(source),
+        output=output,
+        verify=verify,
+        providers=providers,
+        seed=seed,
+        allow_pickle=allow_pickle,
+        progress=progress,
+    )
+    written: _Written | None = None
+    target = output
+    with contextlib.suppress(_RejectedError), _no_data_left(output), replacing(output) as temporary:
+        written = _fold_onnx(request, temporary) if kind is FileKind.ONNX else _fold_program(request, temporary)
+        if written.verification is not None and written.verification.verdict is Status.FAIL:
+            target = output.with_name(f"{output.stem}.failed{output.suffix}")
+            temporary.replace(target)
+            raise _RejectedError
+    assert written is not None, "a rejected file was written, too"
+    notes = written.notes if written.folded else (*written.notes, "nothing was folded: no layer has factors")
+    outputs = (target, *written.data)
+    return Folding(
+        outputs=outputs,
+        folded=written.folded,
+        declined=written.declined,
+        verification=written.verification,
+        hashes={"source": request.sha256, **{path.name: sha256_file(path) for path in outputs}},
+        notes=notes,
+        seed=seed,
+        versions=versions(),
+    )
+
+
+def _check_kind(kind: FileKind, source: Path, output: Path) -> None:
+    if kind not in ENDINGS:
+        raise SourceError(
+            f"A {kind} cannot be folded.", where=str(source), hint="Give an ONNX model or a .pt2 program."
+        )
+    ending = ENDINGS[kind]
+    if output.suffix != ending:
+        raise UsageError(
+            f"The output {output.name!r} does not end in {ending}, as that of an input of its kind ({kind}) has to.",
+            where="-o",
+            hint=f"Name the output {output.stem}{ending}.",
+        )
+
+
+def _fold_onnx(request: _Request, temporary: Path) -> _Written:
+    # Names are checked before the work; CUDA is looked for only where something would run on it.
+    providers = parse_providers(request.providers) if request.verify or request.providers is not None else ()
+    request.progress("loading")
+    model = _load_onnx(request.source)
+    request.progress("folding")
+    result = fold_onnx(model)
+    folded = result.model
+    # What the file was made with no longer describes it.
+    for key in [key for key in folded.metadata_props if key.startswith(METADATA_PREFIX)]:
+        del folded.metadata_props[key]
+    layers = [chain.name for chain in result.folded]
+    entries = {
+        "version": __version__,
+        "folded": {"layers": layers, "of": request.sha256},
+        "content": content_hash(folded),
+    }
+    write_metadata(folded, entries)
+    data = write_onnx(folded, temporary, request.output)
+    verification = None
+    if request.verify:
+        verification = verify_files(
+            temporary,
+            name=request.output.name,
+            reference=request.source,
+            providers=providers,
+            inputs=None,
+            seed=request.seed,
+            progress=request.progress,
+        )
+    return _Written(data=data, folded=result.folded, declined=result.declined, verification=verification)
+
+
+def _load_onnx(path: Path) -> ir.Model:
+    """A model with all its weights in memory, so that it does not depend on files beside ``path``."""
+    try:
+        onnx.checker.check_model(path)
+        return ir.external_data.load_to_model(ir.load(path))
+    # protobuf, onnx and onnx_ir raise whatever they trip over in a damaged file.
+    except Exception as error:
+        text = str(error).strip()
+        raise SourceError(
+            f"The file is not a valid ONNX model: {text.splitlines()[0] if text else type(error).__name__}",
+            where=str(path),
+            hint="Write or copy it again, with the data files that belong to it.",
+        ) from error
+
+
+def _fold_program(request: _Request, temporary: Path) -> _Written:
+    request.progress("loading")
+    loaded = load(request.source, allow_pickle=request.allow_pickle)
+    assert loaded.program is not None, "a .pt2 file holds a program"
+    request.progress("folding")
+    result = fold_program(loaded.program)
+    save_program(result.program, temporary)
+    verification = None
+    if request.verify:
+        verification = verify_programs(
+            loaded.program,
+            result.program,
+            example=loaded.inputs,
+            seed=request.seed,
+            artifacts={request.source.name: request.sha256, request.output.name: sha256_file(temporary)},
+            progress=request.progress,
+        )
+    return _Written(
+        data=(), folded=result.folded, declined=result.declined, verification=verification, notes=loaded.notes
+    )
+
+
+@contextlib.contextmanager
+def _no_data_left(output: Path) -> Iterator[None]:
+    """Remove the data files of a model that was not finished, but not those that were there before."""
+
+    def found() -> set[Path]:
+        return set(output.parent.glob(f"{glob.escape(output.stem)}.*.data"))
+
+    before = found()
+    try:
+        yield
+    except _RejectedError:
+        raise
+    except BaseException:
+        for path in found() - before:
+            path.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,134 @@
+"""Tables of layers and edges that fit 80 columns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from spdexport.report.numbers import below, count, ratio, short
+from spdexport.verify.result import EdgeResult, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from spdexport.plan import LayerPlan
+
+MANY = 30
+"""Layers up to which all are shown."""
+SHOWN = 12
+"""Layers shown of more than MANY."""
+_UNFOLDED = 24
+"""Characters of a layer's name that always fit on one line; longer ones are folded, never cut."""
+
+STYLES = {Status.PASS: "green", Status.FAIL: "bold red", Status.INCONCLUSIVE: "yellow", Status.NOT_RUN: "dim"}
+
+
+def words(status: Status) -> str:
+    """A status in plain words."""
+    return status.value.replace("_", " ")
+
+
+def converted_layers(layers: Sequence[LayerPlan], *, verbose: bool) -> Table:
+    """What became of each layer that has components; of very many those whose cost changes most."""
+    table = _table([layer.name for layer in layers])
+    forms = {layer.form for layer in layers}
+    if len(forms) > 1:
+        table.add_column("form")
+    for header in ("C", "live", "even", "MACs", "now"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("delta")
+    shown = list(layers) if verbose or len(layers) <= MANY else _matter_most(layers)
+    for layer in shown:
+        table.add_row(
+            Text(layer.name),
+            layer.geometry,
+            *([layer.form.replace("+", " +")] if len(forms) > 1 else []),
+            _number(layer.components),
+            _number(layer.live),
+            below(layer.break_even),
+            short(layer.macs_before),
+            short(layer.macs_after),
+            _delta(layer),
+        )
+    rest = [layer for layer in layers if layer not in shown]
+    if rest:
+        before, after = sum(x.macs_before for x in rest), sum(x.macs_after for x in rest)
+        blank = [""] * (len(table.columns) - 4)
+        table.add_row(f"{len(rest)} more", *blank, short(before), short(after), "")
+    return table
+
+
+def inspected_layers(layers: Sequence[LayerPlan]) -> Table:
+    """Every layer that could be decomposed, with what decides whether V and U pay."""
+    table = _table([layer.name for layer in layers])
+    for header in ("C", "live", "even"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("delta", justify="right", no_wrap=True)
+    for header in ("dense", "V and U"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for layer in layers:
+        table.add_row(
+            Text(layer.name),
+            layer.geometry,
+            _number(layer.components),
+            _number(layer.live),
+            below(layer.break_even),
+            ratio(layer.delta_ratio),
+            short(layer.macs_before),
+            "-" if layer.components is None else short(layer.macs_after),
+        )
+    return table
+
+
+def edges(results: Sequence[EdgeResult]) -> Table:
+    """One line for each edge, more where it has more to say."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
+    table.add_column("edge", no_wrap=True)
+    table.add_column("status", no_wrap=True)
+    table.add_column("noise", justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for edge in results:
+        said = edge.reason
+        if edge.first_divergence:
+            said = f"first diverges at {edge.first_divergence}: {said}"
+        if edge.status is Status.FAIL and edge.max_abs is not None:
+            said += f" (largest error {ratio(edge.max_abs)})"
+        name = f"{edge.edge} ({edge.provider})" if edge.provider else edge.edge
+        table.add_row(Text(name), Text(words(edge.status), STYLES[edge.status]), ratio(edge.noise_ratio), Text(said))
+    return table
+
+
+LEGEND = "C: components; even: break-even, so many live ones cost no more than dense"
+"""What the short headers mean."""
+
+
+def more_below(layers: Sequence[LayerPlan], *, verbose: bool) -> str:
+    """Which layers of many the table has; empty where it has them all."""
+    if verbose or len(layers) <= MANY:
+        return ""
+    return f"the {SHOWN} of {count(len(layers), 'layer')} whose cost changes most; --verbose shows all"
+
+
+def _table(names: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
+    longest = max(map(len, names), default=0)
+    table.add_column("layer", overflow="fold", min_width=min(longest, _UNFOLDED))
+    table.add_column("geometry", overflow="fold")
+    return table
+
+
+def _matter_most(layers: Sequence[LayerPlan]) -> list[LayerPlan]:
+    """Those whose cost changes most, in the model's order."""
+    changed = sorted(layers, key=lambda layer: abs(layer.macs_after - layer.macs_before), reverse=True)[:SHOWN]
+    return [layer for layer in layers if layer in changed]
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _delta(layer: LayerPlan) -> str:
+    """The ratio and what became of it; a delta that is only rounding is none."""
+    return "none" if layer.delta == "none" else f"{ratio(layer.delta_ratio)} {layer.delta}"

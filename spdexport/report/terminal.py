@@ -1,0 +1,252 @@
+"""Results on standard output: what was done, what it costs, and the verdict."""
+
+from __future__ import annotations
+
+import shlex
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from spdexport.folding import Folding
+from spdexport.pipeline import Conversion, Inspection
+from spdexport.report import tables
+from spdexport.report.numbers import count, ratio, short, size, some
+from spdexport.verify.compare import FACTOR
+from spdexport.verify.result import Approximation, Status, Verification
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from rich.console import RenderableType
+
+    from spdexport.conv import Skipped
+    from spdexport.plan import LayerPlan
+    from spdexport.report.json_report import Result
+
+_VERDICTS = {
+    Status.PASS: "equivalent",
+    Status.FAIL: "not equivalent: what the file computes differs by more than rounding",
+    Status.INCONCLUSIVE: "inconclusive: the check could not decide",
+    Status.NOT_RUN: "not verified",
+}
+
+_NAMES_SHOWN = 4
+"""Names of layers in a list, as long as --verbose is not given."""
+
+
+class _Page:
+    """What a report is written on. Everything from a model or file goes through ``Text``, which knows no markup."""
+
+    def __init__(self, console: Console, *, verbose: bool) -> None:
+        self.console = console
+        self.verbose = verbose
+
+    def write(self, what: RenderableType, *, wrap: bool = True) -> None:
+        """Print without the spaces that rich fills lines with, which would end up in people's logs and READMEs."""
+        with self.console.capture() as capture:
+            self.console.print(what, highlight=False, soft_wrap=not wrap)
+        for line in capture.get().splitlines():
+            self.console.out(line.rstrip(), highlight=False)
+
+    def line(self, text: str, style: str = "") -> None:
+        """A paragraph."""
+        self.write(Text(text, style))
+
+    def item(self, text: str) -> None:
+        """A line of a list, with what is wrapped indented too."""
+        self.write(Padding(Text(text, overflow="fold"), (0, 0, 0, 2)))
+
+    def literal(self, text: str) -> None:
+        """A path, hash or command, which stays on one line so that it can be copied."""
+        self.write(Text(f"  {text}"), wrap=False)
+
+    def heading(self, text: str) -> None:
+        """The title of a section, after an empty line."""
+        self.console.print()
+        self.line(text, "bold")
+
+
+def show(result: Result, *, verbose: bool = False, quiet: bool = False, console: Console | None = None) -> None:
+    """Print a result.
+
+    Args:
+        result: What a command gives.
+        verbose: All layers, all names, hashes and versions.
+        quiet: The verdict alone, and the edges that decide it if it is not a pass. An inspection has no verdict and
+            is shown as always.
+        console: Where to; standard output if None.
+    """
+    page = _Page(console or Console(), verbose=verbose)
+    if isinstance(result, Inspection) and not isinstance(result, Conversion):
+        _inspection(page, result)
+        return
+    verification = result if isinstance(result, Verification) else result.verification
+    if quiet:
+        _verdict(page, verification, brief=True)
+        return
+    match result:
+        case Conversion():
+            _conversion(page, result)
+        case Folding():
+            _folding(page, result)
+    if verification is not None and verification.approximation is not None:
+        _approximation(page, verification.approximation)
+    _notes(page, [*_own_notes(result), *(verification.notes if verification else ())])
+    if verbose:
+        hashes = result.artifacts if isinstance(result, Verification) else result.hashes
+        _provenance(page, hashes, result.versions, result.seed)
+    if not isinstance(result, Verification):
+        _files(page, result.outputs, verification)
+    # Last, for the end of the output is what is seen first.
+    _verdict(page, verification)
+
+
+def _own_notes(result: Result) -> Sequence[str]:
+    return () if isinstance(result, Verification) else result.notes
+
+
+def _inspection(page: _Page, result: Inspection) -> None:
+    layers = result.plan.layers
+    page.line(f"{count(len(layers), 'layer')}, components from {_origin(result.components)}", "bold")
+    if layers:
+        page.console.print()
+        page.write(tables.inspected_layers(layers))
+        page.line(tables.LEGEND, "dim")
+        page.console.print()
+        page.line(_totals(result.plan.macs_before, result.plan.macs_after))
+    _left_alone(page, [layer for layer in layers if layer.components is None], result.plan.skipped)
+    _notes(page, result.notes)
+    if page.verbose:
+        _provenance(page, result.hashes, result.versions, result.seed)
+
+
+def _conversion(page: _Page, result: Conversion) -> None:
+    plan = result.plan
+    changed = [layer for layer in plan.layers if layer.components is not None]
+    forms = sorted({layer.form for layer in changed})
+    how = f" ({forms[0]})" if len(forms) == 1 else ""
+    page.line(f"{count(len(changed), 'layer')} decomposed{how}, components from {_origin(result.components)}", "bold")
+    if changed:
+        page.console.print()
+        page.write(tables.converted_layers(changed, verbose=page.verbose))
+        for remark in (tables.more_below(changed, verbose=page.verbose), tables.LEGEND):
+            if remark:
+                page.line(remark, "dim")
+        page.console.print()
+        page.line(_totals(plan.macs_before, plan.macs_after))
+        _if_dearer(page, result)
+    _left_alone(page, [layer for layer in plan.layers if layer.components is None], plan.skipped)
+
+
+def _folding(page: _Page, result: Folding) -> None:
+    folded = result.folded
+    page.line(f"{count(len(folded), 'layer')} folded into one convolution or matrix product each", "bold")
+    names = [
+        f"{chain.name}: {chain.spec.describe()}, "
+        f"MACs at each output location {short(chain.macs_before)} -> {short(chain.macs_after)}"
+        for chain in folded
+    ]
+    for name in names if page.verbose or len(names) <= tables.MANY else names[: tables.SHOWN]:
+        page.item(name)
+    if len(names) > tables.MANY and not page.verbose:
+        page.item(f"and {len(names) - tables.SHOWN} more; --verbose shows all")
+    _left_alone(page, [], result.declined)
+
+
+def _totals(before: int, after: int) -> str:
+    share = f", {after / before:.2f} times the dense cost" if before else ""
+    return f"MACs for one sample: {short(before)} -> {short(after)}{share}"
+
+
+def _if_dearer(page: _Page, result: Conversion) -> None:
+    """Say plainly where the factorized form costs more than the dense one, and what to do about it."""
+    layers = result.plan.layers
+    dearer = [layer for layer in layers if layer.macs_after > layer.macs_before]
+    if not dearer:
+        return
+    names = some([layer.name for layer in dearer], len(dearer) if page.verbose else _NAMES_SHOWN)
+    why = "their live components are above the break-even number"
+    if any(layer.delta == "kept" for layer in dearer):
+        why += ", or their delta is kept beside V and U"
+    verb = "costs" if len(dearer) == 1 else "cost"
+    whole = "This costs more than the dense model. " if result.plan.macs_after > result.plan.macs_before else ""
+    page.line(f"{whole}{count(len(dearer), 'layer')} ({names}) {verb} more as V and U than dense: {why}.", "yellow")
+    file = next((path for path in result.outputs if path.suffix == ".onnx"), result.outputs[0])
+    if result.verdict is not Status.FAIL:
+        page.line("One dense layer each, with the same masks, is what --form dense writes, and what this gives back:")
+        page.literal(f"spdexport fold {shlex.quote(str(file))} -o OUT{file.suffix}")
+
+
+def _left_alone(page: _Page, layers: Sequence[LayerPlan], skipped: Sequence[Skipped]) -> None:
+    """Layers that stay as they are, by reason."""
+    why = sorted([(x.reason, x.name) for x in layers] + [(x.reason, f"{x.name} ({x.kind})") for x in skipped])
+    if not why:
+        return
+    page.heading(f"{count(len(why), 'layer')} left as they are")
+    for reason, group in groupby(why, key=lambda pair: pair[0]):
+        names = [name for _, name in group]
+        page.item(f"{reason}: {some(names, len(names) if page.verbose else _NAMES_SHOWN)}")
+
+
+def _files(page: _Page, outputs: Iterable[Path], verification: Verification | None) -> None:
+    page.heading("files")
+    for path in outputs:
+        page.literal(f"{path}, {size(path.stat().st_size)}")
+    if verification is not None and verification.verdict is Status.FAIL:
+        page.item("The check failed: the file has this name instead of the one asked for, which was left as it was.")
+
+
+def _verdict(page: _Page, verification: Verification | None, *, brief: bool = False) -> None:
+    status = Status.NOT_RUN if verification is None else verification.verdict
+    if not brief:
+        page.console.print()
+    page.line(_VERDICTS[status] + _what_is(verification), tables.STYLES[status])
+    if verification is None or (brief and status is Status.PASS):
+        return
+    page.write(tables.edges(verification.edges))
+    ratios = [edge.noise_ratio for edge in verification.edges if edge.noise_ratio is not None]
+    if ratios and not brief:
+        page.line(f"noise: the largest error over what rounding alone explains; above {FACTOR:g} fails", "dim")
+        page.line(f"inputs: {'; '.join(verification.inputs)}", "dim")
+
+
+def _what_is(verification: Verification | None) -> str:
+    """What a pass says, no more than was compared: a file by itself does not tell what was meant."""
+    if verification is None or verification.verdict is not Status.PASS:
+        return ""
+    ran = {edge.edge for edge in verification.edges if edge.status is not Status.NOT_RUN}
+    if "rewrite" in ran:
+        return ": the file computes the intended model, to rounding"
+    return " to rounding, on the edges that ran"
+
+
+def _approximation(page: _Page, change: Approximation) -> None:
+    page.heading("approximation, intended: what masks and dropped deltas change of the dense model")
+    page.item(f"outputs differ by {change.relative_l2:.1%} in norm, at most {ratio(change.max_abs)}")
+    if change.top1_agreement is not None:
+        page.item(f"the top class is the same for {change.top1_agreement:.1%} of the samples")
+
+
+def _notes(page: _Page, notes: Sequence[str]) -> None:
+    if notes:
+        page.heading("notes")
+    for note in notes:
+        page.item(note)
+
+
+def _provenance(page: _Page, hashes: Mapping[str, str], versions: Mapping[str, str], seed: int) -> None:
+    page.heading("SHA-256")
+    for name, value in hashes.items():
+        page.literal(f"{value}  {name}")
+    page.heading("versions")
+    # ONNX Runtime's version tells its distribution too, which has the same name or a longer one.
+    page.item(", ".join(v if v.startswith(name) else f"{name} {v}" for name, v in versions.items()))
+    page.item(f"seed {seed}")
+
+
+def _origin(kind: str) -> str:
+    return {"spd": "the SPD run", "file": "the components file", "svd": "the exact SVD of the weights"}[kind]

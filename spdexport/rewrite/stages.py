@@ -1,0 +1,81 @@
+"""What one node of a graph computes, as a stage. The readers of ONNX and of torch graphs both give these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import numpy as np
+
+from spdexport.conv import ConvSpec
+from spdexport.forms import Stage
+
+if TYPE_CHECKING:
+    from spdexport.conv import Array
+
+NodeT = TypeVar("NodeT")
+ValueT = TypeVar("ValueT")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unreadable:
+    """A node of a kind that can be a stage, but this one is none.
+
+    Attributes:
+        reason: One clause.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ReadStage(Generic[NodeT, ValueT]):
+    """A node as a stage.
+
+    Attributes:
+        node: The node.
+        data: Its input that is not constant.
+        stage: What it does to that input.
+        weight: The value that holds the weight; None for nodes that only scale and shift channels.
+        bias: The value that holds the bias, or None.
+    """
+
+    node: NodeT
+    data: ValueT
+    stage: Stage
+    weight: ValueT | None = None
+    bias: ValueT | None = None
+
+
+def affine_stage(channels: int, axes: int, *, mask: Array | None = None, bias: Array | None = None) -> Stage:
+    """The stage ``y = mask * x + bias``: a depthwise pointwise convolution with weight one."""
+    spec = ConvSpec.pointwise(channels, channels, axes=axes, groups=channels)
+    return Stage(spec=spec, weight=np.ones(spec.weight_shape), mask=mask, bias=bias)
+
+
+def not_per_channel(*, product: bool) -> Unreadable:
+    """What there is to say of a Mul or Add whose constant is not one number for each channel."""
+    verb = "multiplied by" if product else "increased by"
+    return Unreadable(reason=f"what comes between is {verb} a constant that is not one number per channel")
+
+
+def per_channel(values: Array, channels: int, *, axes: int, rank: int) -> Array | None:
+    """The operand of a Mul or Add as one number for each channel, else None.
+
+    Args:
+        values: The constant operand.
+        channels: Channels of the other operand.
+        axes: Its spatial axes, all behind the channel axis; 0 for a linear layer, whose channels are the last axis.
+        rank: Its number of axes.
+
+    Returns:
+        Shape (channels,). None where the numbers differ between locations or samples, or where broadcasting would give
+        the result another shape than the other operand has.
+    """
+    if values.ndim > rank:
+        return None
+    if values.size == 1:
+        return np.broadcast_to(values.reshape(1), (channels,))
+    if values.ndim <= axes or values.shape[-1 - axes] != channels or values.size != channels:
+        return None
+    return values.reshape(channels)

@@ -1,0 +1,183 @@
+"""A new ExportedProgram from an old one, by changes to a copy of its graph.
+
+The graph is copied node by node, so that names, metadata and symbolic shapes stay as they were, and the module is not
+traced again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
+
+from spdexport.arrays import to_torch
+
+if TYPE_CHECKING:
+    from spdexport.conv import Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Stored:
+    """A new parameter or buffer: the name asked for, its placeholder and its content."""
+
+    name: str
+    node: torch.fx.Node
+    tensor: torch.Tensor
+    kind: InputKind
+
+
+class ProgramEdit:
+    """A copy of a program's graph while nodes and parameters are put into it; the program itself is not changed.
+
+    Attributes:
+        graph: The copy, to be changed.
+    """
+
+    def __init__(self, program: ExportedProgram) -> None:
+        self._program = program
+        self.graph = torch.fx.Graph()
+        values: dict[torch.fx.Node, torch.fx.Node] = {}
+        self.graph.graph_copy(program.graph, values)
+        for old, new in values.items():
+            # A copy is renamed where the name is that of a Python builtin, such as `input`.
+            new.name = old.name
+        old_output = program.graph.output_node()
+        result = self.graph.output(torch.fx.node.map_arg(old_output.args[0], values.__getitem__))
+        result.meta = dict(old_output.meta)
+        self._nodes = {old.name: new for old, new in values.items()}
+        self._was_used = {node.name for node in program.graph.nodes if node.users}
+        self._fake_mode = next(
+            (n.meta["val"].fake_mode for n in self.graph.nodes if hasattr(n.meta.get("val"), "fake_mode")), None
+        )
+        self._new: list[_Stored] = []
+        self._dropped: set[torch.fx.Node] = set()
+
+    def node(self, name: str) -> torch.fx.Node:
+        """The copy of the program's node of that name."""
+        return self._nodes[name]
+
+    def call(self, target: Any, args: tuple[Any, ...], like: torch.fx.Node, suffix: str) -> torch.fx.Node:
+        """A new call with the metadata of the node it helps to replace, and a fake value of its own."""
+        node = self.graph.create_node("call_function", target, args, name=f"{like.name}_{suffix}")
+        node.meta = {k: v for k, v in like.meta.items() if k != "val"}
+        assert self._fake_mode is not None, "a program with a layer has fake values"
+        shapes = self._fake_mode.shape_env
+        # Convolutions look at sizes to choose a kernel, and each look would leave a guard such as batch < 16.
+        with self._fake_mode, contextlib.nullcontext() if shapes is None else shapes.suppress_guards():
+            node.meta["val"] = _fake_result(target, torch.fx.node.map_arg(args, lambda n: n.meta["val"]))
+        return node
+
+    def store(self, name: str, values: Array, kind: InputKind, anchor: torch.fx.Node) -> torch.fx.Node:
+        """The placeholder of a new parameter or buffer.
+
+        Args:
+            name: The name it is to have; where that is taken in the end, the nearest that is free. The same name with
+                the same numbers is stored once.
+            values: Its content, of the dtype it is to have; it is stored on the device of the anchor's value.
+            kind: ``PARAMETER`` or ``BUFFER``.
+            anchor: The placeholder before which it is put; any other node stands for the first placeholder.
+        """
+        value = anchor.meta.get("val")
+        tensor = to_torch(values)
+        if isinstance(value, torch.Tensor):
+            tensor = tensor.to(value.device)
+        for stored in self._new:
+            if stored.name == name and stored.kind is kind and torch.equal(stored.tensor, tensor):
+                return stored.node
+        if anchor.op != "placeholder":
+            anchor = next(n for n in self.graph.nodes if n.op == "placeholder")
+        with self.graph.inserting_before(anchor):
+            prefix = "p_" if kind is InputKind.PARAMETER else "b_"
+            node = self.graph.placeholder(prefix + re.sub(r"\W", "_", name).lower())
+        # The signature finds a placeholder by its name, so the two must agree where the name was made unique.
+        node.target = node.name
+        assert self._fake_mode is not None, "a program with a layer has fake values"
+        node.meta["val"] = self._fake_mode.from_tensor(tensor, static_shapes=True)
+        self._new.append(_Stored(name=name, node=node, tensor=tensor, kind=kind))
+        return node
+
+    def drop_unused(self, node: torch.fx.Node) -> None:
+        """Remove a node that nothing uses, and what only it used; placeholders go when the edit is finished."""
+        if node.users or node.op == "placeholder" or node in self._dropped:
+            return
+        inputs = node.all_input_nodes
+        self._dropped.add(node)
+        self.graph.erase_node(node)
+        for source in inputs:
+            self.drop_unused(source)
+
+    def finish(self) -> ExportedProgram:
+        """The new program; the parameters that only replaced layers used are gone from it."""
+        program = self._program
+        old = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+        new = {stored.node.name: stored for stored in self._new}
+        kinds = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+        changed = set(program.graph_signature.buffers_to_mutate.values())
+        kept_targets: set[str] = set()
+        for node in [n for n in self.graph.nodes if n.op == "placeholder"]:
+            spec = old.get(node.name)
+            if spec is None or spec.target is None:
+                continue
+            # Only what lost its last user here: a parameter that nothing used before stays as it was.
+            lost = not node.users and node.name in self._was_used
+            if lost and spec.kind in kinds and spec.target not in changed:
+                self.graph.erase_node(node)
+                continue
+            kept_targets.add(spec.target)
+
+        specs: list[InputSpec] = []
+        state_dict = {name: t for name, t in program.state_dict.items() if name in kept_targets}
+        constants = {
+            name: value
+            for name, value in program.constants.items()
+            if name in kept_targets or not isinstance(value, torch.Tensor)
+        }
+        for node in (n for n in self.graph.nodes if n.op == "placeholder"):
+            if node.name in new:
+                stored = new[node.name]
+                is_buffer = stored.kind is InputKind.BUFFER
+                target = _free_target(stored.name, {*state_dict, *constants})
+                tensor = stored.tensor
+                state_dict[target] = tensor if is_buffer else torch.nn.Parameter(tensor, requires_grad=False)
+                persistent = True if is_buffer else None
+                specs.append(InputSpec(stored.kind, TensorArgument(name=node.name), target, persistent))
+            else:
+                specs.append(old[node.name])
+        self.graph.lint()
+        return ExportedProgram(
+            root=program.graph_module,
+            graph=self.graph,
+            graph_signature=ExportGraphSignature(specs, list(program.graph_signature.output_specs)),
+            state_dict=state_dict,
+            range_constraints=program.range_constraints,
+            module_call_graph=program.module_call_graph,
+            example_inputs=program.example_inputs,
+            constants=constants,
+            verifiers=program.verifiers,
+        )
+
+
+def _fake_result(target: Any, args: tuple[Any, ...]) -> torch.Tensor:
+    """What an operator gives for fake values."""
+    if "same" not in args:
+        result: torch.Tensor = target(*args)
+        return result
+    # Where the padding is unequal, the operator would turn a symbolic batch into the number that was traced with.
+    x, weight = args[:2]
+    shape = list(x.shape)
+    shape[1 - weight.ndim] = weight.shape[0]
+    return x.new_empty(shape)
+
+
+def _free_target(name: str, taken: set[str]) -> str:
+    """The name, or the nearest to it that neither is taken nor would need a tensor to have attributes."""
+    candidate, count = name, 1
+    while any(t == candidate or t.startswith(candidate + ".") or candidate.startswith(t + ".") for t in taken):
+        layer, _, part = name.rpartition(".")
+        candidate, count = f"{layer}_factors{count if count > 1 else ''}.{part}", count + 1
+    return candidate

@@ -1,0 +1,147 @@
+"""Fold the factorized layers of a torch program back into one layer each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.export.graph_signature import InputKind
+
+from spdexport.rewrite.fold_result import FoldedChain, unfit
+from spdexport.rewrite.match import Match, Search
+from spdexport.rewrite.torch_edit import ProgramEdit
+from spdexport.rewrite.torch_graph import PRODUCTS
+from spdexport.rewrite.torch_reader import TorchReader, is_in_place
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch.export import ExportedProgram
+    from torch.fx import Node
+
+    from spdexport.conv import Skipped
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ProgramFold:
+    """A folded program, and what was done to it.
+
+    Attributes:
+        program: The new program. It shares the tensors of all layers that were left alone with the one it was made of.
+        folded: The layers that were folded, in the graph's order.
+        declined: Chains that were looked at and are not one layer, each with its reason.
+    """
+
+    program: ExportedProgram
+    folded: tuple[FoldedChain, ...]
+    declined: tuple[Skipped, ...]
+
+
+def fold_program(program: ExportedProgram) -> ProgramFold:
+    """Turn every factorized layer of a program's main graph into one layer.
+
+    The result computes the same function to rounding, whatever that does to its cost. Parameters are named
+    ``<layer>.weight``; a bias keeps its name. Nested graphs are left alone.
+
+    Args:
+        program: The program; it is not changed.
+    """
+    reader = TorchReader(program)
+    search: Search[Node, Node] = Search(graph=reader)
+    order = {node: index for index, node in enumerate(program.graph.nodes)}
+    for node in order:
+        search.visit(node)
+
+    edit = ProgramEdit(program)
+    in_place = [node for node in order if is_in_place(node)]
+    folded, inside = [], []
+    for fold in search.folds():
+        nodes = sorted(fold.nodes, key=order.__getitem__)
+        dtype = _weight_dtype(fold, reader)
+        first, last = order[nodes[0]], order[nodes[-1]]
+        problem = unfit(fold.stage, dtype)
+        if any(first < order[node] < last and node not in fold.nodes for node in in_place):
+            # The folded layer reads its input where the last of them ran, by when the input may have changed.
+            problem = "an operator between the layers changes a tensor in place"
+        if problem is not None:
+            search.decline(fold, nodes[0], problem)
+            continue
+        inside.append(fold.nodes)
+        name = reader.layer_name(fold.layers, fold.bias)
+        folded.append(
+            FoldedChain(
+                name=name,
+                nodes=tuple(node.name for node in nodes),
+                spec=fold.stage.spec,
+                macs_before=sum(layer.stage.weight.size for layer in fold.layers),
+                macs_after=fold.stage.weight.size,
+            )
+        )
+        _place(edit, fold, nodes, reader=reader, layer=name, dtype=dtype)
+    return ProgramFold(
+        program=edit.finish() if folded else program,
+        folded=tuple(folded),
+        declined=search.declined_outside(inside),
+    )
+
+
+def _weight_dtype(fold: Match[Node, Node], reader: TorchReader) -> np.dtype[np.generic]:
+    weight = reader.array(fold.layers[0].weight)
+    assert weight is not None  # it was read as a layer because it is constant
+    return weight.dtype
+
+
+def _place(
+    edit: ProgramEdit,
+    fold: Match[Node, Node],
+    nodes: Sequence[Node],
+    *,
+    reader: TorchReader,
+    layer: str,
+    dtype: np.dtype[np.generic],
+) -> None:
+    """Let the fold's last node become the layer, so that it keeps its name, place, users and metadata."""
+    last, template = edit.node(fold.last.name), edit.node(fold.template.name)
+    weights = [edit.node(stage.weight.name) for stage in fold.layers if stage.weight is not None]
+    position = {node: index for index, node in enumerate(edit.graph.nodes) if node.op == "placeholder"}
+    anchor = min(weights, key=lambda node: position.get(node, len(position)))
+    # A layer that is called "weight" is a bare parameter of the model itself.
+    weight_name = layer if layer == "weight" else f"{layer}.weight"
+    weight = edit.store(weight_name, fold.stage.weight.astype(dtype), InputKind.PARAMETER, anchor)
+    bias = _bias(edit, fold, reader, layer, dtype, anchor)
+
+    target, rest = template.target, template.args[3:]
+    if target in PRODUCTS:
+        target, rest = aten.linear.default, ()
+    options = {key: value for key, value in template.kwargs.items() if key not in ("input", "weight", "bias")}
+    before = last.all_input_nodes
+    last.target = target
+    last.args = (edit.node(fold.data.name), weight, bias, *rest)
+    if bias is None and not rest:
+        last.args = last.args[:2]
+    last.kwargs = options if target is template.target else {}
+    for node in [*(edit.node(old.name) for old in reversed(nodes) if old is not fold.last), *before]:
+        edit.drop_unused(node)
+
+
+def _bias(
+    edit: ProgramEdit,
+    fold: Match[Node, Node],
+    reader: TorchReader,
+    layer: str,
+    dtype: np.dtype[np.generic],
+    anchor: Node,
+) -> Node | None:
+    """The node of the layer's bias: the old one where it already holds these numbers, else a new one of its name."""
+    if fold.stage.bias is None:
+        return None
+    values, held = fold.stage.bias.astype(dtype), reader.array(fold.bias)
+    if fold.bias is not None and held is not None and held.dtype == dtype and np.array_equal(held, values):
+        return edit.node(fold.bias.name)
+    is_stored = fold.bias is not None and fold.bias.op == "placeholder"
+    name = reader.target(fold.bias) if is_stored else "bias" if layer == "weight" else f"{layer}.bias"
+    return edit.store(name, values, InputKind.PARAMETER, anchor)

@@ -1,0 +1,303 @@
+"""Verification of an ONNX file without the model it was made from.
+
+The reference is the file's own float64 evaluation, or that of another file. What ONNX Runtime makes of the file in its
+own dtypes is what is judged, so it has no part in the tolerance: that is measured from simulated rounding alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from spdexport.export import content_hash, read_metadata
+from spdexport.factors import unit_rounding
+from spdexport.files.hashing import sha256_file
+from spdexport.reference.onnx_reference import NOISY, NoiseSpec, OnnxReference, ReferenceUnavailable
+from spdexport.runtime import Provider, RuntimeFailure, SessionSettings, versions
+from spdexport.verify.compare import Comparison
+from spdexport.verify.edge import not_run
+from spdexport.verify.file_inputs import (
+    FileCase,
+    Port,
+    file_cases,
+    given_by_name,
+    guesses,
+    input_ports,
+    output_ports,
+)
+from spdexport.verify.layers import layer_of
+from spdexport.verify.locate import TAPPING_HIDES, Inner, tapped
+from spdexport.verify.result import EdgeResult, Status, Verification
+from spdexport.verify.sessions import SessionEdges
+from spdexport.verify.trial import largest_finite, make_trial, rounded
+from spdexport.verify.vacuous import Outputs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from spdexport.conv import Array
+    from spdexport.loading.model import ExampleInputs
+
+MACS_BUDGET = 1e10
+"""Multiply-accumulates of one pass over all generated cases; after the first two, those that exceed it are left out."""
+
+NO_SOURCE = "there is no source to compare with; verify --against SOURCE has this edge"
+
+Progress = Callable[[str], None]
+
+
+def verify_files(
+    file: Path,
+    *,
+    name: str,
+    reference: Path | None,
+    providers: Sequence[Provider],
+    inputs: ExampleInputs | None,
+    own_inputs: bool = True,
+    seed: int,
+    progress: Progress = lambda _: None,
+) -> Verification:
+    """Check that ONNX Runtime computes what a file says, or what another file says.
+
+    Args:
+        file: The ONNX file.
+        name: What it is called in the result.
+        reference: The file whose float64 evaluation is right; None for ``file`` itself.
+        providers: Providers beside the CPU on which the device edge runs.
+        inputs: The user's inputs; None to generate all.
+        own_inputs: Whether these values are the user's, and not only their shapes.
+        seed: Of generated inputs and simulated rounding.
+        progress: Told what is being done.
+
+    Raises:
+        ExampleInputError: The inputs do not fit the file, or none can be generated for it.
+    """
+    return _Run(file, name, reference or file, providers, seed, progress).verification(inputs, own_inputs)
+
+
+class _Run:
+    """The state of one verification."""
+
+    def __init__(
+        self,
+        file: Path,
+        name: str,
+        reference: Path,
+        providers: Sequence[Provider],
+        seed: int,
+        progress: Progress,
+    ) -> None:
+        self._file, self._name, self._reference, self._seed, self._progress = file, name, reference, seed, progress
+        self._model = ir.load(file)
+        self._right = self._model if reference == file else ir.load(reference)
+        self._inputs, self._outputs = input_ports(self._right), output_ports(self._right)
+        self._u = max((unit_rounding(t.dtype.numpy()) for t in _float_weights(self._right)), default=2.0**-24)
+        self._sessions = SessionEdges(file, providers)
+        self._evaluated = _Evaluated(reference, self._right)
+        self._notes: list[str] = []
+        self._compared: list[str] = []
+        self._seen = Outputs()
+
+    def verification(self, inputs: ExampleInputs | None, own: bool) -> Verification:
+        given = None if inputs is None else _by_name(self._inputs, inputs)
+        mismatch = self._mismatch()
+        try:
+            if mismatch is not None:
+                self._sessions.settle(Status.FAIL, mismatch)
+            elif self._sessions.open:
+                self._cases(given, own, "" if inputs is None else inputs.origin)
+        except ReferenceUnavailable as error:
+            self._sessions.settle(Status.INCONCLUSIVE, str(error))
+        self._notes += self._seen.judge([], self._sessions)
+        artifacts = {self._name: sha256_file(self._file)}
+        if self._reference != self._file:
+            artifacts[self._reference.name] = sha256_file(self._reference)
+        return Verification(
+            edges=(
+                not_run("capture", NO_SOURCE),
+                self._weights(),
+                not_run("rewrite", NO_SOURCE),
+                *self._sessions.results(),
+            ),
+            approximation=None,
+            inputs=tuple(self._compared),
+            notes=tuple(self._notes),
+            seed=self._seed,
+            versions=versions(),
+            artifacts=artifacts,
+        )
+
+    def _weights(self) -> EdgeResult:
+        """Whether the file is still what the conversion wrote, by the hash that it carries."""
+        self._progress("comparing weights")
+        recorded = read_metadata(self._model).get("content")
+        if not isinstance(recorded, str):
+            return not_run("weights", "the file carries no hash of its weights and graph from spdexport")
+        if content_hash(self._model) == recorded:
+            reason = "the weights and the graph are those that the conversion wrote, by their hash"
+            return EdgeResult(edge="weights", status=Status.PASS, reason=reason)
+        reason = "the weights or the graph changed since conversion: their hash is not the one that the file carries"
+        return EdgeResult(edge="weights", status=Status.FAIL, reason=reason)
+
+    def _mismatch(self) -> str | None:
+        """How the declared inputs and outputs of the two files conflict."""
+        for kind, mine, right in (
+            ("input", input_ports(self._model), self._inputs),
+            ("output", output_ports(self._model), self._outputs),
+        ):
+            found, wanted = {p.name: p for p in mine}, {p.name: p for p in right}
+            for name in {**wanted, **found}:
+                if name not in found:
+                    return f"the {kind} {wanted[name].describe()} is missing"
+                if name not in wanted:
+                    return f"there is a further {kind} {found[name].describe()}"
+                if found[name].conflicts(wanted[name]):
+                    return f"the {kind} is {found[name].describe()} where {wanted[name].describe()} is right"
+        return None
+
+    def _cases(self, given: Mapping[str, Array] | None, own: bool, origin: str) -> None:
+        budget = MACS_BUDGET
+        for index, case in enumerate(self._all_cases(given, own, origin)):
+            cost = self._evaluated.macs_per_sample * case.batch
+            if not case.own and index > 1 and cost > budget:
+                self._notes.append(f"left out for time: {case.name}")
+                continue
+            self._progress(f"comparing outputs: {case.name}")
+            self._case(case)
+            budget -= self._evaluated.macs_per_sample * case.batch
+
+    def _all_cases(self, given: Mapping[str, Array] | None, own: bool, origin: str) -> Iterator[FileCase]:
+        if given is not None and own:
+            yield FileCase(name=f"given by {origin or 'the caller'}", inputs=given, own=True)
+        yield from file_cases(self._inputs, self._sizes(given), given, seed=self._seed)
+
+    def _sizes(self, given: Mapping[str, Array] | None) -> dict[str, int]:
+        """Sizes for the dynamic axes, with which the file can be evaluated."""
+        first: ReferenceUnavailable | None = None
+        for guess, sizes in guesses(self._inputs, given):
+            if guess is None:
+                return sizes
+            try:
+                self._evaluated.run(next(file_cases(self._inputs, sizes, given, seed=self._seed)).inputs)
+            except ReferenceUnavailable as error:
+                first = first or error
+                continue
+            self._notes.append(f"{guess} was taken as the size of {', '.join(sizes)}: --inputs tells other sizes")
+            return sizes
+        assert first is not None, "some size was tried"
+        raise first
+
+    def _case(self, case: FileCase) -> None:
+        exact = self._evaluated.run(case.inputs)
+        dtypes = {port.name: port.dtype for port in self._outputs}
+
+        def perturbed(seed: int, u: float) -> Mapping[str, Array]:
+            return self._evaluated.run(case.inputs, NoiseSpec(seed=seed, unit_rounding=u))
+
+        overflows = self._evaluated.overflows
+        trial = make_trial(
+            case.name,
+            exact,
+            {name: rounded(value, dtypes[name]) for name, value in exact.items()},
+            perturbed,
+            seed=self._seed,
+            unit_rounding=self._u,
+        )
+        if trial.has_nan or trial.overflows or overflows:
+            what = "the reference itself is NaN" if trial.has_nan else "the model overflows its own dtype"
+            if not case.own:
+                self._notes.append(f"left out, since {what} there: {case.name}")
+                return
+            self._compared.append(case.name)
+            for edge in self._sessions.open:
+                edge.add(case.name, Comparison(status=Status.INCONCLUSIVE, noise_ratio=0, max_abs=0, reason=what))
+            return
+        self._compared.append(case.name)
+        self._seen.add(trial.reference)
+        self._sessions.compare(trial, case.inputs, lambda settings: self._locate(case, settings))
+
+    def _locate(self, case: FileCase, settings: SessionSettings) -> tuple[str | None, str]:
+        self._progress("finding the first layer that diverges")
+        layers = [(v.name, layer_of(node)) for node in self._right.graph for v in node.outputs if v.name]
+        try:
+            values = tapped(self._file, {name for name, _ in layers}, case.inputs, settings)
+        except RuntimeFailure as error:
+            return None, f"the layers could not be tapped: {error}"
+        exact: dict[str, Array] = {}
+        noisy: dict[str, Array] = {}
+        self._evaluated.run(case.inputs, keep=exact)
+        self._evaluated.run(case.inputs, NoiseSpec(seed=0, unit_rounding=self._u), keep=noisy)
+        own = {name: rounded(exact[name], value.dtype) for name, value in values.items() if name in exact}
+        layer = Inner(layers=layers, exact=exact, own=own, noisy=noisy).first_divergent(values)
+        return layer, "" if layer else TAPPING_HIDES
+
+
+class _Evaluated:
+    """The float64 evaluation of a file, with what is learned on the way.
+
+    Attributes:
+        macs_per_sample: Multiply-accumulates of the last run without noise, over the size of its batch.
+        overflows: Whether an inner value of that run was too large for the dtype that the file has it in.
+    """
+
+    def __init__(self, path: Path, model: ir.Model) -> None:
+        self._path = path
+        self._reference: OnnxReference | None = None
+        self._limits: dict[str, float] = {}
+        self._macs: dict[str, int] = {}
+        for node in model.graph:
+            for value in node.outputs:
+                if value.name and value.dtype is not None and value.dtype.is_floating_point():
+                    self._limits[value.name] = largest_finite(value.dtype.numpy())
+            weight = node.inputs[1].const_value if node.op_type in NOISY and node.inputs[1] is not None else None
+            if weight is not None and node.outputs[0].name:
+                outs = weight.shape[0] if node.op_type == "Conv" else weight.shape[-1]
+                self._macs[node.outputs[0].name] = int(weight.size) // max(int(outs), 1)  # type: ignore[arg-type]
+        self.macs_per_sample = 0.0
+        self.overflows = False
+
+    def run(
+        self, inputs: Mapping[str, Array], noise: NoiseSpec | None = None, keep: dict[str, Array] | None = None
+    ) -> dict[str, Array]:
+        """The outputs by name; inner values go into ``keep``.
+
+        Raises:
+            ReferenceUnavailable: A node cannot be evaluated.
+        """
+        if self._reference is None:
+            proto = onnx.load(self._path, load_external_data=False)
+            self._reference = OnnxReference(proto, self._path.parent)
+        macs, overflows = 0, False
+
+        def watch(name: str, value: Array) -> None:
+            nonlocal macs, overflows
+            macs += value.size * self._macs.get(name, 0)
+            if value.dtype.kind == "f" and value.size and name in self._limits:
+                sizes = np.abs(value[np.isfinite(value)])
+                overflows = overflows or bool(sizes.max(initial=0) > self._limits[name])
+            if keep is not None:
+                keep[name] = value
+
+        outputs = self._reference.run(inputs, noise=noise, watch=None if noise is not None and keep is None else watch)
+        if noise is None:
+            batch = next((a.shape[0] for a in inputs.values() if a.ndim), 1)
+            self.macs_per_sample, self.overflows = macs / max(batch, 1), overflows
+        return outputs
+
+
+def _float_weights(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    for value in model.graph.initializers.values():
+        if value.const_value is not None and value.const_value.dtype.is_floating_point():
+            yield value.const_value
+
+
+def _by_name(ports: Sequence[Port], inputs: ExampleInputs) -> dict[str, Array]:
+    from spdexport.arrays import to_numpy  # needs torch, as the inputs do
+
+    args = [to_numpy(t) for t in inputs.args]
+    return given_by_name(ports, args, {name: to_numpy(t) for name, t in inputs.kwargs.items()})

@@ -1,0 +1,64 @@
+"""What masks and dropped deltas change on purpose, added up over cases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from spdexport.verify.result import Approximation
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from spdexport.conv import Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """The change of all outputs on one case.
+
+    Attributes:
+        max_abs: The largest difference.
+        squared_error: The sum of squared differences.
+        squared_norm: The sum of squares of the dense model's outputs.
+        agreeing: Samples whose largest entry in the first output is the same.
+        samples: Samples that were compared so; 0 where the first output is not (batch, classes).
+    """
+
+    max_abs: float
+    squared_error: float
+    squared_norm: float
+    agreeing: int
+    samples: int
+
+    @classmethod
+    def between(cls, dense: Mapping[str, Array], masked: Mapping[str, Array]) -> Self:
+        """Compare float outputs of the dense and of the masked model, both in float64."""
+        largest = error = norm = 0.0
+        agreeing = samples = 0
+        for index, (name, before) in enumerate(dense.items()):
+            if before.dtype.kind not in "fc":
+                continue
+            difference = np.abs(before - masked[name])
+            largest = max(largest, float(difference.max(initial=0.0)))
+            error += float((difference**2).sum())
+            norm += float((np.abs(before) ** 2).sum())
+            if index == 0 and before.ndim == 2 and before.dtype.kind == "f":
+                agreeing = int((before.argmax(axis=1) == masked[name].argmax(axis=1)).sum())
+                samples = before.shape[0]
+        return cls(max_abs=largest, squared_error=error, squared_norm=norm, agreeing=agreeing, samples=samples)
+
+
+def approximation(changes: Sequence[Change]) -> Approximation | None:
+    """All cases together; None without any."""
+    if not changes:
+        return None
+    error, norm = sum(c.squared_error for c in changes), sum(c.squared_norm for c in changes)
+    samples = sum(c.samples for c in changes)
+    return Approximation(
+        max_abs=max(c.max_abs for c in changes),
+        relative_l2=float(np.sqrt(error / norm)) if norm else 0.0,
+        top1_agreement=sum(c.agreeing for c in changes) / samples if samples else None,
+    )

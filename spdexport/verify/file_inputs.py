@@ -1,0 +1,205 @@
+"""The inputs that a file is checked on by itself: the user's own, and ones generated from what it declares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from spdexport.errors import ExampleInputError
+from spdexport.verify.recipes import draw, generators, span_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import numpy as np
+    import onnx_ir as ir
+
+    from spdexport.conv import Array
+
+SIZES = (32, 64, 224, 16, 8, 4, 2, 1)
+"""Sizes tried for dynamic axes other than the batch, where no example tells one that the model takes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Port:
+    """An input or output as a file declares it.
+
+    Attributes:
+        name: Its name.
+        dtype: numpy's or ml_dtypes' dtype.
+        shape: A number, a name, or None where nothing is known, for each axis; None where not even the rank is known.
+    """
+
+    name: str
+    dtype: np.dtype[np.generic]
+    shape: tuple[int | str | None, ...] | None
+
+    def describe(self) -> str:
+        """For messages: ``x float32 (batch, 3, 32, 32)``."""
+        shape = "of any shape" if self.shape is None else f"({', '.join(str(d) for d in self.shape)})"
+        return f"{self.name} {self.dtype} {shape}"
+
+    def conflicts(self, other: Port) -> bool:
+        """Whether two declarations cannot be of the same values; an axis without a number fits any size."""
+        if self.name != other.name or self.dtype != other.dtype:
+            return True
+        if self.shape is None or other.shape is None:
+            return False
+        return len(self.shape) != len(other.shape) or any(
+            isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(self.shape, other.shape, strict=True)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FileCase:
+    """One set of inputs for a file.
+
+    Attributes:
+        name: In words.
+        inputs: By name.
+        own: Whether they are the user's rather than generated.
+    """
+
+    name: str
+    inputs: Mapping[str, Array]
+    own: bool
+
+    @property
+    def batch(self) -> int:
+        """The size of axis 0 of the first input that has axes."""
+        return next((int(a.shape[0]) for a in self.inputs.values() if a.ndim), 1)
+
+
+def input_ports(model: ir.Model) -> tuple[Port, ...]:
+    """The inputs that a caller must give: those without a default in the file.
+
+    Raises:
+        ExampleInputError: An input is no tensor of numbers.
+    """
+    required = [v for v in model.graph.inputs if v.name not in model.graph.initializers]
+    return tuple(_port(value) for value in required)
+
+
+def output_ports(model: ir.Model) -> tuple[Port, ...]:
+    """The outputs.
+
+    Raises:
+        ExampleInputError: An output is no tensor of numbers.
+    """
+    return tuple(_port(value) for value in model.graph.outputs)
+
+
+def _port(value: ir.Value) -> Port:
+    dtype = None
+    if value.dtype is not None:
+        try:
+            dtype = value.dtype.numpy()
+        except TypeError:
+            dtype = None
+    if dtype is None or dtype.kind == "O":
+        raise ExampleInputError(
+            f"{value.name} is no tensor of numbers.",
+            where="the file's inputs and outputs",
+            hint="Only tensors can be compared; give a model without sequences, maps and strings at its ends.",
+        )
+    shape = None
+    if value.shape is not None:
+        shape = tuple(d if isinstance(d, int) else d.value for d in value.shape)
+    return Port(name=value.name or "", dtype=dtype, shape=shape)
+
+
+def given_by_name(ports: Sequence[Port], args: Sequence[Array], kwargs: Mapping[str, Array]) -> dict[str, Array]:
+    """The user's inputs by the file's names: positional ones in the file's order.
+
+    Raises:
+        ExampleInputError: They are too few, too many, or do not fit what the file declares.
+    """
+    declared = ", ".join(port.describe() for port in ports)
+    hint = f"The file takes {declared or 'no inputs'}."
+    names = [port.name for port in ports]
+    if len(args) > len(ports):
+        raise ExampleInputError(f"There are {len(args)} inputs.", where="--inputs", hint=hint)
+    given = dict(zip(names, args, strict=False)) | dict(kwargs)
+    unknown, missing = [n for n in given if n not in names], [n for n in names if n not in given]
+    if unknown or missing:
+        what = f"{unknown[0]!r} is no input of the file" if unknown else f"the input {missing[0]!r} is not given"
+        raise ExampleInputError(f"{what[0].upper()}{what[1:]}.", where="--inputs", hint=hint)
+    for port in ports:
+        array = given[port.name]
+        found = Port(name=port.name, dtype=array.dtype, shape=array.shape)
+        if port.conflicts(found):
+            raise ExampleInputError(f"The inputs have {found.describe()}.", where="--inputs", hint=hint)
+    return {name: given[name] for name in names}
+
+
+def guesses(ports: Sequence[Port], example: Mapping[str, Array] | None) -> Iterator[tuple[int | None, dict[str, int]]]:
+    """Sizes for the dynamic axes other than the batch, in the order in which they are to be tried.
+
+    Args:
+        ports: The file's inputs.
+        example: Inputs whose sizes are known to be right, or None.
+
+    Yields:
+        The size that was guessed for all of them (None where nothing is guessed), and the size of each by its name.
+    """
+    batch = _batch_key(ports)
+    keys = [key for port in ports for axis in range(len(port.shape or ())) if (key := _key(port, axis)) is not None]
+    known: dict[str, int] = {}
+    if example is not None:
+        for port in ports:
+            sizes = example[port.name].shape
+            known |= {key: size for axis, size in enumerate(sizes) if (key := _key(port, axis)) is not None}
+    unknown = [key for key in dict.fromkeys(keys) if key != batch and key not in known]
+    if not unknown:
+        yield None, known
+        return
+    for size in SIZES:
+        yield size, known | dict.fromkeys(unknown, size)
+
+
+def file_cases(
+    ports: Sequence[Port], sizes: Mapping[str, int], example: Mapping[str, Array] | None, *, seed: int
+) -> Iterator[FileCase]:
+    """Generated cases of all recipes.
+
+    Args:
+        ports: The file's inputs.
+        sizes: Of dynamic axes other than the batch, by name.
+        example: Inputs that the model takes; integers are drawn from the range they span, else from 0 and 1.
+        seed: Of the random generator.
+    """
+    batch = _batch_key(ports)
+    for recipe, random in generators(seed):
+        inputs = {}
+        for port in ports:
+            shape = tuple(
+                d if isinstance(d, int) else recipe.batch if _key(port, axis) == batch else sizes[str(_key(port, axis))]
+                for axis, d in enumerate(_known_shape(port, example))
+            )
+            span = span_of(example[port.name]) if example is not None else (0, 1)
+            inputs[port.name] = draw(recipe, shape, port.dtype, random, span=span)
+        yield FileCase(name=recipe.label(dynamic=batch is not None), inputs=inputs, own=False)
+
+
+def _known_shape(port: Port, example: Mapping[str, Array] | None) -> tuple[int | str | None, ...]:
+    if port.shape is not None:
+        return port.shape
+    if example is not None:
+        return example[port.name].shape
+    raise ExampleInputError(
+        f"The file does not say the shape of {port.name}.", where="the file's inputs", hint="Give --inputs FILE."
+    )
+
+
+def _key(port: Port, axis: int) -> str | None:
+    """The name under which the size of an axis is kept; None for an axis of fixed size."""
+    dim = port.shape[axis] if port.shape is not None else 0
+    if isinstance(dim, int):
+        return None
+    # Axes without a name are each their own, but for the first ones, which in practice are the batch.
+    return dim or ("?" if axis == 0 else f"{port.name}:{axis}")
+
+
+def _batch_key(ports: Sequence[Port]) -> str | None:
+    first = next((port for port in ports if port.shape), None)
+    return None if first is None else _key(first, 0)

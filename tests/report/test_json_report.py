@@ -1,0 +1,97 @@
+import json
+import math
+
+import pytest
+from results import SPEC, conversion, edge, inspection, layer, left, verification
+
+from spdexport.conv import Skipped
+from spdexport.errors import UsageError
+from spdexport.folding import Folding
+from spdexport.report.json_report import to_json, write_json
+from spdexport.rewrite.fold_result import FoldedChain
+from spdexport.verify.result import Status
+
+KEYS = {
+    "schema_version", "verdict", "layers", "skipped", "edges", "approximation", "inputs", "notes", "seed", "versions",
+    "artifacts",
+}  # fmt: skip
+LAYER_KEYS = {
+    "name", "kind", "form", "components", "live", "rank", "macs_before", "macs_after", "delta_ratio", "reason",
+}  # fmt: skip
+EDGE_KEYS = {"edge", "provider", "status", "noise_ratio", "max_abs", "first_divergence", "reason"}
+
+
+def folding():
+    return Folding(
+        outputs=(),
+        folded=(FoldedChain(name="conv1", nodes=("a", "b"), spec=SPEC, macs_before=10, macs_after=6),),
+        declined=(Skipped(name="c", kind="conv2d", reason="an output is used elsewhere"),),
+        verification=verification(),
+        hashes={"m.onnx": "abc"},
+        notes=(),
+        versions={},
+        seed=0,
+    )
+
+
+RESULTS = (conversion(layer(), found=verification()), inspection(layer()), verification(), folding())
+
+
+@pytest.mark.parametrize("result", RESULTS, ids=lambda r: type(r).__name__)
+def test_every_command_reports_the_same_names(result):
+    report = to_json(result)
+    assert report.keys() >= KEYS
+    assert report["schema_version"] == 1
+    assert all(x.keys() >= LAYER_KEYS for x in report["layers"])
+    assert all(x.keys() == EDGE_KEYS for x in report["edges"])
+    json.dumps(report, allow_nan=False)
+
+
+def test_a_conversion():
+    report = to_json(conversion(layer(), left("fc", "excluded"), skipped=[("emb", "embedding", "no site")],
+                                found=verification(), notes=["a note"], outputs=["out/m.onnx"]))  # fmt: skip
+    assert report["verdict"] == "pass"
+    assert [x["name"] for x in report["layers"]] == ["conv1", "fc"]
+    assert report["skipped"] == [{"name": "emb", "kind": "embedding", "reason": "no site"}]
+    assert report["approximation"] == {"max_abs": 1.5, "relative_l2": 0.25, "top1_agreement": 0.9375}
+    assert report["notes"] == ["a note", "discarded: large, batch 1"]
+    assert report["artifacts"] == {"m.onnx": {"sha256": "abc"}, "source": {"sha256": "5e"}}
+    assert report["outputs"] == ["m.onnx"]
+    assert (report["seed"], report["versions"]["torch"]) == (3, "2.13.0")
+    assert (report["macs_before"], report["macs_after"]) == (590_000, 476_000)
+
+
+def test_without_verification_the_verdict_is_not_run():
+    assert to_json(conversion(layer()))["verdict"] == "not_run"
+    assert to_json(inspection(layer()))["verdict"] == "not_run"
+
+
+@pytest.mark.parametrize("status", [Status.PASS, Status.FAIL, Status.INCONCLUSIVE])
+def test_verdicts(status):
+    assert to_json(verification(edge("export", status)))["verdict"] == status.value
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
+def test_numbers_that_are_not_finite_are_null(number):
+    report = to_json(conversion(layer(break_even=number), found=verification(edge("export", noise_ratio=number))))
+    assert report["edges"][0]["noise_ratio"] is None
+    assert report["layers"][0]["break_even"] is None
+
+
+def test_a_folded_layer_has_its_cost_for_one_location_only():
+    (folded,) = to_json(folding())["layers"]
+    assert (folded["form"], folded["reason"]) == ("dense", "folded from a, b")
+    assert (folded["macs_before"], folded["macs_before_per_location"]) == (None, 10)
+
+
+def test_write_json_replaces_the_file_whole(tmp_path):
+    path = tmp_path / "r.json"
+    path.write_text("before")
+    write_json(to_json(conversion(layer("schicht.äöü"))), path)
+    assert json.loads(path.read_text(encoding="utf-8"))["layers"][0]["name"] == "schicht.äöü"
+    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_write_json_where_it_cannot(tmp_path):
+    with pytest.raises(UsageError, match="folder of the output does not exist"):
+        write_json({}, tmp_path / "no" / "r.json")

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import CalledTwice, Functional, SmallNet
+from torch import nn
+
+from spdexport.conv import ConvSite, ConvSpec, Skipped
+from spdexport.rewrite.torch_graph import list_sites
+
+
+def sites_of(module: nn.Module, *args: torch.Tensor) -> tuple[tuple[ConvSite, ...], tuple[Skipped, ...]]:
+    return list_sites(torch.export.export(module.eval(), args))
+
+
+def test_names_and_geometries() -> None:
+    sites, skipped = sites_of(SmallNet(), torch.randn(2, 3, 16, 16))
+    assert [(s.name, s.spec.describe(), s.positions) for s in sites] == [
+        ("stem.conv", "3>8 3x3 p1", 256),
+        ("strided.conv", "8>8 3x5 s2x1 p1x2", 128),
+        ("dilated.conv", "8>8 3x3 p2 d2", 128),
+        ("grouped.conv", "8>8 3x3 p1 g2", 128),
+        ("even.conv", "8>8 2x2 p0:1", 128),
+        ("depthwise.conv", "8>8 3x3 p1 g8", 128),
+        ("head", "8>5", 1),
+    ]
+    assert skipped == ()
+
+
+def test_weights_are_views_of_the_modules_own() -> None:
+    module = CalledTwice().eval()
+    sites, _ = sites_of(module, torch.randn(2, 4, 6, 6))
+    assert [s.name for s in sites] == ["conv", "conv#2"]
+    assert all(s.weight.ctypes.data == module.conv.weight.data_ptr() for s in sites)
+
+
+def test_functional_convolutions_are_called_after_their_weights() -> None:
+    sites, _ = sites_of(Functional(), torch.randn(2, 3, 8, 8))
+    assert [s.name for s in sites] == ["first", "second"]
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_one_to_three_spatial_axes_and_the_lowered_operator(axes: int) -> None:
+    layer = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1](4, 6, 3, stride=2, padding=1, groups=2)
+    program = torch.export.export(layer.eval(), (torch.randn(1, 4, *(8,) * axes),))
+    spec = ConvSpec(
+        in_channels=4,
+        out_channels=6,
+        kernel=(3,) * axes,
+        stride=(2,) * axes,
+        padding=((1, 1),) * axes,
+        dilation=(1,) * axes,
+        groups=2,
+    )
+    for each in (program, program.run_decompositions()):
+        (site,), _ = list_sites(each)
+        assert site.spec == spec
+        assert site.spec.kind == f"conv{axes}d"
+        assert site.positions == 4**axes
+
+
+def test_a_lowered_linear_layer_and_a_product_with_a_stored_transpose() -> None:
+    class Transposed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 6))
+            self.bias = nn.Parameter(torch.randn(6))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.addmm(self.bias, x, self.weight)
+
+    linear = nn.Linear(4, 6)
+    lowered = torch.export.export(linear.eval(), (torch.randn(3, 4),)).run_decompositions()
+    (site,), _ = list_sites(lowered)
+    assert (site.weight == linear.weight.detach().numpy()).all()
+    module = Transposed()
+    (site,), _ = sites_of(module, torch.randn(3, 4))
+    assert site.is_product
+    assert (site.weight == module.weight.detach().numpy().T).all()
+    assert (site.spec.in_channels, site.spec.out_channels) == (4, 6)
+
+
+def test_computed_weights_are_evaluated() -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+    program = torch.export.export(nn.Sequential(layer).eval(), (torch.randn(1, 3, 8, 8),))
+    (site,), _ = list_sites(program)
+    assert site.name == "0"
+    torch.testing.assert_close(torch.from_numpy(site.weight), layer.weight.detach())
+
+
+def test_a_tied_weight_is_called_after_the_module_that_uses_it() -> None:
+    module = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
+    module[1].weight = module[0].weight
+    sites, _ = sites_of(module, torch.randn(1, 4, 5, 5))
+    assert [s.name for s in sites] == ["0", "1"]
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_a_padding_mode_is_known(mode: str) -> None:
+    (site,), _ = sites_of(nn.Conv2d(3, 4, 3, padding=1, padding_mode=mode), torch.randn(1, 3, 8, 8))
+    assert site.padding_mode == mode
+    assert site.spec.padding == ((0, 0), (0, 0))
+
+
+def test_padding_of_another_module_is_not_the_layers_own() -> None:
+    (site,), _ = sites_of(nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(3, 4, 3)), torch.randn(1, 3, 8, 8))
+    assert site.padding_mode == "zeros"
+
+
+class _Dynamic(nn.Module):
+    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(x, w)
+
+
+class _DynamicBias(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(x, self.weight, x.mean((0, 2, 3)).repeat(2)[:4])
+
+
+class _Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 4))
+        self.bias = nn.Parameter(torch.randn(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(self.bias, x, self.weight, alpha=2)
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs", "kind", "reason"),
+    [
+        (nn.ConvTranspose2d(3, 4, 3), (torch.randn(1, 3, 5, 5),), "conv_transpose2d", "transposed"),
+        (nn.ConvTranspose1d(3, 4, 3), (torch.randn(1, 3, 5),), "conv_transpose1d", "transposed"),
+        (nn.Embedding(7, 4), (torch.tensor([1, 2]),), "embedding", "a table"),
+        (_Dynamic(), (torch.randn(1, 3, 5, 5), torch.randn(4, 3, 1, 1)), "conv2d", "its weight depends on the input"),
+        (_DynamicBias(), (torch.randn(1, 3, 5, 5),), "conv2d", "its bias depends on the input"),
+        (_Scaled(), (torch.randn(2, 3),), "linear", "its product or its bias is scaled"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_what_is_left_alone_has_its_reason(
+    module: nn.Module, inputs: tuple[torch.Tensor, ...], kind: str, reason: str
+) -> None:
+    sites, (skipped,) = sites_of(module, *inputs)
+    assert sites == ()
+    assert skipped.kind == kind
+    assert reason in skipped.reason
+
+
+def test_a_product_of_two_activations_is_no_layer() -> None:
+    class Product(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.mm(x, x.T)
+
+    assert sites_of(Product(), torch.randn(3, 4)) == ((), ())

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import Block, CalledTwice, DataDependent, FixedBatch, SmallNet, TwoInputs
+from torch import nn
+
+from spdexport.capture import Captured, DynamicAxes, capture, eval_mode
+from spdexport.errors import CaptureError, ExampleInputError, SourceError, UsageError
+from spdexport.loading import ExampleInputs, LoadedModel
+
+
+def captured(
+    module: nn.Module, *args: torch.Tensor, dynamic: DynamicAxes | None = None, **kwargs: torch.Tensor
+) -> Captured:
+    inputs = ExampleInputs(args=args, kwargs=kwargs, origin="the test")
+    return capture(LoadedModel(kind="module", module=module), inputs, dynamic or DynamicAxes())
+
+
+def input_shape(found: Captured, name: str = "x") -> list[str]:
+    node = next(n for n in found.program.graph.nodes if n.op == "placeholder" and n.name == name)
+    return ["dynamic" if isinstance(size, torch.SymInt) else str(size) for size in node.meta["val"].shape]
+
+
+def test_a_batch_of_one_becomes_dynamic() -> None:
+    module = SmallNet()
+    found = captured(module, torch.randn(1, 3, 16, 16))
+    assert input_shape(found) == ["dynamic", "3", "16", "16"]
+    assert found.axes == {"x": {0: "batch"}}
+    x = torch.randn(5, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(found.program.module()(x), module.eval()(x))
+
+
+def test_static_batch_and_further_dynamic_axes() -> None:
+    dynamic = DynamicAxes.parse(("x:2=height", "x:3=width"), batch=False)
+    found = captured(Block(3, 4), torch.randn(1, 3, 9, 8), dynamic=dynamic)
+    assert input_shape(found) == ["1", "3", "dynamic", "dynamic"]
+    assert found.program.module()(torch.randn(1, 3, 12, 11)).shape == (1, 4, 10, 9)
+
+
+def test_inputs_that_share_the_batch_share_its_dimension_by_position_and_by_keyword() -> None:
+    for found in (
+        captured(TwoInputs(), torch.randn(2, 3, 8, 8), torch.ones(2)),
+        captured(TwoInputs(), torch.randn(2, 3, 8, 8), scale=torch.ones(2)),
+        captured(TwoInputs(), image=torch.randn(2, 3, 8, 8), scale=torch.ones(2)),
+    ):
+        assert found.axes == {"image": {0: "batch"}, "scale": {0: "batch"}}
+        assert input_shape(found, "scale") == ["dynamic"]
+
+
+def test_the_same_tensor_may_be_given_twice() -> None:
+    class Sum(nn.Module):
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return a + b
+
+    x = torch.randn(2, 3)
+    found = captured(Sum(), x, x)
+    assert found.program.module()(torch.ones(3, 3), torch.zeros(3, 3)).sum() == 9
+
+
+def test_a_model_that_cannot_have_a_dynamic_batch_stays_static_and_says_so() -> None:
+    found = captured(FixedBatch(), torch.randn(2, 3, 8, 8))
+    assert input_shape(found) == ["2", "3", "8", "8"]
+    assert "the batch size is fixed" in found.notes[-1]
+
+
+def test_training_mode_is_told_and_every_flag_restored() -> None:
+    module = SmallNet()
+    module.grouped.eval()
+    flags = [m.training for m in module.modules()]
+    found = captured(module, torch.randn(2, 3, 16, 16))
+    assert found.notes == ("the model was in training mode; it is exported in eval mode",)
+    assert [m.training for m in module.modules()] == flags
+    assert captured(module.eval(), torch.randn(2, 3, 16, 16)).notes == ()
+
+
+def test_flags_are_restored_when_the_block_fails() -> None:
+    module = CalledTwice()
+    with pytest.raises(RuntimeError, match="stop"), eval_mode(module) as training:
+        assert training
+        assert not module.training
+        raise RuntimeError("stop")
+    assert module.training
+
+
+def test_a_torchscript_archive_gets_a_dynamic_batch_too() -> None:
+    module = SmallNet().eval()
+    found = captured(torch.jit.trace(module, torch.randn(1, 3, 16, 16)), torch.randn(1, 3, 16, 16))
+    assert input_shape(found)[0] == "dynamic"
+    x = torch.randn(3, 3, 16, 16)
+    torch.testing.assert_close(found.program.module()(x), module(x))
+
+
+def test_a_program_is_taken_as_it_is() -> None:
+    program = torch.export.export(SmallNet().eval(), (torch.randn(2, 3, 16, 16),))
+    found = capture(LoadedModel(kind="program", program=program), None, DynamicAxes())
+    assert found.program is program
+
+
+def test_a_program_in_training_mode_is_refused() -> None:
+    program = torch.export.export(SmallNet().train(), (torch.randn(2, 3, 16, 16),))
+    with pytest.raises(SourceError, match=r"captured in training mode: aten\.batch_norm\.default has training=True"):
+        capture(LoadedModel(kind="program", program=program), None, DynamicAxes())
+
+
+def test_no_example_inputs() -> None:
+    with pytest.raises(ExampleInputError, match="needs example inputs"):
+        capture(LoadedModel(kind="module", module=SmallNet()), None, DynamicAxes())
+
+
+def test_inputs_that_the_model_cannot_take() -> None:
+    with pytest.raises(ExampleInputError, match=r"fails on the example inputs \(1, 4, 16, 16\):float32: RuntimeError"):
+        captured(SmallNet(), torch.randn(1, 4, 16, 16))
+    with pytest.raises(ExampleInputError, match="does not take these inputs: too many positional arguments"):
+        captured(SmallNet(), torch.randn(1, 3, 16, 16), torch.randn(1))
+
+
+def test_a_model_that_cannot_be_traced() -> None:
+    with pytest.raises(CaptureError, match=r"torch\.export cannot trace the model") as caught:
+        captured(DataDependent(), torch.ones(2, 3, 8, 8))
+    assert "\n" not in caught.value.what
+
+
+def test_dynamic_axes_that_name_nothing() -> None:
+    with pytest.raises(UsageError, match="does not name a dynamic axis"):
+        DynamicAxes.parse(("x=2",), batch=True)
+    for text, what in (("y:0=n", "no input named 'y'"), ("x:4=n", "has 4 axes, so there is no axis 4")):
+        with pytest.raises(UsageError, match=what):
+            captured(SmallNet(), torch.randn(2, 3, 16, 16), dynamic=DynamicAxes.parse((text,), batch=True))

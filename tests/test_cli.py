@@ -1,0 +1,235 @@
+"""What the commands do when all is well, and their exit statuses."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import onnx
+import pytest
+from cli_command import DIGITS, EXAMPLE, MASKS, MODEL, RUN, spdexport, subprocess_of
+from onnx import numpy_helper
+
+import spdexport as package
+from spdexport import cli_options
+from spdexport.cli import main
+from spdexport.options import Options
+from spdexport.plan import Delta, FormChoice
+from spdexport.runtime import Provider, provider_status
+
+COMMANDS = ("convert", "verify", "fold", "inspect")
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """The digits run converted with its masks, and verified; with what the command printed."""
+    folder = tmp_path_factory.mktemp("converted")
+    result = spdexport(
+        "convert", *DIGITS, "--masks", MASKS, "-o", folder / "digits.onnx", "--report", folder / "report.json"
+    )
+    assert result.exit_code == 0, result.output
+    return folder / "digits.onnx", result, json.loads((folder / "report.json").read_text())
+
+
+def test_convert_writes_the_file_and_says_what_it_did(converted):
+    file, result, _ = converted
+    assert sorted(p.name for p in file.parent.iterdir()) == ["digits.onnx", "report.json"]
+    assert "5 layers decomposed (factorized), components from the SPD run" in result.stdout
+    assert "equivalent: the file computes the intended model" in result.stdout
+    assert "approximation, intended" in result.stdout
+    assert f"spdexport fold {file} -o OUT.onnx" in result.stdout  # for V and U cost more on this run
+    assert result.stderr == ""
+    assert "\x1b" not in result.stdout
+    assert all(line == line.rstrip() for line in result.stdout.splitlines())
+
+
+def test_the_report_of_convert(converted):
+    _, _, report = converted
+    assert report["schema_version"] == 1
+    assert report["verdict"] == "pass"
+    assert [layer["name"] for layer in report["layers"]] == ["conv1", "conv2", "conv3", "fc1", "fc2"]
+    assert {edge["edge"] for edge in report["edges"]} >= {
+        "capture",
+        "weights",
+        "rewrite",
+        "export",
+        "optimize",
+        "device",
+    }
+    assert report["approximation"]["relative_l2"] > 0
+    assert set(report["artifacts"]) == {"source", "components", "masks", "digits.onnx"}
+
+
+def test_verify_needs_only_what_the_file_does_not_record(converted):
+    file, _, _ = converted
+    result = spdexport("verify", file, "--against", *DIGITS, "--masks", MASKS)
+    assert result.exit_code == 0, result.output
+    assert "equivalent" in result.stdout
+
+
+def test_verify_by_itself_claims_no_more_than_it_compared(converted):
+    result = spdexport("verify", converted[0])
+    assert result.exit_code == 0, result.output
+    assert "equivalent to rounding, on the edges that ran" in result.stdout
+    assert "intended model" not in result.stdout
+
+
+def test_a_changed_weight_is_not_equivalent(converted, tmp_path):
+    file, _, _ = converted
+    model = onnx.load(file)
+    weight = next(t for t in model.graph.initializer if t.name == "conv2.U")
+    values = numpy_helper.to_array(weight).copy()
+    values.flat[0] += 0.01
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    onnx.save(model, tmp_path / "changed.onnx")
+    result = spdexport(
+        "verify", tmp_path / "changed.onnx", "--against", *DIGITS, "--masks", MASKS, "--report", tmp_path / "r.json"
+    )
+    assert result.exit_code == 1
+    assert "not equivalent" in result.stdout
+    assert "conv2" in result.stdout
+    assert json.loads((tmp_path / "r.json").read_text())["verdict"] == "fail"
+
+
+@pytest.mark.skipif(provider_status(Provider.CUDA) is None, reason="CUDA runs here")
+def test_cuda_where_it_cannot_run_is_inconclusive_and_says_what_is_missing(tmp_path):
+    result = spdexport("convert", *DIGITS, "-o", tmp_path / "m.onnx", "--provider", "cuda", "--quiet")
+    assert result.exit_code == 3
+    assert "inconclusive" in result.stdout
+    said = " ".join(result.stdout.split())
+    assert provider_status(Provider.CUDA)[:20] in said
+    assert (tmp_path / "m.onnx").exists()
+
+
+def test_without_verification_nothing_is_claimed(tmp_path):
+    result = spdexport("convert", *DIGITS, "-o", tmp_path / "m.onnx", "--no-verify")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1] == "not verified"
+    assert "equivalent" not in result.stdout
+
+
+def test_two_outputs(tmp_path):
+    result = spdexport("convert", *DIGITS, "-o", tmp_path / "m.onnx", "-o", tmp_path / "m.pt2", "--no-verify", "-q")
+    assert result.exit_code == 0, result.output
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.pt2"]
+
+
+def test_fold_gives_dense_layers_back(converted, tmp_path):
+    file, _, _ = converted
+    result = spdexport("fold", file, "-o", tmp_path / "dense.onnx", "--report", tmp_path / "r.json")
+    assert result.exit_code == 0, result.output
+    assert "5 layers folded" in result.stdout
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["verdict"] == "pass"
+    assert len(report["layers"]) == 5
+    assert all(x["macs_after_per_location"] < x["macs_before_per_location"] for x in report["layers"])
+    operators = [node.op_type for node in onnx.load(tmp_path / "dense.onnx").graph.node]
+    assert operators.count("Conv") == 3
+
+
+def test_inspect_shows_the_table_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = spdexport("inspect", *DIGITS, "--masks", MASKS, "--report", "r.json")
+    assert result.exit_code == 0, result.output
+    row = next(line for line in result.stdout.splitlines() if line.startswith("conv2"))
+    assert row.split() == ["conv2", "16>32", "3x3", "s2", "p1", "64", "41", "26", "0.121", "295", "k", "462", "k"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["r.json"]
+    assert json.loads(Path("r.json").read_text())["verdict"] == "not_run"
+
+
+def test_quiet_says_the_verdict_alone(tmp_path):
+    result = spdexport("convert", *DIGITS, "-o", tmp_path / "m.onnx", "-q")
+    assert result.stdout.splitlines() == ["equivalent: the file computes the intended model, to rounding"]
+    assert result.stderr == ""
+
+
+def test_verbose_writes_its_steps_to_standard_error(tmp_path):
+    result = spdexport("inspect", *DIGITS, "-v")
+    assert result.stderr.splitlines()[:2] == ["loading", "tracing"]
+    assert "loading" not in result.stdout.splitlines()
+    assert "SHA-256" in result.stdout
+
+
+def test_what_the_users_model_prints_does_not_reach_standard_output(tmp_path):
+    (tmp_path / "loud.py").write_text(
+        "import sys\nsys.path.insert(0, " + repr(str(EXAMPLE)) + ")\nfrom digits_cnn import DigitsCNN\n"
+        "def make():\n    print('HELLO')\n    return DigitsCNN()\n"
+    )
+    loud = ("--factory", f"{tmp_path / 'loud.py'}:make", "--input-shape", "2x1x16x16")
+    assert "HELLO" not in spdexport("inspect", *loud).output
+    assert "HELLO" in spdexport("inspect", *loud, "-v").output
+
+
+def test_only_options_that_were_given_reach_the_pipeline(monkeypatch, tmp_path):
+    seen = {}
+
+    def verify(file, **keywords):
+        seen.update(keywords)
+        raise package.SourceError("stop", where="here", hint="none")
+
+    monkeypatch.setattr(package, "verify", verify)
+    spdexport("verify", "m.onnx", "--form", "dense", "--static-batch", "--seed", "0")
+    assert {k: v for k, v in seen.items() if k != "progress"} == {
+        "against": None, "providers": None, "form": "dense", "dynamic_batch": False, "seed": 0,
+    }  # fmt: skip
+
+
+def test_every_option_of_the_python_api_is_one_of_the_command_line():
+    offered = {p.name for p in main.commands["convert"].params}
+    assert set(Options.__dataclass_fields__) <= offered
+    assert set(cli_options.DESCRIBES) == set(Options.__dataclass_fields__)
+
+
+def test_choices_are_those_of_the_enums():
+    assert tuple(Delta) == cli_options.DELTAS
+    assert tuple(FormChoice) == cli_options.FORMS
+    assert tuple(Provider) == cli_options.PROVIDERS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_explained(command):
+    for parameter in main.commands[command].params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, parameter.name
+
+
+def test_help_and_version_load_nothing_heavy():
+    script = (
+        "import sys\nfrom click.testing import CliRunner\nfrom spdexport.cli import main\n"
+        "for a in [['--help'], ['--version'], *([c, '--help'] for c in main.commands)]:\n"
+        "    r = CliRunner().invoke(main, a)\n"
+        "    assert r.exit_code == 0 and r.output, (a, r.output)\n"
+        "print(*({'torch', 'onnx', 'onnx_ir', 'numpy', 'onnxruntime', 'rich', 'safetensors'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_module_and_version():
+    done = subprocess_of("--version")
+    assert (done.returncode, done.stdout.strip()) == (0, f"spdexport, version {package.__version__}")
+
+
+def test_a_pipe_gets_plain_text_with_whole_names():
+    done = subprocess_of("inspect", RUN.name, *MODEL, cwd=EXAMPLE)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert "\x1b" not in done.stdout
+    assert {"conv1", "conv2", "conv3", "fc1", "fc2"} <= {line.split(" ")[0] for line in done.stdout.splitlines()}
+
+
+def test_ctrl_c_leaves_nothing_behind(tmp_path):
+    command = [sys.executable, "-m", "spdexport", "convert", *map(str, DIGITS), "-o", str(tmp_path / "m.onnx")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.iterdir()) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert list(tmp_path.iterdir()), "the work never began"
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.strip() == "Interrupted."
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from networks import SmallNet, TwoInputs
+from torch import nn
+from torch.export import Dim
+
+from spdexport.errors import ExportError
+from spdexport.export import export_onnx, name_scopes, read_metadata, write_metadata, write_onnx
+from spdexport.files.atomic import replacing
+
+
+def program_of(module: nn.Module, *args: torch.Tensor) -> torch.export.ExportedProgram:
+    return torch.export.export(module.eval(), args, dynamic_shapes=tuple({0: Dim("n")} for _ in args))
+
+
+@pytest.fixture(scope="module")
+def small() -> torch.export.ExportedProgram:
+    return program_of(SmallNet(), torch.randn(2, 3, 16, 16))
+
+
+def shape(value: ir.Value) -> list[str]:
+    return [str(d) for d in value.shape or ()]
+
+
+def test_axes_inputs_and_outputs_have_names(small: torch.export.ExportedProgram) -> None:
+    model = export_onnx(small, axes={"x": {0: "samples"}}).model
+    assert [(v.name, shape(v)) for v in model.graph.inputs] == [("x", ["samples", "3", "16", "16"])]
+    assert [(v.name, shape(v)) for v in model.graph.outputs] == [("output", ["samples", "5"])]
+    symbols = {d for node in model.graph for v in node.outputs for d in shape(v) if not d.isdigit()}
+    assert symbols == {"samples"}
+
+
+def test_axes_without_a_given_name_are_called_after_what_they_are() -> None:
+    class Resizable(nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return image.mean((2, 3))
+
+    axes = {"image": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC}}
+    program = torch.export.export(Resizable(), (torch.randn(2, 3, 5, 4),), dynamic_shapes=axes)
+    (image,) = export_onnx(program).model.graph.inputs
+    assert shape(image) == ["batch", "3", "image_dim2", "4"]
+
+
+def test_outputs_are_called_after_the_models_own_structure() -> None:
+    class Nested(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            return x + 1, {"twice": 2 * x, "x": x - 1}
+
+    model = export_onnx(program_of(TwoInputs(), torch.randn(2, 3, 8, 8), torch.ones(2))).model
+    assert [v.name for v in model.graph.outputs] == ["features", "mean"]
+    model = export_onnx(program_of(Nested(), torch.randn(2, 3))).model
+    assert [v.name for v in model.graph.outputs] == ["output_0", "1.twice", "1.x"]
+
+
+def test_only_the_module_path_is_kept_of_what_the_exporter_notes(small: torch.export.ExportedProgram) -> None:
+    model = export_onnx(small).model
+    content = ir.to_proto(model).SerializeToString()
+    assert not any(word in content for word in (b"site-packages", b".py", b"stack_trace", b"forward("))
+    assert name_scopes(model.graph[0])[:2] == ("", "stem")
+
+
+def test_the_opset_is_as_asked_or_an_error(small: torch.export.ExportedProgram) -> None:
+    assert export_onnx(small, opset=19).model.opset_imports[""] == 19
+    with pytest.raises(ExportError, match="gives opset 18 where 17 was asked for"):
+        export_onnx(small, opset=17)
+
+
+def test_an_operator_without_an_onnx_form_is_named() -> None:
+    class Unknown(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.eigvalsh(x)
+
+    program = torch.export.export(Unknown(), (torch.eye(3),))
+    with pytest.raises(ExportError, match=r"eigvalsh|_linalg_eigh"):
+        export_onnx(program)
+
+
+def test_metadata_goes_both_ways_and_survives_other_hands(small: torch.export.ExportedProgram) -> None:
+    model = export_onnx(small).model
+    write_metadata(model, {"b": [1, None], "a": {"y": 1, "x": 2}})
+    model.metadata_props["spdexport.broken"] = "{"
+    model.metadata_props["other"] = "1"
+    assert read_metadata(model) == {"a": {"x": 2, "y": 1}, "b": [1, None]}
+    assert model.metadata_props["spdexport.a"] == '{"x": 2, "y": 1}'
+
+
+def test_large_weights_go_to_a_file_named_by_its_content(small: torch.export.ExportedProgram, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(3, 3, 16, 16)).astype(np.float32)
+
+    def run(path: Path) -> np.ndarray:
+        return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+
+    model = export_onnx(small).model
+    for name, limit in (("whole", 10**9), ("split", 0)):
+        with replacing(tmp_path / f"{name}.onnx") as temporary:
+            data = write_onnx(model, temporary, tmp_path / f"{name}.onnx", external_from=limit)
+        assert len(data) == (name == "split")
+    (data,) = tmp_path.glob("split.*.data")
+    proto = onnx.load(tmp_path / "split.onnx", load_external_data=False)
+    places = {e.value for t in proto.graph.initializer for e in t.external_data if e.key == "location"}
+    assert places == {data.name}
+    onnx.checker.check_model(tmp_path / "split.onnx")
+    np.testing.assert_array_equal(run(tmp_path / "split.onnx"), run(tmp_path / "whole.onnx"))
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".data", ".onnx", ".onnx"]

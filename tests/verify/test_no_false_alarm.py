@@ -1,0 +1,103 @@
+"""Correct conversions of varied models pass with default settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from small_nets import SMALL, TRANSFORMERS, image, settled
+
+from spdexport import pipeline
+from spdexport.verify.compare import FACTOR
+from spdexport.verify.result import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from small_nets import Net
+
+RUN = ("weights", "export", "optimize")
+
+
+def name(make: Callable[[], Net]) -> str:
+    return make.__name__
+
+
+@pytest.mark.parametrize("make", SMALL, ids=name)
+def test_a_correct_conversion_passes(make: Callable[[], Net], tmp_path: Path) -> None:
+    module, inputs = make()
+    done = pipeline.convert(module, tmp_path / "m.onnx", inputs=inputs)
+    assert done.verification is not None
+    assert done.verdict is Status.PASS, done.verification.edges
+    ran = {e.edge: e for e in done.verification.edges if e.status is not Status.NOT_RUN}
+    assert set(ran) == {"capture", "rewrite", *RUN}
+    assert all(e.noise_ratio is not None and e.noise_ratio <= FACTOR / 2 for e in ran.values())
+
+
+@pytest.mark.parametrize("make", SMALL, ids=name)
+def test_a_correct_file_passes_alone(make: Callable[[], Net], tmp_path: Path) -> None:
+    module, inputs = make()
+    pipeline.convert(module, tmp_path / "m.onnx", inputs=inputs, verify=False)
+    found = pipeline.verify(tmp_path / "m.onnx")
+    assert found.verdict is Status.PASS, found.edges
+    assert [e.edge for e in found.edges if e.status is Status.PASS] == list(RUN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", TRANSFORMERS, ids=name)
+def test_a_correct_conversion_of_a_transformers_model_passes(make: Callable[[], Net], tmp_path: Path) -> None:
+    module, inputs = make()
+    done = pipeline.convert(module, tmp_path / "m.onnx", inputs=inputs)
+    assert done.verification is not None
+    assert done.verdict is Status.PASS, done.verification.edges
+    assert pipeline.verify(tmp_path / "m.onnx").verdict is Status.PASS
+
+
+@pytest.mark.parametrize(
+    ("opset", "why"), [(None, "Type 'tensor(bfloat16)' of input"), (22, "Could not find an implementation for Conv")]
+)
+def test_bfloat16_that_onnx_runtime_lacks_is_inconclusive(opset: int | None, why: str, tmp_path: Path) -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()).bfloat16()
+    module, inputs = settled(net, image().bfloat16())
+    done = pipeline.convert(module, tmp_path / "m.onnx", inputs=inputs, opset=opset)
+    assert done.verification is not None
+    assert done.verdict is Status.INCONCLUSIVE
+    for edge in done.verification.edges:
+        if edge.edge in ("export", "optimize"):
+            assert edge.status is Status.INCONCLUSIVE
+            assert edge.reason.startswith("ONNX Runtime does not load the file: ")
+            assert why in edge.reason
+        elif edge.edge != "device":
+            assert edge.status is Status.PASS
+    assert (tmp_path / "m.onnx").exists()
+
+
+def test_inputs_that_overflow_float16_are_left_out_and_said(tmp_path: Path) -> None:
+    module, _ = settled(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)))
+    with torch.no_grad():
+        module[0].weight *= 500  # type: ignore[index,operator]
+    done = pipeline.convert(module.half(), tmp_path / "m.onnx", inputs=image().half())
+    assert done.verification is not None
+    assert done.verdict is Status.PASS
+    assert "left out, since the model overflows its own dtype there: large, batch 1" in done.verification.notes
+    alone = pipeline.verify(tmp_path / "m.onnx")
+    assert alone.verdict is Status.PASS
+    assert any("large, batch 1" in note for note in alone.notes)
+
+
+def test_outputs_that_do_not_react_are_inconclusive(tmp_path: Path) -> None:
+    class Still(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.clamp(self.conv(x), 1e6, 2e6)
+
+    done = pipeline.convert(Still(), tmp_path / "m.onnx", inputs=image())
+    assert done.verdict is Status.INCONCLUSIVE
+    assert done.verification is not None
+    found = next(e for e in done.verification.edges if e.edge == "export")
+    assert found.reason == "no output reacts to the inputs, so that they agree shows nothing"

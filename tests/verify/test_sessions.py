@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from planting import to_tf32
+
+from spdexport import pipeline
+from spdexport.runtime import PlacedNode, Provider, RuntimeFailure, SessionSettings, provider_status
+from spdexport.verify import sessions
+from spdexport.verify.result import EdgeResult, Status
+from spdexport.verify.sessions import SessionEdges
+from spdexport.verify.trial import Trial, make_trial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from spdexport.conv import Array
+    from spdexport.verify.run import Subject
+
+W = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+X = np.random.default_rng(1).standard_normal((4, 64)).astype(np.float32)
+EXACT = X.astype(np.float64) @ W.astype(np.float64)
+
+
+def trial() -> Trial:
+    def perturbed(seed: int, u: float) -> dict[str, Array]:
+        normal = np.random.default_rng(seed).standard_normal(EXACT.shape)
+        return {"y": EXACT + u * (np.abs(X) @ np.abs(W)) * normal}
+
+    own = {"y": EXACT.astype(np.float32)}
+    return make_trial("case", {"y": EXACT}, own, perturbed, seed=0, unit_rounding=2.0**-24)
+
+
+class FakeSession:
+    def __init__(self, settings: SessionSettings, compute: Any, placed: str) -> None:
+        self._settings, self._compute, self._placed = settings, compute, placed
+
+    def run(self, inputs: Mapping[str, Array], outputs: object = None) -> dict[str, Array]:
+        return {"y": self._compute(self._settings).astype(np.float32)}
+
+    def placed_nodes(self) -> tuple[PlacedNode, ...]:
+        return (PlacedNode(self._placed, "node_MatMul_0", "MatMul", ""), PlacedNode("CPU", "shape", "Shape", ""))
+
+
+def run(
+    monkeypatch: pytest.MonkeyPatch,
+    compute: Any,
+    provider: Provider = Provider.CUDA,
+    placed: str | None = None,
+) -> list[EdgeResult]:
+    """The device results with sessions that compute what they are told to."""
+    monkeypatch.setattr(sessions, "provider_status", lambda _: None)
+    monkeypatch.setattr(
+        sessions, "open_session", lambda _, settings: FakeSession(settings, compute, placed or provider.ort_name)
+    )
+    edges = SessionEdges(Path("m.onnx"), [provider])
+    edges.compare(trial(), {"x": X}, lambda _: ("layer", ""))
+    return [e for e in edges.results() if e.edge == "device"]
+
+
+def rounded(settings: SessionSettings) -> Array:
+    on = settings.provider is not Provider.CPU and settings.tf32 is not False
+    return to_tf32(X) @ to_tf32(W) if on else X @ W
+
+
+def test_tf32_is_named_and_is_no_failure_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    check, deployed = run(monkeypatch, rounded)
+    assert check.status is Status.PASS
+    assert check.reason.startswith("TF32 off: ")
+    assert deployed.status is Status.PASS
+    assert deployed.noise_ratio is not None
+    assert deployed.noise_ratio > 8
+    assert deployed.reason.startswith("the provider's own settings: y[")
+    assert "this is TF32, not the model: use_tf32=0" in deployed.reason
+
+
+def test_a_fault_beside_tf32_still_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    check, deployed = run(monkeypatch, lambda s: rounded(s) * 1.05)
+    assert (check.status, deployed.status) == (Status.FAIL, Status.FAIL)
+    assert check.first_divergence == "layer"
+
+
+def test_a_fault_that_only_a_deployment_has_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    check, deployed = run(monkeypatch, lambda s: rounded(s) * (1.05 if s.tf32 is None else 1))
+    assert (check.status, deployed.status) == (Status.PASS, Status.FAIL)
+
+
+def test_a_difference_that_tf32_alone_does_not_show_is_inconclusive(monkeypatch: pytest.MonkeyPatch) -> None:
+    check, deployed = run(monkeypatch, lambda s: rounded(s) if s.tf32 is None else X @ W)
+    assert (check.status, deployed.status) == (Status.PASS, Status.INCONCLUSIVE)
+    assert "the convolution algorithm that was chosen may" in deployed.reason
+
+
+def test_tensorrt_has_one_result_and_cannot_tell_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    (deployed,) = run(monkeypatch, rounded, Provider.TENSORRT)
+    assert deployed.status is Status.INCONCLUSIVE
+    assert "NVIDIA_TF32_OVERRIDE=0" in deployed.reason
+
+
+def test_a_provider_that_left_products_to_another_is_inconclusive(monkeypatch: pytest.MonkeyPatch) -> None:
+    for result in run(monkeypatch, rounded, placed="CPUExecutionProvider"):
+        assert result.status is Status.INCONCLUSIVE
+        assert "cuda did not run node_MatMul_0 (MatMul)" in result.reason
+
+
+def test_a_kernel_that_is_missing_says_nothing_about_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(message: str) -> list[Status]:
+        def open_session(*_: object) -> None:
+            raise RuntimeFailure(message)
+
+        monkeypatch.setattr(sessions, "open_session", open_session)
+        return [e.status for e in SessionEdges(Path("m.onnx"), []).results() if e.edge != "device"]
+
+    assert refuse("[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : no Conv") == [Status.INCONCLUSIVE] * 2
+    assert refuse("[ONNXRuntimeError] : 1 : FAIL : bad") == [Status.FAIL] * 2
+
+
+@pytest.mark.skipif(provider_status(Provider.CUDA) is None, reason="CUDA runs here")
+def test_cuda_that_is_missing_is_inconclusive_with_what_is_missing(five_convs: Subject) -> None:
+    edges = SessionEdges(five_convs.file, [Provider.CUDA])
+    (device,) = [e for e in edges.results() if e.edge == "device"]
+    assert device.status is Status.INCONCLUSIVE
+    assert device.reason == provider_status(Provider.CUDA)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(provider_status(Provider.CUDA) is not None, reason=str(provider_status(Provider.CUDA)))
+def test_a_correct_file_passes_on_cuda_and_tf32_is_only_named(five_convs: Subject, tmp_path: Path) -> None:
+    found = pipeline.verify(five_convs.file, providers=["cuda"])
+    check, deployed = (e for e in found.edges if e.edge == "device")
+    assert check.status is Status.PASS
+    assert check.reason.startswith("TF32 off: ")
+    assert deployed.status is Status.PASS
+    if deployed.noise_ratio is not None and deployed.noise_ratio > 8:
+        assert "TF32" in deployed.reason
+
+
+def test_a_coarser_unit_rounding_gives_a_coarser_tolerance() -> None:
+    fine = trial()
+    assert fine.rounded_to(2.0**-11).floors["y"] > 1000 * fine.floors["y"]
