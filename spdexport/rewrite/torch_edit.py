@@ -164,14 +164,15 @@ class ProgramEdit:
 
 def _fake_result(target: Any, args: tuple[Any, ...]) -> torch.Tensor:
     """What an operator gives for fake values."""
-    if "same" not in args:
+    if not any(isinstance(value, str) and value == "same" for value in args):
         result: torch.Tensor = target(*args)
         return result
     # Where the padding is unequal, the operator would turn a symbolic batch into the number that was traced with.
     x, weight = args[:2]
     shape = list(x.shape)
     shape[1 - weight.ndim] = weight.shape[0]
-    return x.new_empty(shape)
+    like: torch.Tensor = x.new_empty(shape)
+    return like
 
 
 def _free_target(name: str, taken: set[str]) -> str:

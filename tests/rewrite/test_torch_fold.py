@@ -110,6 +110,21 @@ def test_folding_gives_back_the_program_that_was_factorized(
     same(result.program, placed, torch.randn(5, *x.shape[1:]))
 
 
+@pytest.mark.parametrize("padding", ["same", 1])
+def test_factorizing_and_folding_leave_no_guards_on_the_batch(padding: str | int) -> None:
+    program = export(nn.Sequential(nn.Conv2d(3, 4, (2, 3), padding=padding)), X)
+    (site,), _ = list_sites(program)
+    V, U = (np.ones(s, dtype=np.float32) for s in expected_shapes(site.spec, 3))
+    placed = place_forms(program, [(site, factorized(site.spec, Factors(V=V, U=U), site.bias))])
+    for edited in (placed, fold_program(placed).program):
+        file = io.BytesIO()
+        torch.export.save(edited, file)
+        file.seek(0)
+        assert torch.export.load(file).module()(torch.randn(33, 3, 8, 8)).shape[:2] == (33, 4)
+        nodes = [node for node in edited.graph.nodes if node.op == "call_function"]
+        assert all(isinstance(node.meta["val"].shape[0], torch.SymInt) for node in nodes)
+
+
 # --- modules that are written with V, mask, U and delta ---
 
 

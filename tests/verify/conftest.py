@@ -1,38 +1,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import small_nets
+from subjects import DIGITS, make_subject
 
-import spdexport.pipeline as pipeline
-from spdexport.export import export_onnx, write_onnx
-from spdexport.options import Options
-from spdexport.prepare import prepare
 from spdexport.verify import recipes
 from spdexport.verify.run import Subject, verify_subject
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from spdexport.verify.result import Verification
-
-DIGITS = Path(__file__).parents[2] / "examples" / "01_digits"
-
-
-def make_subject(folder: Path, source: Any, options: dict[str, Any]) -> Subject:
-    """A converted file with all that verification of it needs, exported once."""
-    chosen = Options.of(options)  # type: ignore[arg-type]
-    prepared = prepare(source, chosen)
-    intended = prepared.factorized()
-    exported = export_onnx(intended, axes=prepared.captured.axes)
-    file = folder / "model.onnx"
-    write_onnx(exported.model, file, file)
-    subject = pipeline._subject(file, file.name, prepared, intended, chosen, lambda: exported)
-    return replace(subject, plain=cache(subject.plain))
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import DIGITS, make_subject
 from onnx import numpy_helper
 from planting import (
     attribute,
@@ -27,6 +26,7 @@ from planting import (
     with_nan,
 )
 from small_nets import two_outputs
+from subjects import DIGITS, make_subject
 
 from spdexport import pipeline
 from spdexport.verify.result import EdgeResult, Status, Verification

@@ -15,7 +15,7 @@ from spdexport.verify.sessions import SessionEdges
 from spdexport.verify.trial import Trial, make_trial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from spdexport.conv import Array
     from spdexport.verify.run import Subject
@@ -38,7 +38,7 @@ class FakeSession:
     def __init__(self, settings: SessionSettings, compute: Any, placed: str) -> None:
         self._settings, self._compute, self._placed = settings, compute, placed
 
-    def run(self, inputs: Mapping[str, Array], outputs: object = None) -> dict[str, Array]:
+    def run(self, _: Mapping[str, Array]) -> dict[str, Array]:
         return {"y": self._compute(self._settings).astype(np.float32)}
 
     def placed_nodes(self) -> tuple[PlacedNode, ...]:

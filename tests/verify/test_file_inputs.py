@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from spdexport.errors import ExampleInputError
+from spdexport.verify.approximation import Change, approximation
+from spdexport.verify.file_inputs import SIZES, Port, file_cases, given_by_name, guesses
+from spdexport.verify.recipes import RECIPES, draw, generators
+
+X = Port(name="x", dtype=np.dtype(np.float32), shape=("batch", 3, "h", 8))
+IDS = Port(name="ids", dtype=np.dtype(np.int64), shape=("batch", 4))
+
+
+def test_cases_have_the_batch_of_their_recipe_and_the_sizes_given() -> None:
+    made = list(file_cases([X, IDS], {"h": 5}, None, seed=0))
+    assert [c.batch for c in made] == [r.batch for r in RECIPES]
+    for case in made:
+        assert case.inputs["x"].shape == (case.batch, 3, 5, 8)
+        assert case.inputs["x"].dtype == np.float32
+        assert set(np.unique(case.inputs["ids"])) <= {0, 1}
+    again = list(file_cases([X, IDS], {"h": 5}, None, seed=0))
+    assert all(np.array_equal(a.inputs["x"], b.inputs["x"]) for a, b in zip(made, again, strict=True))
+    other = list(file_cases([X, IDS], {"h": 5}, None, seed=1))
+    assert not np.array_equal(made[0].inputs["x"], other[0].inputs["x"])
+
+
+def test_integers_stay_in_the_range_of_the_example() -> None:
+    example = {"x": np.zeros((1, 3, 5, 8), np.float32), "ids": np.array([[3, 9, 4, 4]])}
+    drawn = np.concatenate([c.inputs["ids"].ravel() for c in file_cases([X, IDS], {"h": 5}, example, seed=0)])
+    assert drawn.min() >= 3
+    assert drawn.max() <= 9
+
+
+def test_unknown_sizes_are_guessed_and_known_ones_are_not() -> None:
+    assert [(g, s) for g, s in guesses([X, IDS], None)] == [(size, {"h": size}) for size in SIZES]
+    example = {"x": np.zeros((1, 3, 5, 8), np.float32), "ids": np.zeros((1, 4), np.int64)}
+    assert [(g, s["h"]) for g, s in guesses([X, IDS], example)] == [(None, 5)]
+
+
+def test_inputs_are_matched_by_name_and_position() -> None:
+    x, ids = np.zeros((1, 3, 5, 8), np.float32), np.zeros((1, 4), np.int64)
+    assert list(given_by_name([X, IDS], [x], {"ids": ids})) == ["x", "ids"]
+    with pytest.raises(ExampleInputError, match="The input 'ids' is not given"):
+        given_by_name([X, IDS], [x], {})
+    with pytest.raises(ExampleInputError, match="There are 3 inputs"):
+        given_by_name([X, IDS], [x, ids, ids], {})
+    with pytest.raises(ExampleInputError, match=r"have ids float32 \(1, 4\)"):
+        given_by_name([X, IDS], [x, ids.astype(np.float32)], {})
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64, np.complex64, np.bool_, np.uint8])
+def test_every_dtype_can_be_drawn(dtype: type) -> None:
+    for recipe, random in generators(0):
+        values = draw(recipe, (2, 3), np.dtype(dtype), random)
+        assert values.dtype == dtype
+        assert values.shape == (2, 3)
+
+
+def test_approximation_adds_up_over_cases() -> None:
+    dense, masked = {"y": np.array([[3.0, 4.0]])}, {"y": np.array([[5.0, 4.0]])}
+    found = approximation([Change.between(dense, masked), Change.between(dense, dense)])
+    assert found is not None
+    assert found.max_abs == 2
+    assert found.relative_l2 == pytest.approx(np.sqrt(4 / 50))
+    assert found.top1_agreement == 0.5
+    assert approximation([]) is None

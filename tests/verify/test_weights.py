@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from spdexport.verify.result import Status
+from spdexport.verify.weights import weights_edge
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+RNG = np.random.default_rng(0)
+V, U = RNG.standard_normal((5, 3, 3, 3)), RNG.standard_normal((4, 5, 1, 1))
+
+
+def model(nodes: list[onnx.NodeProto], **weights: np.ndarray) -> ir.Model:
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 3, 6, 6])
+    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+    tensors = [onnx.numpy_helper.from_array(w.astype(np.float32), n.replace("_", ".")) for n, w in weights.items()]
+    graph = onnx.helper.make_graph(nodes, "g", [x], [y], tensors)
+    opset = [onnx.helper.make_opsetid("", 18)]
+    return ir.from_proto(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8))
+
+
+def pair(v: np.ndarray = V, u: np.ndarray = U) -> ir.Model:
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "conv.V"], ["z"]),
+        onnx.helper.make_node("Conv", ["z", "conv.U"], ["y"]),
+    ]
+    return model(nodes, conv_V=v, conv_U=u)
+
+
+def dense(weight: np.ndarray | None = None, **attributes: object) -> ir.Model:
+    made = np.einsum("cikl,oc->oikl", V, U[:, :, 0, 0]) if weight is None else weight
+    return model([onnx.helper.make_node("Conv", ["x", "conv.weight"], ["y"], **attributes)], conv_weight=made)
+
+
+def nan(value: np.ndarray) -> np.ndarray:
+    changed = value.copy()
+    changed.flat[2] = np.nan
+    return changed
+
+
+def test_factors_pass_against_their_product() -> None:
+    found = weights_edge(pair(), dense())
+    assert found.status is Status.PASS
+    assert found.noise_ratio is not None
+    assert 0 < found.noise_ratio < 2
+
+
+@pytest.mark.parametrize("make", [lambda: pair(v=nan(V)), lambda: pair(u=nan(U)), lambda: dense(nan(V))])
+def test_nan_never_passes(make: Callable[[], ir.Model]) -> None:
+    plain = dense() if len(make().graph) == 2 else dense(V)
+    found = weights_edge(make(), plain)
+    assert found.status is Status.FAIL
+    assert found.first_divergence == "conv"
+
+
+def test_a_weight_that_nothing_touched_is_equal_bit_for_bit() -> None:
+    other = V.astype(np.float32)
+    other.flat[0] = np.nextafter(other.flat[0], np.float32(9))
+    found = weights_edge(dense(other), dense(V))
+    assert found.status is Status.FAIL
+    assert found.reason == "conv.weight differs in 1 of 135 entries, and nothing should have changed it"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "same"),
+    [
+        ({"group": 1}, True),
+        ({"auto_pad": "NOTSET"}, True),
+        ({"strides": [2, 2]}, False),
+        ({"pads": [0, 0, 1, 0]}, False),
+    ],
+)
+def test_attributes_count_and_defaults_are_what_they_are(attributes: dict[str, object], same: bool) -> None:
+    assert (weights_edge(dense(**attributes), dense()).status is Status.PASS) is same
+
+
+def test_a_float_attribute_is_what_a_file_keeps_of_it() -> None:
+    def norm(epsilon: float) -> ir.Model:
+        node = ir.node("LayerNormalization", [], attributes={"epsilon": epsilon, "axis": -1})
+        base = model([onnx.helper.make_node("LayerNormalization", ["x", "norm.weight"], ["y"])], norm_weight=np.ones(6))
+        base.graph[0].attributes.clear()
+        base.graph[0].attributes.update(node.attributes)
+        return base
+
+    kept = float(np.float32(1e-6))
+    assert weights_edge(norm(kept), norm(1e-6)).status is Status.PASS
+    found = weights_edge(norm(1e-5), norm(1e-6))
+    assert found.status is Status.FAIL
+    assert found.first_divergence == "norm"
+    assert "epsilon" in found.reason
