@@ -20,6 +20,8 @@ class Constants:
     def __init__(self, program: ExportedProgram) -> None:
         signature = program.graph_signature
         changed = set(signature.buffers_to_mutate.values())
+        # In-place operators that torch.export left in the graph are not in the signature.
+        written = {source.name for node in program.graph.nodes for source in _written(node)}
         self._targets: dict[str, str] = {}
         self._tensors: dict[str, torch.Tensor] = {}
         for spec in signature.input_specs:
@@ -27,6 +29,8 @@ class Constants:
                 continue
             if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
                 name = spec.arg.name
+                if name in written:
+                    continue
                 stored = program.state_dict.get(spec.target)
                 tensor = program.constants.get(spec.target) if stored is None else stored
                 if isinstance(tensor, torch.Tensor):
@@ -68,3 +72,12 @@ class Constants:
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), evaluate)
         with torch.no_grad():
             return node.target(*args, **kwargs)  # type: ignore[operator,no-any-return]
+
+
+def _written(node: torch.fx.Node) -> list[torch.fx.Node]:
+    """The values that an in-place operator writes to."""
+    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+        return []
+    given = dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False)) | dict(node.kwargs)
+    changed = [given.get(a.name) for a in node.target._schema.arguments if a.alias_info and a.alias_info.is_write]
+    return [value for value in changed if isinstance(value, torch.fx.Node)]

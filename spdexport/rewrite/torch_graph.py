@@ -127,9 +127,9 @@ def _site(node: torch.fx.Node, constants: Constants, namer: _Namer) -> ConvSite 
     if args.get("transposed"):
         return Skipped(name=name, kind=f"conv_transpose{axes}d", reason="transposed convolutions are not decomposed")
     if not constants.is_constant(given.weight):
-        return Skipped(name=name, kind=kind, reason="its weight depends on the input")
+        return Skipped(name=name, kind=kind, reason="its weight depends on the input, or the model changes it")
     if given.bias is not None and not constants.is_constant(given.bias):
-        return Skipped(name=name, kind=kind, reason="its bias depends on the input")
+        return Skipped(name=name, kind=kind, reason="its bias depends on the input, or the model changes it")
     if args.get("alpha", 1) != 1 or args.get("beta", 1) != 1:
         return Skipped(name=name, kind=kind, reason="its product or its bias is scaled")
     weight = constants.value(given.weight)

@@ -121,6 +121,16 @@ class _DynamicBias(nn.Module):
         return nn.functional.conv2d(x, self.weight, x.mean((0, 2, 3)).repeat(2)[:4])
 
 
+class _Changing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.randn(4, 3, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.weight.add_(1.0)
+        return nn.functional.conv2d(x, self.weight)
+
+
 class _Scaled(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -139,6 +149,7 @@ class _Scaled(nn.Module):
         (nn.Embedding(7, 4), (torch.tensor([1, 2]),), "embedding", "a table"),
         (_Dynamic(), (torch.randn(1, 3, 5, 5), torch.randn(4, 3, 1, 1)), "conv2d", "its weight depends on the input"),
         (_DynamicBias(), (torch.randn(1, 3, 5, 5),), "conv2d", "its bias depends on the input"),
+        (_Changing(), (torch.randn(1, 3, 5, 5),), "conv2d", "or the model changes it"),
         (_Scaled(), (torch.randn(2, 3),), "linear", "its product or its bias is scaled"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
