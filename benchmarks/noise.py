@@ -78,10 +78,13 @@ def main() -> None:
     print("# The noise ratio of correct files\n")
     print(f"`python benchmarks/noise.py` on {arguments.date}, with", end=" ")
     known = versions()
-    print(", ".join(f"{name} {known[name]}" for name in ("torch", "onnx", "onnxruntime", "numpy", "python")) + ".\n")
-    print(f"Models: {', '.join(m.__name__ for m in (*SMALL, *TRANSFORMERS))} (tests/verify/small_nets.py), the small")
-    print(f"ones with {arguments.seeds} seeds. One ratio for each model, seed and input: the largest error over the")
-    print("floor, which is what rounding explains.\n")
+    print(", ".join(f"{name} {known[name]}" for name in ("torch", "onnx", "numpy", "python")), end=", ")
+    print(f"{known['onnxruntime']}.\n")
+    print(f"Models (tests/verify/small_nets.py), the first {len(SMALL)} with {arguments.seeds} seeds:")
+    print(f"{', '.join(m.__name__ for m in (*SMALL, *TRANSFORMERS))}.\n")
+    print(
+        "One ratio for each model, seed and input: the largest error over the floor, which is what rounding explains.\n"
+    )
     print("| verification | edge | ratios | median | 99% | largest | where |\n|---|---|---|---|---|---|---|")
     for key, values in sorted(ratios.items()):
         mode, edge = key.split(", ")

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 NOISE_RUNS = 3
 
+REFERENCE_UNIT_ROUNDING = 2.0**-50
+"""The finest rounding that can be told from that of the reference and of the factors, which are in float64."""
+
 Perturb = Callable[[int, float], "Mapping[str, Array]"]
 """Gives all outputs in float64 with simulated rounding, from a seed and a unit rounding."""
 
@@ -109,7 +112,8 @@ def make_trial(
         seed: Of the simulated rounding.
         unit_rounding: Of the model's dtype.
     """
-    noisy = [perturb(seed * 1000 + run, unit_rounding) for run in range(NOISE_RUNS)]
+    u = max(unit_rounding, REFERENCE_UNIT_ROUNDING)
+    noisy = [perturb(seed * 1000 + run, u) for run in range(NOISE_RUNS)]
     floors, stable = {}, {}
     for output, exact in reference.items():
         perturbed = [n[output] for n in noisy]

@@ -263,7 +263,9 @@ def _bound(mine: Array, size: ir.Value | None, other_size: ir.Value | None) -> A
     if not (_composed(size) or _composed(other_size)):
         return None
     total = np.maximum(magnitude.astype(np.float64), other.astype(np.float64))
-    return ROUNDINGS * unit_rounding(mine.dtype) * total
+    # Factors and their products are made in float64, whose own rounding counts for models in float64 alone.
+    reference = 16 * unit_rounding(np.dtype(np.float64)) * float(total.max(initial=0.0))
+    return np.asarray(ROUNDINGS * unit_rounding(mine.dtype) * total + reference)
 
 
 def _composed(value: ir.Value | None) -> bool:

@@ -95,3 +95,10 @@ def test_a_float_attribute_is_what_a_file_keeps_of_it() -> None:
     assert found.status is Status.FAIL
     assert found.first_divergence == "norm"
     assert "epsilon" in found.reason
+
+
+def test_the_smallest_entry_off_by_a_hundredth_is_found() -> None:
+    # A 1% error of the smallest entry is found, whatever the size of the others.
+    off = V.copy()
+    off.flat[np.abs(off).argmin()] *= 1.01
+    assert weights_edge(pair(v=off), dense()).status is Status.FAIL
