@@ -25,12 +25,12 @@ from small_nets import SMALL, TRANSFORMERS
 
 from spdexport import pipeline
 from spdexport.runtime import versions
-from spdexport.verify.compare import FACTOR
-from spdexport.verify.edge import Edge
-from spdexport.verify.result import Status
+from spdexport.verification.compare import FACTOR
+from spdexport.verification.edge import Edge
+from spdexport.verification.result import Status
 
 if TYPE_CHECKING:
-    from spdexport.verify.compare import Comparison
+    from spdexport.verification.compare import Comparison
 
 
 def reseeded(module: torch.nn.Module, seed: int) -> torch.nn.Module:
@@ -80,7 +80,7 @@ def main() -> None:
     known = versions()
     print(", ".join(f"{name} {known[name]}" for name in ("torch", "onnx", "numpy", "python")), end=", ")
     print(f"{known['onnxruntime']}.\n")
-    print(f"Models (tests/verify/small_nets.py), the first {len(SMALL)} with {arguments.seeds} seeds:")
+    print(f"Models (tests/verification/small_nets.py), the first {len(SMALL)} with {arguments.seeds} seeds:")
     print(f"{', '.join(m.__name__ for m in (*SMALL, *TRANSFORMERS))}.\n")
     print(
         "One ratio for each model, seed and input: the largest error over the floor, which is what rounding explains.\n"

@@ -7,8 +7,6 @@ without torch (PEP 562).
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
     from spdexport.plan import LayerPlan, Plan
     from spdexport.sources.components import ComponentSet
     from spdexport.sources.spd import load_components
-    from spdexport.verify.result import EdgeResult, Status, Verification
+    from spdexport.verification.result import EdgeResult, Status, Verification
 
 __version__ = "0.1.0"
 
@@ -79,7 +77,7 @@ _HOME = {
     "ComponentsError": "errors",
     "ConvSpec": "conv",
     "Conversion": "pipeline",
-    "EdgeResult": "verify.result",
+    "EdgeResult": "verification.result",
     "ExampleInputError": "errors",
     "ExportError": "errors",
     "Factors": "factors",
@@ -96,9 +94,9 @@ _HOME = {
     "RuntimeMissingError": "errors",
     "SourceError": "errors",
     "SpdExportError": "errors",
-    "Status": "verify.result",
+    "Status": "verification.result",
     "UsageError": "errors",
-    "Verification": "verify.result",
+    "Verification": "verification.result",
     "convert": "pipeline",
     "factorize": "pipeline",
     "fold": "folding",
@@ -120,18 +118,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """This package, whose public names stay what they are when a submodule of the same name is imported.
-
-    Importing ``spdexport.verify.result`` makes Python set the folder ``verify`` as an attribute of the package, which
-    would hide the function of that name, depending on what was imported first.
-    """
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -256,8 +256,8 @@ def _export(
         inputs, args=tuple(t.clone() for t in inputs.args), kwargs={k: v.clone() for k, v in inputs.kwargs.items()}
     )
     by_name = dict(zip(names, inputs.args, strict=False)) | dict(inputs.kwargs)
-    # The batch is one dimension of all inputs. Of the others torch finds the range that the model allows (a height of at
-    # least 3, say), which a named dimension would have to state.
+    # The batch is one dimension of all inputs. Of the others torch finds the range that the model allows (a height of
+    # at least 3, say), which a named dimension would have to state.
     batch = Dim(BATCH)
     shapes = ShapesCollection()
     for name, found in axes.items():

@@ -294,6 +294,6 @@ def _run(
 
 def _exit_status(result: Any) -> int:
     """The exit status of a verdict; nothing verified, because nobody asked, is no failure."""
-    from spdexport.verify.result import Status
+    from spdexport.verification.result import Status
 
     return {Status.PASS: 0, Status.NOT_RUN: 0, Status.FAIL: 1, Status.INCONCLUSIVE: 3}[result.verdict]

@@ -1,36 +1,22 @@
-"""ExportedProgram to an ONNX model with named inputs, outputs and axes; models to files, whole or not at all."""
+"""ExportedProgram to an ONNX model in memory, with named inputs, outputs and axes."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import re
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import onnx
 import onnx_ir as ir
 import torch
 import torch.utils._pytree as pytree
 
 from spdexport.errors import ExportError
-from spdexport.files.hashing import sha256_file
 from spdexport.quiet import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch.export import ExportedProgram
-
-METADATA_PREFIX = "spdexport."
-"""What the names of our entries in a model's metadata begin with."""
-
-EXTERNAL_DATA_FROM = 1_500_000_000
-"""Bytes of weights above which they go to a file beside the model: protobuf stops at 2 GiB."""
 
 KEPT_NODE_METADATA = ("pkg.torch.onnx.name_scopes",)
 """Node metadata that stays: the module path. The rest holds stack traces with paths of the exporting machine."""
@@ -85,155 +71,6 @@ def export_onnx(
     _name_outputs(model, program)
     _clean_metadata(model)
     return Exported(model=model, lowered=result.exported_program)
-
-
-def write_metadata(model: ir.Model, entries: Mapping[str, Any]) -> None:
-    """Put entries into the model's metadata, as JSON with sorted keys, under spdexport's prefix."""
-    for key, value in sorted(entries.items()):
-        model.metadata_props[METADATA_PREFIX + key] = json.dumps(value, sort_keys=True)
-
-
-def read_metadata(model: ir.Model) -> dict[str, Any]:
-    """The entries that ``write_metadata`` wrote; empty for a file that spdexport did not make.
-
-    Entries that are no JSON are left out: the file may have passed through any hands.
-    """
-    entries = {}
-    for key, text in model.metadata_props.items():
-        if key.startswith(METADATA_PREFIX):
-            with contextlib.suppress(json.JSONDecodeError):
-                entries[key.removeprefix(METADATA_PREFIX)] = json.loads(text)
-    return entries
-
-
-def content_hash(model: ir.Model) -> str:
-    """The SHA-256 of what a model computes with: its graph and weights, in hexadecimal.
-
-    Operators in their order, attributes, connections, opsets, declared inputs and outputs, and the names, dtypes,
-    shapes and bytes of all weights count. Metadata, names of nodes, and where the weights are stored do not. A model
-    has the same hash before it is written and after it is read back.
-    """
-    digest = hashlib.sha256()
-    _hash_words(digest, "opsets", *(f"{d}={v}" for d, v in sorted(_opsets(model.opset_imports).items())))
-    _hash_graph(digest, model.graph)
-    for function in model.functions.values():
-        _hash_words(digest, "function", *map(str, function.identifier()), *map(str, function.attributes.values()))
-        _hash_words(digest, *(f"{d}={v}" for d, v in sorted(_opsets(function.opset_imports).items())))
-        _hash_graph(digest, function)
-    return digest.hexdigest()
-
-
-def _opsets(imports: Mapping[str, int]) -> dict[str, int]:
-    return {"" if domain == "ai.onnx" else domain: version for domain, version in imports.items()}
-
-
-def _hash_words(digest: hashlib._Hash, *words: str) -> None:
-    # The lengths make the text unambiguous: no name can imitate the words that follow it.
-    digest.update("".join(f"{len(word)}:{word}" for word in words).encode() + b"\n")
-
-
-def _hash_graph(digest: hashlib._Hash, graph: ir.Graph | ir.Function) -> None:
-    for kind, values in (("inputs", graph.inputs), ("outputs", graph.outputs)):
-        _hash_words(digest, kind, *(f"{v.name}:{v.type}:{v.shape and [str(d) for d in v.shape]}" for v in values))
-    for node in graph:
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        _hash_words(digest, "node", node.op_type, domain, node.overload)
-        _hash_words(digest, *("" if v is None else v.name or "" for v in node.inputs))
-        _hash_words(digest, *(v.name or "" for v in node.outputs))
-        for name in sorted(node.attributes):
-            _hash_attribute(digest, node.attributes[name])
-    weights = graph.initializers if isinstance(graph, ir.Graph) else {}
-    for name in sorted(weights):
-        tensor = weights[name].const_value
-        assert tensor is not None, "an initializer has a value"
-        _hash_words(digest, "weight", name)
-        _hash_tensor(digest, tensor)
-
-
-def _hash_attribute(digest: hashlib._Hash, attribute: ir.Attr) -> None:
-    _hash_words(digest, attribute.name, str(attribute.type), attribute.ref_attr_name or "")
-    value: Any = attribute.value
-    match attribute.type:
-        case ir.AttributeType.GRAPH:
-            _hash_graph(digest, value)
-        case ir.AttributeType.GRAPHS:
-            for graph in value:
-                _hash_graph(digest, graph)
-        case ir.AttributeType.TENSOR if value is not None:
-            _hash_tensor(digest, value)
-        case ir.AttributeType.FLOAT | ir.AttributeType.FLOATS if value is not None:
-            # The file keeps float32, memory what the exporter was given.
-            digest.update(np.asarray(value, dtype=np.float32).tobytes())
-        case _:
-            _hash_words(digest, *map(str, value if isinstance(value, tuple | list) else [value]))
-
-
-def _hash_tensor(digest: hashlib._Hash, tensor: ir.TensorProtocol) -> None:
-    _hash_words(digest, str(tensor.dtype), str([int(d) for d in tensor.shape]))  # type: ignore[arg-type]
-    if tensor.dtype is ir.DataType.STRING:
-        digest.update(repr(tensor.numpy().tolist()).encode())
-        return
-    flat = np.ascontiguousarray(tensor.numpy()).reshape(-1)
-    for start in range(0, flat.size, 1 << 22):
-        digest.update(flat[start : start + (1 << 22)].tobytes())
-
-
-def write_onnx(
-    model: ir.Model, temporary: Path, final: Path, *, external_from: int = EXTERNAL_DATA_FROM
-) -> tuple[Path, ...]:
-    """Write a model to a temporary file that is to be moved to ``final``, and check it there.
-
-    Weights above ``external_from`` bytes go to a file beside it that is named by its own content, so that the model,
-    whichever name it is moved to, and an older model there are each whole with the data they refer to.
-
-    Returns:
-        The data files written.
-
-    Raises:
-        ExportError: onnx.checker finds the model invalid.
-    """
-    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    if size <= external_from:
-        ir.save(model, temporary)
-        _check(temporary)
-        return ()
-    data = temporary.with_name(temporary.name + ".data")
-    try:
-        ir.save(model, temporary, external_data=data.name, size_threshold_bytes=1024)
-        named = final.with_name(f"{final.stem}.{sha256_file(data)[:16]}.data")
-        proto = onnx.load(temporary, load_external_data=False)
-        for tensor in proto.graph.initializer:
-            for entry in tensor.external_data:
-                if entry.key == "location":
-                    entry.value = named.name
-        temporary.write_bytes(proto.SerializeToString(deterministic=True))
-        data.replace(named)
-    finally:
-        data.unlink(missing_ok=True)
-    _check(temporary)
-    return (named,)
-
-
-def save_program(program: ExportedProgram, path: Path) -> None:
-    """Save a program so that plain torch loads it, with bytes that do not depend on the file's name.
-
-    torch writes the name into the archive, hence a fixed one first.
-    """
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".spdexport.") as folder:
-        fixed = Path(folder) / "program.pt2"
-        torch.export.save(program, fixed)
-        fixed.replace(path)
-
-
-def _check(path: Path) -> None:
-    try:
-        onnx.checker.check_model(path)
-    except onnx.checker.ValidationError as error:
-        raise ExportError(
-            f"onnx.checker refuses the exported model: {str(error).splitlines()[0]}",
-            where="the exported graph",
-            hint="Please report this with the model; --opset may avoid it.",
-        ) from error
 
 
 def _root_cause(error: BaseException) -> str:

@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import onnx
 import onnx_ir as ir
 
 from spdexport import __version__
+from spdexport.content import content_hash
 from spdexport.errors import SourceError, UsageError
-from spdexport.export import METADATA_PREFIX, content_hash, save_program, write_metadata, write_onnx
-from spdexport.files.atomic import replacing
+from spdexport.files.atomic import RejectedError, failed_name, replacing, set_aside
 from spdexport.files.hashing import sha256_file
 from spdexport.files.sniff import FileKind, sniff
+from spdexport.installed import versions
 from spdexport.loading import load
+from spdexport.model_files import (
+    METADATA_PREFIX,
+    load_onnx,
+    no_data_left,
+    save_program,
+    write_metadata,
+    write_onnx,
+)
 from spdexport.rewrite.onnx_fold import fold_onnx
 from spdexport.rewrite.torch_fold import fold_program
-from spdexport.runtime import parse_providers, versions
-from spdexport.verify.alone import verify_files
-from spdexport.verify.programs import verify_programs
-from spdexport.verify.result import Status, Verification
+from spdexport.runtime import parse_providers
+from spdexport.verification.alone import verify_files
+from spdexport.verification.programs import verify_programs
+from spdexport.verification.result import Status, Verification
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from spdexport.conv import Skipped
     from spdexport.rewrite.fold_result import FoldedChain
@@ -97,10 +104,6 @@ class _Request:
     progress: Progress
 
 
-class _RejectedError(Exception):
-    """The check failed: the output must not take its name."""
-
-
 def fold(
     file: str | Path,
     output: str | Path,
@@ -153,12 +156,11 @@ def fold(
     )
     written: _Written | None = None
     target = output
-    with contextlib.suppress(_RejectedError), _no_data_left(output), replacing(output) as temporary:
+    with contextlib.suppress(RejectedError), no_data_left(output), replacing(output) as temporary:
         written = _fold_onnx(request, temporary) if kind is FileKind.ONNX else _fold_program(request, temporary)
         if written.verification is not None and written.verification.verdict is Status.FAIL:
-            target = output.with_name(f"{output.stem}.failed{output.suffix}")
-            temporary.replace(target)
-            raise _RejectedError
+            target = failed_name(output)
+            set_aside(temporary, output)
     assert written is not None, "a rejected file was written, too"
     notes = written.notes if written.folded else (*written.notes, "nothing was folded: no layer has factors")
     outputs = (target, *written.data)
@@ -192,7 +194,7 @@ def _fold_onnx(request: _Request, temporary: Path) -> _Written:
     # Names are checked before the work; CUDA is looked for only where something would run on it.
     providers = parse_providers(request.providers) if request.verify or request.providers is not None else ()
     request.progress("loading")
-    model = _load_onnx(request.source)
+    model = ir.external_data.load_to_model(load_onnx(request.source))
     request.progress("folding")
     result = fold_onnx(model)
     folded = result.model
@@ -221,21 +223,6 @@ def _fold_onnx(request: _Request, temporary: Path) -> _Written:
     return _Written(data=data, folded=result.folded, declined=result.declined, verification=verification)
 
 
-def _load_onnx(path: Path) -> ir.Model:
-    """A model with all its weights in memory, so that it does not depend on files beside ``path``."""
-    try:
-        onnx.checker.check_model(path)
-        return ir.external_data.load_to_model(ir.load(path))
-    # protobuf, onnx and onnx_ir raise whatever they trip over in a damaged file.
-    except Exception as error:
-        text = str(error).strip()
-        raise SourceError(
-            f"The file is not a valid ONNX model: {text.splitlines()[0] if text else type(error).__name__}",
-            where=str(path),
-            hint="Write or copy it again, with the data files that belong to it.",
-        ) from error
-
-
 def _fold_program(request: _Request, temporary: Path) -> _Written:
     request.progress("loading")
     loaded = load(request.source, allow_pickle=request.allow_pickle)
@@ -256,21 +243,3 @@ def _fold_program(request: _Request, temporary: Path) -> _Written:
     return _Written(
         data=(), folded=result.folded, declined=result.declined, verification=verification, notes=loaded.notes
     )
-
-
-@contextlib.contextmanager
-def _no_data_left(output: Path) -> Iterator[None]:
-    """Remove the data files of a model that was not finished, but not those that were there before."""
-
-    def found() -> set[Path]:
-        return set(output.parent.glob(f"{glob.escape(output.stem)}.*.data"))
-
-    before = found()
-    try:
-        yield
-    except _RejectedError:
-        raise
-    except BaseException:
-        for path in found() - before:
-            path.unlink(missing_ok=True)
-        raise

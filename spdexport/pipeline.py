@@ -9,33 +9,28 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-import onnx_ir as ir
-
 from spdexport import __version__
-from spdexport.errors import SourceError, UsageError
-from spdexport.export import (
-    Exported,
-    content_hash,
-    export_onnx,
-    read_metadata,
-    save_program,
-    write_metadata,
-    write_onnx,
-)
-from spdexport.files.atomic import replacing
+from spdexport.content import content_hash
+from spdexport.errors import UsageError
+from spdexport.export import Exported, export_onnx
+from spdexport.files.atomic import RejectedError, failed_name, replacing, set_aside
 from spdexport.files.hashing import sha256_file
 from spdexport.files.sniff import FileKind, sniff
+from spdexport.installed import versions
 from spdexport.loading.inputs import inputs_from_file, inputs_from_shapes
+from spdexport.model_files import load_onnx, no_data_left, read_metadata, save_program, write_metadata, write_onnx
 from spdexport.options import Options, OptionsDict
 from spdexport.prepare import Prepared, Source, prepare
-from spdexport.runtime import Provider, parse_providers, versions
-from spdexport.verify.alone import verify_files
-from spdexport.verify.result import Status, Verification
-from spdexport.verify.run import Subject, verify_subject
+from spdexport.recorded import as_recorded, check_hashes
+from spdexport.runtime import Provider, parse_providers
+from spdexport.verification.alone import verify_files
+from spdexport.verification.result import Status, Verification
+from spdexport.verification.run import Subject, verify_subject
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import onnx_ir as ir
     from torch.export import ExportedProgram
 
     from spdexport.plan import Plan
@@ -86,10 +81,6 @@ class Conversion(Inspection):
         return Status.NOT_RUN if self.verification is None else self.verification.verdict
 
 
-class _RejectedError(Exception):
-    """The check failed: the outputs must not take their names."""
-
-
 def convert(
     source: Source,
     output: str | Path | Sequence[str | Path],
@@ -119,31 +110,37 @@ def convert(
     onnx_path, program_path = _output_paths(output)
     asked = parse_providers(providers)
     verification: Verification | None = None
-    with contextlib.suppress(_RejectedError), contextlib.ExitStack() as stack:
+    written: list[Path] = []
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.suppress(RejectedError))
         # The outputs are opened first, so that a folder that cannot be written to is told before the long work.
         program_file = stack.enter_context(replacing(program_path)) if program_path else None
-        onnx_file = stack.enter_context(replacing(onnx_path)) if onnx_path else None
+        onnx_file = None
+        if onnx_path:
+            stack.enter_context(no_data_left(onnx_path))
+            onnx_file = stack.enter_context(replacing(onnx_path))
         prepared = prepare(source, chosen, progress)
         progress("placing factors")
         intended = prepared.factorized()
-        written: list[Path] = []
         if program_file and program_path:
             save_program(intended, program_file)
-            written.append(program_path)
+            written = [program_path]
+        exported: Exported | None = None
         if onnx_file and onnx_path:
             progress("exporting to ONNX")
             exported = export_onnx(intended, opset=chosen.opset, axes=prepared.captured.axes)
             write_metadata(exported.model, _metadata(prepared, chosen, exported.model))
-            data = write_onnx(exported.model, onnx_file, onnx_path)
-            written = [onnx_path, *data, *written]
-            if verify:
-                subject = _subject(onnx_file, onnx_path.name, prepared, intended, chosen, lambda: exported)
-                verification = verify_subject(subject, providers=asked, seed=chosen.seed, progress=progress)
-                if verification.verdict is Status.FAIL:
-                    failed = onnx_path.with_name(f"{onnx_path.stem}.failed{onnx_path.suffix}")
-                    onnx_file.replace(failed)
-                    written = [failed, *data]
-                    raise _RejectedError
+            written = [onnx_path, *write_onnx(exported.model, onnx_file, onnx_path), *written]
+        if verify:
+            name = (onnx_path or written[0]).name
+            subject = _subject(onnx_file, name, prepared, intended, chosen, lambda: exported)
+            verification = verify_subject(subject, providers=asked, seed=chosen.seed, progress=progress)
+            if verification.verdict is Status.FAIL:
+                temporary, path = (onnx_file, onnx_path) if onnx_file else (program_file, program_path)
+                assert temporary is not None
+                assert path is not None, "there is at least one output"
+                written = [failed_name(path), *(p for p in written if p.suffix == ".data")]
+                set_aside(temporary, path)
     return Conversion(
         plan=prepared.plan,
         components=prepared.components,
@@ -186,14 +183,14 @@ def verify(
     """
     path = Path(file)
     asked = parse_providers(providers)
-    model = _load_onnx(path)
+    model = load_onnx(path)
     other = _other_file(against)
     if other is not None or (against is None and options.get("factory") is None):
         return _verify_files(path, other, Options.of(options), asked, progress)
     metadata = read_metadata(model)
-    chosen = _as_recorded(options, metadata, path)
+    chosen = as_recorded(options, metadata, path)
     prepared = prepare(against, chosen, progress)
-    _check_hashes(prepared, metadata, path)
+    check_hashes(prepared, metadata, path)
     progress("placing factors")
     intended = prepared.factorized()
 
@@ -272,14 +269,19 @@ def _metadata(prepared: Prepared, options: Options, model: ir.Model) -> dict[str
 
 
 def _subject(
-    file: Path,
+    file: Path | None,
     name: str,
     prepared: Prepared,
     intended: ExportedProgram,
     options: Options,
-    exported: Callable[[], Exported],
+    exported: Callable[[], Exported | None],
 ) -> Subject:
     effective = prepared.effective()
+
+    def lowered() -> ExportedProgram:
+        found = exported()
+        assert found is not None, "only an ONNX file has a program that was lowered for it"
+        return found.lowered
 
     @cache
     def plain() -> ir.Model:
@@ -292,7 +294,7 @@ def _subject(
         program=prepared.captured.program,
         effective=effective,
         intended=intended,
-        lowered=lambda: exported().lowered,
+        lowered=lowered,
         plain=plain,
         plan=prepared.plan,
         example=prepared.captured.inputs,
@@ -320,7 +322,7 @@ def _verify_files(
             hint="Give --against SOURCE or --factory, or leave the option out.",
         )
     if other is not None:
-        _load_onnx(other)
+        load_onnx(other)
     inputs = options.inputs
     if isinstance(inputs, Path):
         inputs = inputs_from_file(inputs)
@@ -336,85 +338,3 @@ def _verify_files(
         seed=options.seed,
         progress=progress,
     )
-
-
-def _load_onnx(path: Path) -> ir.Model:
-    if not path.is_file():
-        raise SourceError("There is no such file.", where=str(path), hint="Name an ONNX file.")
-    try:
-        model = ir.load(path)
-    except Exception as error:
-        raise SourceError(
-            f"The file is not ONNX: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-            where=str(path),
-            hint="Give a file that spdexport convert wrote.",
-        ) from error
-    if not model.graph.outputs:
-        # To protobuf, an empty file is an empty model.
-        raise SourceError(
-            "The file is not ONNX: it has no graph.", where=str(path), hint="Give a file that spdexport convert wrote."
-        )
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor):
-            _check_external(tensor, path)
-    return model
-
-
-def _check_external(tensor: ir.ExternalTensor, path: Path) -> None:
-    """Refuse a model whose weights are not there, before anything reads them."""
-    data = Path(tensor.path)
-    needed = (tensor.offset or 0) + (tensor.length or 0)
-    if not data.is_file() or data.stat().st_size < needed:
-        what = "is shorter than the model says" if data.is_file() else "is missing"
-        raise SourceError(
-            f"The file {data.name}, which holds weights of the model, {what}.",
-            where=str(path),
-            hint="Copy the model together with its data file.",
-        )
-
-
-def _as_recorded(given: OptionsDict, metadata: Mapping[str, Any], path: Path) -> Options:
-    """The options given, completed by those that the file records; one that differs from the record is refused."""
-    recorded = metadata.get("options")
-    if not isinstance(recorded, dict):
-        return Options.of(given)
-    known = {f.name for f in fields(Options)}
-    completed: dict[str, Any] = {k: v for k, v in recorded.items() if k in known}
-    if given.get("masks") is None:
-        # What only makes sense with masks; that they are missing is told by their hash.
-        completed.pop("mask_threshold", None)
-        completed.pop("keep_masks", None)
-    options = Options.of({**completed, **given})  # type: ignore[typeddict-item]
-    for name, value in options.recorded().items():
-        if name in given and name in recorded and value != recorded[name]:
-            raise UsageError(
-                f"The file was made with {name} = {recorded[name]!r}, not {value!r}.",
-                where=f"{path}, --{name.replace('_', '-')}",
-                hint="Leave the option out: it is read from the file.",
-            )
-    return options
-
-
-def _check_hashes(prepared: Prepared, metadata: Mapping[str, Any], path: Path) -> None:
-    """Refuse components and masks that are not those that the file was made with."""
-    recorded = metadata.get("sha256")
-    if not isinstance(recorded, dict):
-        return
-    for what in ("components", "masks"):
-        before, now = recorded.get(what), prepared.hashes.get(what)
-        if before == now:
-            continue
-        if now is None:
-            raise UsageError(
-                f"The file was made with {what}, and none are given.", where=str(path), hint=f"Give --{what} FILE."
-            )
-        if before is None:
-            raise UsageError(
-                f"The file was made without {what}.", where=f"{path}, --{what}", hint=f"Leave --{what} out."
-            )
-        raise UsageError(
-            f"The file was made with other {what}: their content has another hash.",
-            where=f"{path}, --{what}",
-            hint="Give the ones it was made with, or convert again.",
-        )

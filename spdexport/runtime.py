@@ -1,4 +1,4 @@
-"""All that the package knows about ONNX Runtime: what is installed, what can run, and sessions that say what they did.
+"""What ONNX Runtime can run here, and sessions that say what they did.
 
 ONNX Runtime is forgiving where a proof must not be. Asked for CUDA on a machine without it, it makes a CPU session;
 when a provider fails during a run, it retries on another one and prints a line. Here both are failures: a session is
@@ -11,12 +11,8 @@ import contextlib
 import ctypes
 import dataclasses
 import functools
-import importlib
-import importlib.metadata
 import io
-import platform
 import re
-import sys
 import warnings
 from enum import StrEnum
 from pathlib import Path
@@ -27,16 +23,15 @@ import numpy as np
 import onnx
 
 from spdexport import cuda
-from spdexport.errors import RuntimeMissingError, UsageError
+from spdexport.errors import UsageError
+from spdexport.installed import DISTRIBUTIONS, FATAL, import_onnxruntime
+from spdexport.installed import version as version_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from types import ModuleType
 
     from spdexport.conv import Array
-
-DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
-FATAL = 4  # ONNX Runtime's log severities run from 0 (verbose) to 4; what matters of the rest reaches us as exceptions
 
 
 class Provider(StrEnum):
@@ -106,41 +101,6 @@ class RuntimeFailure(Exception):  # noqa: N818 - it is ONNX Runtime that failed;
         match = re.match(r"\[ONNXRuntimeError\] : \d+ : (\w+) : ", message)
         self.code = match[1] if match else ""
         super().__init__(message[match.end() :] if match else message)
-
-
-def import_onnxruntime() -> ModuleType:
-    """The onnxruntime module, silent.
-
-    Raises:
-        RuntimeMissingError: It is not installed, does not load, or is installed in two packages.
-    """
-    installed = [name for name in DISTRIBUTIONS if _version(name) is not None]
-    if len(installed) > 1:
-        raise RuntimeMissingError(
-            "onnxruntime and onnxruntime-gpu are both installed, and overwrite each other's files.",
-            where=sys.prefix,
-            hint="Run `pip uninstall -y onnxruntime onnxruntime-gpu`, then install one of the two: "
-            "`pip install onnxruntime-gpu` for NVIDIA GPUs, else `pip install onnxruntime`.",
-        )
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            module = importlib.import_module("onnxruntime")
-    except ImportError as error:
-        raise RuntimeMissingError(
-            f"ONNX Runtime cannot be imported: {error}.",
-            where=sys.prefix,
-            hint="Run `pip install onnxruntime`, or `pip install onnxruntime-gpu` for NVIDIA GPUs; never both.",
-        ) from error
-    if not hasattr(module, "InferenceSession"):
-        # What is left in the folder after one of two overlapping packages was uninstalled.
-        raise RuntimeMissingError(
-            "The installed ONNX Runtime is damaged: it has no InferenceSession.",
-            where=", ".join(module.__path__),
-            hint=f"Run `pip install --force-reinstall {installed[0] if installed else 'onnxruntime'}`.",
-        )
-    # The default logger reports what providers do outside a session, on standard error.
-    module.set_default_logger_severity(FATAL)
-    return module
 
 
 @functools.cache
@@ -290,28 +250,6 @@ class Session:
         return self._ort.OrtValue.ortvalue_from_numpy(array)
 
 
-def versions() -> dict[str, str]:
-    """What the result of a check depends on: package versions, Python, the platform, and the CUDA device if any.
-
-    ``onnxruntime`` has the installed package's name before its version. Nothing is imported for it.
-    """
-    found = {name: version for name in ("spdexport", "onnx", "numpy", "torch") if (version := _version(name))}
-    runtimes = [f"{name} {version}" for name in DISTRIBUTIONS if (version := _version(name))]
-    found["onnxruntime"] = " and ".join(runtimes) or "not installed"
-    found["python"] = platform.python_version()
-    found["platform"] = platform.platform()
-    with contextlib.suppress(cuda.NoDeviceError):
-        found["cuda_device"] = cuda.first_device().name
-    return found
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _major(ort: ModuleType) -> str:
     """The major version of CUDA that the installed ONNX Runtime is built for; empty for a build without CUDA."""
     return str(getattr(ort, "cuda_version", None) or "").partition(".")[0]
@@ -320,7 +258,7 @@ def _major(ort: ModuleType) -> str:
 def _missing(ort: ModuleType, provider: Provider) -> str | None:
     """What must be there before a session on a GPU is worth a try."""
     if provider.ort_name not in ort.get_available_providers():
-        package = next((name for name in DISTRIBUTIONS if _version(name)), "onnxruntime")
+        package = next((name for name in DISTRIBUTIONS if version_of(name)), "onnxruntime")
         return (
             f"the installed {package} has no {provider.ort_name}: run `pip uninstall -y {package}`, "
             "then `pip install onnxruntime-gpu`"

@@ -57,7 +57,7 @@ def test_import_loads_nothing_heavy():
 
 def test_verify_is_the_function_whatever_was_imported_before():
     script = (
-        "import spdexport.verify.result, spdexport.pipeline, spdexport\n"
+        "import spdexport.verification.result, spdexport.pipeline, spdexport\n"
         "from spdexport import verify\n"
         "print(callable(spdexport.verify), callable(verify))"
     )

@@ -14,12 +14,12 @@ LINES = 400
 LAYERS = (
     # Values and the maths on them: no file, no graph.
     ("errors", "names", "conv", "quiet"),
-    ("arrays", "cuda", "factors"),
-    ("forms",),
+    ("arrays", "content", "cuda", "factors"),
+    ("forms", "installed"),
     ("cost",),
     # Files, and what is read from them.
     ("files",),
-    ("masks", "sources"),
+    ("masks", "model_files", "sources"),
     ("loading",),
     # Graphs: traced, decided about, rewritten, exported, evaluated.
     ("capture", "rewrite", "export", "runtime"),
@@ -27,7 +27,8 @@ LAYERS = (
     ("options",),
     ("prepare",),
     # What is concluded, told and asked.
-    ("verify",),
+    ("verification",),
+    ("recorded",),
     ("pipeline",),
     ("folding",),
     ("report",),

@@ -345,7 +345,7 @@ def test_verify_a_missing_file(fails, tmp_path):
 
 def test_verify_what_is_not_onnx(fails, tmp_path):
     (tmp_path / "garbage.onnx").write_bytes(b"\x01\x02 no model" * 40)
-    assert "not ONNX" in fails(4, tmp_path / "garbage.onnx", "--against", *DIGITS, command="verify")[0]
+    assert "not a valid ONNX model" in fails(4, tmp_path / "garbage.onnx", "--against", *DIGITS, command="verify")[0]
 
 
 # Faults of spdexport's own

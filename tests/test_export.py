@@ -1,11 +1,6 @@
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
-import onnx
 import onnx_ir as ir
-import onnxruntime
 import pytest
 import torch
 from networks import SmallNet, TwoInputs
@@ -13,8 +8,7 @@ from torch import nn
 from torch.export import Dim
 
 from spdexport.errors import ExportError
-from spdexport.export import export_onnx, name_scopes, read_metadata, write_metadata, write_onnx
-from spdexport.files.atomic import replacing
+from spdexport.export import export_onnx, name_scopes
 
 
 def program_of(module: nn.Module, *args: torch.Tensor) -> torch.export.ExportedProgram:
@@ -81,32 +75,3 @@ def test_an_operator_without_an_onnx_form_is_named() -> None:
     program = torch.export.export(Unknown(), (torch.eye(3),))
     with pytest.raises(ExportError, match=r"eigvalsh|_linalg_eigh"):
         export_onnx(program)
-
-
-def test_metadata_goes_both_ways_and_survives_other_hands(small: torch.export.ExportedProgram) -> None:
-    model = export_onnx(small).model
-    write_metadata(model, {"b": [1, None], "a": {"y": 1, "x": 2}})
-    model.metadata_props["spdexport.broken"] = "{"
-    model.metadata_props["other"] = "1"
-    assert read_metadata(model) == {"a": {"x": 2, "y": 1}, "b": [1, None]}
-    assert model.metadata_props["spdexport.a"] == '{"x": 2, "y": 1}'
-
-
-def test_large_weights_go_to_a_file_named_by_its_content(small: torch.export.ExportedProgram, tmp_path: Path) -> None:
-    x = np.random.default_rng(0).normal(size=(3, 3, 16, 16)).astype(np.float32)
-
-    def run(path: Path) -> np.ndarray:
-        return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
-
-    model = export_onnx(small).model
-    for name, limit in (("whole", 10**9), ("split", 0)):
-        with replacing(tmp_path / f"{name}.onnx") as temporary:
-            data = write_onnx(model, temporary, tmp_path / f"{name}.onnx", external_from=limit)
-        assert len(data) == (name == "split")
-    (data,) = tmp_path.glob("split.*.data")
-    proto = onnx.load(tmp_path / "split.onnx", load_external_data=False)
-    places = {e.value for t in proto.graph.initializer for e in t.external_data if e.key == "location"}
-    assert places == {data.name}
-    onnx.checker.check_model(tmp_path / "split.onnx")
-    np.testing.assert_array_equal(run(tmp_path / "split.onnx"), run(tmp_path / "whole.onnx"))
-    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".data", ".onnx", ".onnx"]

@@ -18,13 +18,13 @@ from onnx import helper, numpy_helper
 from safetensors.torch import load_file
 from torch import nn
 
-from spdexport import export, folding
+from spdexport import content, folding, model_files
 from spdexport.errors import PickleRefusedError, SourceError, SpdExportError, UsageError
-from spdexport.export import read_metadata, save_program
 from spdexport.files.hashing import sha256_file
 from spdexport.folding import Folding, fold
+from spdexport.model_files import read_metadata, save_program
 from spdexport.pipeline import convert
-from spdexport.verify.result import Status
+from spdexport.verification.result import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -145,7 +145,7 @@ def test_metadata_tells_of_the_fold_and_no_more_of_the_conversion(converted: Pat
     entries = read_metadata(model)
     assert set(entries) == {"version", "folded", "content"}
     assert entries["folded"] == {"layers": LAYERS, "of": sha256_file(converted / "digits.onnx")}
-    assert entries["content"] == export.content_hash(model)
+    assert entries["content"] == content.content_hash(model)
 
 
 @pytest.mark.parametrize("ending", [".onnx", ".pt2"])
@@ -186,7 +186,7 @@ def test_external_data_is_taken_into_a_file_that_holds_it(tmp_path: Path) -> Non
 
 
 def test_a_large_model_has_its_data_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export.write_onnx, "__kwdefaults__", {"external_from": 0})
+    monkeypatch.setattr(model_files.write_onnx, "__kwdefaults__", {"external_from": 0})
     result = fold(factors(tmp_path, channels=64), tmp_path / "out.onnx")
     assert result.verdict is Status.PASS
     assert [path.suffix for path in result.outputs] == [".onnx", ".data"]
@@ -289,7 +289,10 @@ def test_files_that_are_no_model(tmp_path: Path, content: bytes, what: str) -> N
 
 
 def test_a_file_that_was_cut_off(tmp_path: Path, converted: Path) -> None:
-    for ending, what in ((".onnx", "The file is not a valid ONNX model"), (".pt2", "The archive is cut off")):
+    for ending, what in (
+        (".onnx", "The file is not a valid ONNX model"),
+        (".pt2", "The archive is cut off"),
+    ):
         content = (converted / f"digits{ending}").read_bytes()
         (tmp_path / f"in{ending}").write_bytes(content[: len(content) // 2])
         refuses(SourceError, what, tmp_path / f"in{ending}", tmp_path / f"out{ending}")
@@ -299,7 +302,7 @@ def test_a_model_whose_data_file_is_missing(tmp_path: Path) -> None:
     source = factors(tmp_path)
     onnx.save(onnx.load(source), source, save_as_external_data=True, location="weights.bin", size_threshold=0)
     (tmp_path / "weights.bin").unlink()
-    refuses(SourceError, "The file is not a valid ONNX model", source, tmp_path / "out.onnx")
+    refuses(SourceError, "The file weights.bin, which holds weights of the model, is missing", source, tmp_path / "out.onnx")
 
 
 def test_a_program_with_a_pickle(tmp_path: Path) -> None:
@@ -334,6 +337,6 @@ def test_nothing_stays_behind_when_the_check_cannot_run(tmp_path: Path, monkeypa
     def fails(*args: Any, **options: Any) -> None:
         raise SourceError("It fails.", where="here", hint="None.")
 
-    monkeypatch.setattr(export.write_onnx, "__kwdefaults__", {"external_from": 0})
+    monkeypatch.setattr(model_files.write_onnx, "__kwdefaults__", {"external_from": 0})
     monkeypatch.setattr(folding, "verify_files", fails)
     refuses(SourceError, "It fails", factors(tmp_path, channels=64), tmp_path / "out.onnx")

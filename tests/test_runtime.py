@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
 import sys
-import types
 import warnings
 
 import ml_dtypes
@@ -15,16 +13,14 @@ import onnx.parser
 import pytest
 
 from spdexport import cuda, runtime
-from spdexport.errors import RuntimeMissingError
+from spdexport.installed import import_onnxruntime, versions
 from spdexport.runtime import (
     PlacedNode,
     Provider,
     RuntimeFailure,
     SessionSettings,
-    import_onnxruntime,
     open_session,
     provider_status,
-    versions,
 )
 
 HAS_CUDA_BUILD = "CUDAExecutionProvider" in import_onnxruntime().get_available_providers()
@@ -43,57 +39,6 @@ def convolution() -> bytes:
     weight = np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype(np.float32)
     text = "g (float[batch,3,h,8] x) => (float[batch,4,p,6] y) { c = Conv (x, w)  y = Relu (c) }"
     return parse(text, w=weight).SerializeToString()
-
-
-# ---- what is installed ----
-
-
-def with_installed(monkeypatch, **installed: str) -> None:
-    real = importlib.metadata.version
-
-    def version(name: str) -> str:
-        if name in runtime.DISTRIBUTIONS:
-            if name.replace("-", "_") in installed:
-                return installed[name.replace("-", "_")]
-            raise importlib.metadata.PackageNotFoundError(name)
-        return real(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", version)
-
-
-def test_two_packages_at_once_are_refused_with_the_commands_to_run(monkeypatch):
-    with_installed(monkeypatch, onnxruntime="1.31.1", onnxruntime_gpu="1.31.1")
-    with pytest.raises(RuntimeMissingError, match="both installed") as caught:
-        import_onnxruntime()
-    assert len(str(caught.value).splitlines()) == 3
-    assert "pip uninstall -y onnxruntime onnxruntime-gpu" in caught.value.hint
-    assert caught.value.exit_status == 2
-
-
-def test_a_missing_package_is_told(monkeypatch):
-    with_installed(monkeypatch)
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(RuntimeMissingError, match="cannot be imported") as caught:
-        import_onnxruntime()
-    assert "pip install onnxruntime" in caught.value.hint
-
-
-def test_what_is_left_after_uninstalling_one_of_two_is_told(monkeypatch):
-    with_installed(monkeypatch, onnxruntime="1.31.1")
-    left = types.ModuleType("onnxruntime")
-    left.__path__ = ["/site-packages/onnxruntime"]
-    monkeypatch.setitem(sys.modules, "onnxruntime", left)
-    with pytest.raises(RuntimeMissingError, match="no InferenceSession") as caught:
-        import_onnxruntime()
-    assert caught.value.hint == "Run `pip install --force-reinstall onnxruntime`."
-
-
-def test_versions_name_what_a_result_depends_on():
-    found = versions()
-    assert {"spdexport", "onnx", "numpy", "onnxruntime", "python", "platform"} <= set(found)
-    name, version = found["onnxruntime"].split()
-    assert importlib.metadata.version(name) == version
-    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
 
 
 # ---- what can run ----

@@ -6,12 +6,31 @@ import os
 import secrets
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from spdexport.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+class RejectedError(Exception):
+    """What was written must not take its name. Raised by `set_aside`; the caller catches it outside of `replacing`."""
+
+
+def failed_name(path: Path) -> Path:
+    """The name that a rejected file gets: ``OUT.failed.onnx`` for ``OUT.onnx``."""
+    return path.with_name(f"{path.stem}.failed{path.suffix}")
+
+
+def set_aside(temporary: Path, path: Path) -> NoReturn:
+    """Give a file that was to become ``path`` the name of a failed one, and leave ``path`` as it is.
+
+    Raises:
+        RejectedError: Always, so that no other file of the same block takes its name either.
+    """
+    temporary.replace(failed_name(path))
+    raise RejectedError(path)
 
 
 @contextmanager

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from spdexport.files.atomic import replacing
 from spdexport.folding import Folding
 from spdexport.pipeline import Conversion, Inspection
-from spdexport.verify.result import Status, Verification
+from spdexport.verification.result import Status, Verification
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from spdexport.conv import Skipped
+    from spdexport.plan import Plan
     from spdexport.rewrite.fold_result import FoldedChain
 
 SCHEMA_VERSION = 1
@@ -29,12 +30,14 @@ def to_json(result: Result) -> dict[str, Any]:
     """A result as plain JSON values; the same keys for every command.
 
     ``verdict`` is ``pass``, ``fail`` or ``inconclusive``, and ``not_run`` where nothing was verified: with
-    ``--no-verify``, and of ``inspect``. ``layers`` is empty for ``verify``, which plans nothing, and ``edges`` where
+    ``--no-verify``, and of ``inspect``. ``layers`` is empty for ``verify`` without a source, and ``edges`` where
     nothing was verified. Numbers that are not finite are null.
     """
     match result:
         case Verification():
             report = _verified(result, {}, result.versions, result.seed)
+            if result.plan is not None:
+                report |= _planned(result.plan)
         case Folding():
             report = _verified(result.verification, result.hashes, result.versions, result.seed, notes=result.notes)
             report["layers"] = [_folded_chain(chain) for chain in result.folded]
@@ -42,11 +45,11 @@ def to_json(result: Result) -> dict[str, Any]:
             report["outputs"] = [path.name for path in result.outputs]
         case Conversion():
             report = _verified(result.verification, result.hashes, result.versions, result.seed, notes=result.notes)
-            report |= _planned(result)
+            report |= {"components": result.components, **_planned(result.plan)}
             report["outputs"] = [path.name for path in result.outputs]
         case Inspection():
             report = _verified(None, result.hashes, result.versions, result.seed, notes=result.notes)
-            report |= _planned(result)
+            report |= {"components": result.components, **_planned(result.plan)}
     return {key: _plain(value) for key, value in report.items()}
 
 
@@ -94,10 +97,8 @@ def _verified(
     }
 
 
-def _planned(result: Inspection) -> dict[str, Any]:
-    plan = result.plan
+def _planned(plan: Plan) -> dict[str, Any]:
     return {
-        "components": result.components,
         "layers": [layer.as_json() for layer in plan.layers],
         "skipped": _skipped(plan.skipped),
         "macs_before": plan.macs_before,

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spdexport.report.numbers import below, count, ratio, short
-from spdexport.verify.result import EdgeResult, Status
+from spdexport.verification.result import EdgeResult, Status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

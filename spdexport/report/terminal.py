@@ -14,8 +14,8 @@ from spdexport.folding import Folding
 from spdexport.pipeline import Conversion, Inspection
 from spdexport.report import tables
 from spdexport.report.numbers import count, ratio, short, size, some
-from spdexport.verify.compare import FACTOR
-from spdexport.verify.result import Approximation, Status, Verification
+from spdexport.verification.compare import FACTOR
+from spdexport.verification.result import Approximation, Status, Verification
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from spdexport.pipeline import convert
-from spdexport.verify.result import Status
+from spdexport.verification.result import Status
 
 ROOT = Path(__file__).parents[2]
 RUN = ROOT / "examples/01_digits/run"

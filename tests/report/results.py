@@ -7,7 +7,7 @@ import numpy as np
 from spdexport.conv import ConvSite, ConvSpec, Skipped
 from spdexport.pipeline import Conversion, Inspection
 from spdexport.plan import Decision, LayerPlan, Plan, PlanOptions
-from spdexport.verify.result import Approximation, EdgeResult, Status, Verification
+from spdexport.verification.result import Approximation, EdgeResult, Status, Verification
 
 SPEC = ConvSpec.pointwise(2, 3, axes=0)
 

@@ -9,7 +9,7 @@ from spdexport.errors import UsageError
 from spdexport.folding import Folding
 from spdexport.report.json_report import to_json, write_json
 from spdexport.rewrite.fold_result import FoldedChain
-from spdexport.verify.result import Status
+from spdexport.verification.result import Status
 
 KEYS = {
     "schema_version", "verdict", "layers", "skipped", "edges", "approximation", "inputs", "notes", "seed", "versions",

@@ -8,7 +8,7 @@ from spdexport.conv import Skipped
 from spdexport.folding import Folding
 from spdexport.report.terminal import show
 from spdexport.rewrite.fold_result import FoldedChain
-from spdexport.verify.result import Status
+from spdexport.verification.result import Status
 
 LONG = "resnet.encoder.stages.0.layers.1.layer.2.convolution"
 

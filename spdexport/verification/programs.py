@@ -9,17 +9,17 @@ import torch
 
 from spdexport.arrays import to_numpy
 from spdexport.factors import unit_rounding
+from spdexport.installed import versions
 from spdexport.reference.torch_reference import Noise, evaluate
 from spdexport.rewrite.torch_graph import list_sites
-from spdexport.runtime import versions
-from spdexport.verify.compare import Comparison
-from spdexport.verify.edge import Edge
-from spdexport.verify.inputs import Case, cases
-from spdexport.verify.locate import first_divergent_layer
-from spdexport.verify.result import Status, Verification
-from spdexport.verify.run import MACS_BUDGET
-from spdexport.verify.trial import make_trial
-from spdexport.verify.vacuous import Outputs
+from spdexport.verification.compare import Comparison
+from spdexport.verification.edge import Edge
+from spdexport.verification.inputs import Case, cases
+from spdexport.verification.locate import first_divergent_layer
+from spdexport.verification.result import Status, Verification
+from spdexport.verification.run import MACS_BUDGET
+from spdexport.verification.trial import make_trial
+from spdexport.verification.vacuous import Outputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

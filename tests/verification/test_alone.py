@@ -10,15 +10,15 @@ from planting import one_off, planted, weight
 from small_nets import five_convs, two_outputs
 
 from spdexport import pipeline
+from spdexport.content import content_hash
 from spdexport.errors import ExampleInputError, SourceError, UsageError
-from spdexport.export import content_hash
 from spdexport.runtime import Provider, provider_status
-from spdexport.verify.result import Status
+from spdexport.verification.result import Status
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from spdexport.verify.result import EdgeResult, Verification
+    from spdexport.verification.result import EdgeResult, Verification
 
 
 def edge(found: Verification, name: str) -> EdgeResult:
@@ -158,8 +158,8 @@ def test_files_that_cannot_be_used_are_errors(file: Path, tmp_path: Path) -> Non
     (tmp_path / "garbage.onnx").write_bytes(bytes(range(256)))
     for name, what in (
         ("missing", "There is no such file."),
-        ("empty", "The file is not ONNX: it has no graph."),
-        ("garbage", "The file is not ONNX: "),
+        ("empty", "The file is not a valid ONNX model: it has no graph."),
+        ("garbage", "The file is not a valid ONNX model: "),
     ):
         with pytest.raises(SourceError) as caught:
             pipeline.verify(tmp_path / f"{name}.onnx")

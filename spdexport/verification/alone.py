@@ -13,14 +13,16 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from spdexport.export import content_hash, read_metadata
+from spdexport.content import content_hash
 from spdexport.factors import unit_rounding
 from spdexport.files.hashing import sha256_file
+from spdexport.installed import versions
+from spdexport.model_files import read_metadata
 from spdexport.reference.onnx_reference import NOISY, NoiseSpec, OnnxReference, ReferenceUnavailable
-from spdexport.runtime import Provider, RuntimeFailure, SessionSettings, versions
-from spdexport.verify.compare import Comparison
-from spdexport.verify.edge import not_run
-from spdexport.verify.file_inputs import (
+from spdexport.runtime import Provider, RuntimeFailure, SessionSettings
+from spdexport.verification.compare import Comparison
+from spdexport.verification.edge import not_run
+from spdexport.verification.file_inputs import (
     FileCase,
     Port,
     file_cases,
@@ -29,12 +31,12 @@ from spdexport.verify.file_inputs import (
     input_ports,
     output_ports,
 )
-from spdexport.verify.layers import layer_of
-from spdexport.verify.locate import TAPPING_HIDES, Inner, tapped
-from spdexport.verify.result import EdgeResult, Status, Verification
-from spdexport.verify.sessions import SessionEdges
-from spdexport.verify.trial import largest_finite, make_trial, rounded
-from spdexport.verify.vacuous import Outputs
+from spdexport.verification.layers import layer_of
+from spdexport.verification.locate import TAPPING_HIDES, Inner, tapped
+from spdexport.verification.result import EdgeResult, Status, Verification
+from spdexport.verification.sessions import SessionEdges
+from spdexport.verification.trial import largest_finite, make_trial, rounded
+from spdexport.verification.vacuous import Outputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -113,7 +115,7 @@ class _Run:
                 self._cases(given, own, "" if inputs is None else inputs.origin)
         except ReferenceUnavailable as error:
             self._sessions.settle(Status.INCONCLUSIVE, str(error))
-        self._notes += self._seen.judge([], self._sessions)
+        self._notes += self._seen.judge(self._sessions.open)
         artifacts = {self._name: sha256_file(self._file)}
         if self._reference != self._file:
             artifacts[self._reference.name] = sha256_file(self._reference)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import ml_dtypes
 import numpy as np
 
-from spdexport.verify.compare import Comparison, compare, failed, floor_of, worst
+from spdexport.verification.compare import Comparison, compare, failed, floor_of, worst
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

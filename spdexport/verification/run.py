@@ -8,24 +8,25 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 import torch
+from torch.export.graph_signature import OutputKind, TensorArgument
 
 from spdexport.arrays import to_numpy
 from spdexport.capture import eval_mode
 from spdexport.factors import unit_rounding
 from spdexport.files.hashing import sha256_file
+from spdexport.installed import versions
 from spdexport.names import layer_of_call
 from spdexport.reference.torch_reference import Noise, evaluate
-from spdexport.runtime import Provider, SessionSettings, versions
-from spdexport.verify.approximation import Change, approximation
-from spdexport.verify.compare import Comparison, failed
-from spdexport.verify.edge import Edge, not_run
-from spdexport.verify.inputs import Case, cases, feeds
-from spdexport.verify.locate import first_divergent_layer, first_divergent_value
-from spdexport.verify.result import Status, Verification
-from spdexport.verify.sessions import SessionEdges
-from spdexport.verify.trial import Trial, make_trial
-from spdexport.verify.vacuous import Outputs
-from spdexport.verify.weights import weights_edge
+from spdexport.verification.approximation import Change, approximation
+from spdexport.verification.compare import Comparison, failed
+from spdexport.verification.edge import Edge, not_run
+from spdexport.verification.inputs import Case, cases, feeds
+from spdexport.verification.locate import first_divergent_layer, first_divergent_value
+from spdexport.verification.result import EdgeResult, Status, Verification
+from spdexport.verification.sessions import SessionEdges
+from spdexport.verification.trial import Trial, make_trial
+from spdexport.verification.vacuous import Outputs
+from spdexport.verification.weights import weights_edge
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,9 +37,12 @@ if TYPE_CHECKING:
     from spdexport.conv import Array
     from spdexport.loading import ExampleInputs
     from spdexport.plan import Plan
+    from spdexport.runtime import Provider, SessionSettings
 
 MACS_BUDGET = 2e10
 """Multiply-accumulates of one pass over all generated cases; after the first two, those that exceed it are left out."""
+
+NO_FILE = "no ONNX file was written"
 
 Progress = Callable[[str], None]
 
@@ -48,7 +52,7 @@ class Subject:
     """Everything that takes part in a verification.
 
     Attributes:
-        file: The ONNX file.
+        file: The ONNX file; None to check the intended program alone.
         name: The name that the file has or is to have.
         module: The module that was traced; None where the source was a program.
         program: The traced program, with the source's own weights.
@@ -61,7 +65,7 @@ class Subject:
         own_inputs: Whether these are the user's own values.
     """
 
-    file: Path
+    file: Path | None
     name: str
     module: torch.nn.Module | None
     program: ExportedProgram
@@ -94,9 +98,9 @@ class _Run:
     def __init__(self, subject: Subject, providers: Sequence[Provider], seed: int, progress: Progress) -> None:
         self._subject, self._seed, self._progress = subject, seed, progress
         self._u = max((unit_rounding(d.site.weight.dtype) for d in subject.plan.decisions), default=2.0**-24)
-        self._names = output_names(subject.plain())
+        self._names = _output_names(subject)
         self._capture, self._rewrite = Edge("capture"), Edge("rewrite")
-        self._sessions = SessionEdges(subject.file, providers)
+        self._sessions = None if subject.file is None else SessionEdges(subject.file, providers)
         self._notes: list[str] = []
         self._compared: list[str] = []
         self._seen = Outputs()
@@ -105,8 +109,7 @@ class _Run:
     def verification(self) -> Verification:
         """Run all cases over all edges."""
         subject = self._subject
-        self._progress("comparing weights")
-        weights = weights_edge(ir.load(subject.file), subject.plain())
+        weights = self._weights()
         budget = MACS_BUDGET
         for index, case in enumerate(cases(subject.intended, subject.example, own=subject.own_inputs, seed=self._seed)):
             cost = subject.plan.macs_after * case.batch
@@ -116,19 +119,36 @@ class _Run:
             budget -= cost
             self._progress(f"comparing outputs: {case.name}")
             self._case(case)
-        self._notes += self._seen.judge([self._rewrite], self._sessions)
+        self._notes += self._seen.judge([self._rewrite, *self._open])
         capture = self._capture.result()
         if subject.module is None:
             capture = not_run("capture", "the source is a program already, without the module it came from")
         return Verification(
-            edges=(capture, weights, self._rewrite.result(), *self._sessions.results()),
+            edges=(capture, weights, self._rewrite.result(), *self._session_results()),
             approximation=approximation(self._changes),
             inputs=tuple(self._compared),
             notes=tuple(self._notes),
             seed=self._seed,
             versions=versions(),
-            artifacts={subject.name: sha256_file(subject.file)},
+            artifacts={} if subject.file is None else {subject.name: sha256_file(subject.file)},
+            plan=subject.plan,
         )
+
+    @property
+    def _open(self) -> list[Edge]:
+        """The edges of sessions whose result still depends on comparisons."""
+        return [] if self._sessions is None else self._sessions.open
+
+    def _weights(self) -> EdgeResult:
+        if self._subject.file is None:
+            return not_run("weights", NO_FILE)
+        self._progress("comparing weights")
+        return weights_edge(ir.load(self._subject.file), self._subject.plain())
+
+    def _session_results(self) -> tuple[EdgeResult, ...]:
+        if self._sessions is None:
+            return tuple(not_run(edge, NO_FILE) for edge in ("export", "optimize", "device"))
+        return self._sessions.results()
 
     def _case(self, case: Case) -> None:
         subject = self._subject
@@ -146,7 +166,7 @@ class _Run:
                 self._notes.append(f"left out, since {what} there: {case.name}")
                 return
             self._compared.append(case.name)
-            for edge in (self._capture, self._rewrite, *self._sessions.open):
+            for edge in (self._capture, self._rewrite, *self._open):
                 edge.add(case.name, Comparison(status=Status.INCONCLUSIVE, noise_ratio=0, max_abs=0, reason=what))
             return
         self._compared.append(case.name)
@@ -159,8 +179,9 @@ class _Run:
         # where the user gave none.
         if subject.plan.approximates and (case.own or not self._changes):
             self._changes.append(Change.between(self._outputs(subject.program, case), trial.reference))
-        inputs = feeds(subject.intended, case.inputs)
-        self._sessions.compare(trial, inputs, lambda settings: self._locate(case, inputs, settings))
+        if self._sessions is not None:
+            inputs = feeds(subject.intended, case.inputs)
+            self._sessions.compare(trial, inputs, lambda settings: self._locate(case, inputs, settings))
 
     def _trial(self, case: Case) -> Trial:
         program = self._subject.intended
@@ -226,6 +247,7 @@ class _Run:
         self._capture.add(case.name, found)
 
     def _locate(self, case: Case, inputs: Mapping[str, Array], settings: SessionSettings) -> tuple[str | None, str]:
+        assert self._subject.file is not None, "sessions run on a file"
         self._progress("finding the first layer that diverges")
         return first_divergent_value(
             self._subject.file,
@@ -238,9 +260,13 @@ class _Run:
         )
 
 
-def output_names(plain: ir.Model) -> list[str]:
+def _output_names(subject: Subject) -> list[str]:
     """Names of the program's tensor outputs: those of the plain export, which names them by the model's structure."""
-    return [v.name or f"output_{i}" for i, v in enumerate(plain.graph.outputs)]
+    if subject.file is not None:
+        return [v.name or f"output_{i}" for i, v in enumerate(subject.plain().graph.outputs)]
+    specs = subject.intended.graph_signature.output_specs
+    tensors = [s for s in specs if s.kind is OutputKind.USER_OUTPUT and isinstance(s.arg, TensorArgument)]
+    return [f"output_{i}" for i in range(len(tensors))]
 
 
 def _effective_parameters(module: torch.nn.Module, plan: Plan) -> dict[str, torch.Tensor] | None:

@@ -9,16 +9,16 @@ from planting import to_tf32
 
 from spdexport import pipeline
 from spdexport.runtime import PlacedNode, Provider, RuntimeFailure, SessionSettings, provider_status
-from spdexport.verify import sessions
-from spdexport.verify.result import EdgeResult, Status
-from spdexport.verify.sessions import SessionEdges
-from spdexport.verify.trial import Trial, make_trial
+from spdexport.verification import sessions
+from spdexport.verification.result import EdgeResult, Status
+from spdexport.verification.sessions import SessionEdges
+from spdexport.verification.trial import Trial, make_trial
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from spdexport.conv import Array
-    from spdexport.verify.run import Subject
+    from spdexport.verification.run import Subject
 
 W = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
 X = np.random.default_rng(1).standard_normal((4, 64)).astype(np.float32)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from spdexport.verify.result import Approximation
+from spdexport.verification.result import Approximation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

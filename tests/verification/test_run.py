@@ -9,14 +9,14 @@ from small_nets import image
 from subjects import make_subject
 
 from spdexport.loading.model import ExampleInputs
-from spdexport.verify import recipes
-from spdexport.verify.result import Status
-from spdexport.verify.run import verify_subject
+from spdexport.verification import recipes
+from spdexport.verification.result import Status
+from spdexport.verification.run import verify_subject
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from spdexport.verify.run import Subject
+    from spdexport.verification.run import Subject
 
 
 def test_approximation_is_of_the_users_inputs_else_of_ordinary_ones(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from spdexport.errors import ExampleInputError
-from spdexport.verify.recipes import draw, generators, span_of
+from spdexport.verification.recipes import draw, generators, span_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from spdexport.runtime import RuntimeFailure, SessionSettings, open_session
-from spdexport.verify.compare import compare
-from spdexport.verify.layers import layer_of_weight
-from spdexport.verify.result import Status
-from spdexport.verify.trial import masked_floor
+from spdexport.verification.compare import compare
+from spdexport.verification.layers import layer_of_weight
+from spdexport.verification.result import Status
+from spdexport.verification.trial import masked_floor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from spdexport.conv import Array
-    from spdexport.verify.inputs import Case
+    from spdexport.verification.inputs import Case
 
 TAPPING_HIDES = "with every layer tapped, which prevents fusions, no layer diverges"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from spdexport.verify.result import SEVERITY, EdgeResult, Status
+from spdexport.verification.result import SEVERITY, EdgeResult, Status
 
 if TYPE_CHECKING:
-    from spdexport.verify.compare import Comparison
+    from spdexport.verification.compare import Comparison
 
 
 @dataclass(slots=True)

@@ -7,8 +7,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from spdexport.verify.result import Status
-from spdexport.verify.weights import weights_edge
+from spdexport.verification.result import Status
+from spdexport.verification.weights import weights_edge
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,14 +7,14 @@ import pytest
 import small_nets
 from subjects import DIGITS, make_subject
 
-from spdexport.verify import recipes
-from spdexport.verify.run import Subject, verify_subject
+from spdexport.verification import recipes
+from spdexport.verification.run import Subject, verify_subject
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from spdexport.verify.result import Verification
+    from spdexport.verification.result import Verification
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from spdexport.plan import Plan
+
 
 class Status(StrEnum):
     """What became of a check."""
@@ -74,6 +76,7 @@ class Verification:
         seed: Of generated inputs and simulated rounding.
         versions: Of everything that took part.
         artifacts: SHA-256 of the files that were compared.
+        plan: The decision for each layer; None where there was no source to plan from.
     """
 
     edges: tuple[EdgeResult, ...]
@@ -83,6 +86,7 @@ class Verification:
     seed: int
     versions: Mapping[str, str]
     artifacts: Mapping[str, str]
+    plan: Plan | None = None
 
     @property
     def verdict(self) -> Status:

@@ -29,7 +29,7 @@ from small_nets import two_outputs
 from subjects import DIGITS, make_subject
 
 from spdexport import pipeline
-from spdexport.verify.result import EdgeResult, Status, Verification
+from spdexport.verification.result import EdgeResult, Status, Verification
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from planting import Edit
 
-    from spdexport.verify.run import Subject
+    from spdexport.verification.run import Subject
 
     Check = Callable[[Subject, Path], Verification]
 

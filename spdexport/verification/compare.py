@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spdexport.factors import unit_rounding
-from spdexport.verify.result import SEVERITY, Status
+from spdexport.verification.result import SEVERITY, Status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spdexport import pipeline
-from spdexport.export import export_onnx, write_onnx
+from spdexport.export import export_onnx
+from spdexport.model_files import write_onnx
 from spdexport.options import Options
 from spdexport.prepare import prepare
 
 if TYPE_CHECKING:
-    from spdexport.verify.run import Subject
+    from spdexport.verification.run import Subject
 
 DIGITS = Path(__file__).parents[2] / "examples" / "01_digits"
 

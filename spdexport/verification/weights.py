@@ -16,9 +16,9 @@ import onnx_ir as ir
 
 from spdexport.factors import unit_rounding
 from spdexport.rewrite.onnx_fold import fold_onnx
-from spdexport.verify.compare import FACTOR
-from spdexport.verify.layers import layer_of
-from spdexport.verify.result import EdgeResult, Status
+from spdexport.verification.compare import FACTOR
+from spdexport.verification.layers import layer_of
+from spdexport.verification.result import EdgeResult, Status
 
 if TYPE_CHECKING:
     from spdexport.conv import Array

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spdexport.verify.result import Status
+from spdexport.verification.result import Status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from spdexport.conv import Array
-    from spdexport.verify.edge import Edge
-    from spdexport.verify.sessions import SessionEdges
+    from spdexport.verification.edge import Edge
 
 
 class Outputs:
@@ -38,13 +37,13 @@ class Outputs:
         """The outputs that were the same for all of several samples."""
         return [name for name in self._first if name not in self._varying and self._samples[name] > 1]
 
-    def judge(self, edges: Sequence[Edge], sessions: SessionEdges) -> list[str]:
+    def judge(self, edges: Sequence[Edge]) -> list[str]:
         """Make passes inconclusive where no output reacts; where only some do not, name them in a note."""
         if not self.still:
             return []
         if len(self.still) < len(self._first):
             return [f"outputs that do not react to the inputs: {', '.join(self.still)}"]
-        for edge in (*edges, *sessions.open):
+        for edge in edges:
             if edge.result().status is Status.PASS:
                 edge.settle(Status.INCONCLUSIVE, "no output reacts to the inputs, so that they agree shows nothing")
         return []

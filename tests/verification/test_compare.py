@@ -4,8 +4,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from spdexport.verify.compare import compare, floor_of, worst
-from spdexport.verify.result import Status
+from spdexport.verification.compare import compare, floor_of, worst
+from spdexport.verification.result import Status
 
 EXACT = np.array([1.0, -2.0, 0.0])
 

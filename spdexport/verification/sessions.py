@@ -14,16 +14,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from spdexport.runtime import Provider, RuntimeFailure, Session, SessionSettings, open_session, provider_status
-from spdexport.verify.compare import Comparison, failed
-from spdexport.verify.edge import Edge
-from spdexport.verify.result import EdgeResult, Status
+from spdexport.verification.compare import Comparison, failed
+from spdexport.verification.edge import Edge
+from spdexport.verification.result import EdgeResult, Status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from spdexport.conv import Array
-    from spdexport.verify.trial import Trial
+    from spdexport.verification.trial import Trial
 
 TF32_UNIT_ROUNDING = 2.0**-11
 """u of TF32, which keeps 10 bits behind the point of float32's 23."""

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from spdexport.errors import ExampleInputError
-from spdexport.verify.approximation import Change, approximation
-from spdexport.verify.file_inputs import SIZES, Port, file_cases, given_by_name, guesses
-from spdexport.verify.recipes import RECIPES, draw, generators
+from spdexport.verification.approximation import Change, approximation
+from spdexport.verification.file_inputs import SIZES, Port, file_cases, given_by_name, guesses
+from spdexport.verification.recipes import RECIPES, draw, generators
 
 X = Port(name="x", dtype=np.dtype(np.float32), shape=("batch", 3, "h", 8))
 IDS = Port(name="ids", dtype=np.dtype(np.int64), shape=("batch", 4))

@@ -9,8 +9,8 @@ import torch
 from small_nets import SMALL, TRANSFORMERS, image, settled
 
 from spdexport import pipeline
-from spdexport.verify.compare import FACTOR
-from spdexport.verify.result import Status
+from spdexport.verification.compare import FACTOR
+from spdexport.verification.result import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ import torch
 
 from spdexport.arrays import to_numpy, to_torch
 from spdexport.loading.model import ExampleInputs
-from spdexport.verify.recipes import Recipe, draw, generators, span_of
+from spdexport.verification.recipes import Recipe, draw, generators, span_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

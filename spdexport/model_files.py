@@ -1,0 +1,165 @@
+"""Models as files: ONNX read, written whole or not at all, and marked with metadata; torch programs written."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import onnx_ir as ir
+import torch
+
+from spdexport.errors import ExportError, SourceError
+from spdexport.files.atomic import RejectedError
+from spdexport.files.hashing import sha256_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch.export import ExportedProgram
+
+METADATA_PREFIX = "spdexport."
+"""What the names of our entries in a model's metadata begin with."""
+
+EXTERNAL_DATA_FROM = 1_500_000_000
+"""Bytes of weights above which they go to a file beside the model: protobuf stops at 2 GiB."""
+
+
+def load_onnx(path: Path) -> ir.Model:
+    """A model, its external data left in its file until a weight is read.
+
+    Raises:
+        SourceError: The file is missing, is no ONNX model, or lacks the file that holds its weights.
+    """
+    if not path.is_file():
+        raise SourceError("There is no such file.", where=str(path), hint="Name an ONNX file.")
+    try:
+        model = ir.load(path)
+    # protobuf and onnx_ir raise whatever they trip over in a damaged file.
+    except Exception as error:
+        text = str(error).strip()
+        raise SourceError(
+            f"The file is not a valid ONNX model: {text.splitlines()[0] if text else type(error).__name__}",
+            where=str(path),
+            hint="Write or copy it again, with the data files that belong to it.",
+        ) from error
+    if not model.graph.outputs:
+        # To protobuf, an empty file is an empty model.
+        raise SourceError(
+            "The file is not a valid ONNX model: it has no graph.", where=str(path), hint="Write or copy it again."
+        )
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            _check_external(value.const_value, path)
+    return model
+
+
+def _check_external(tensor: ir.ExternalTensor, path: Path) -> None:
+    data = Path(tensor.path)
+    needed = (tensor.offset or 0) + (tensor.length or 0)
+    if not data.is_file() or data.stat().st_size < needed:
+        what = "is shorter than the model says" if data.is_file() else "is missing"
+        raise SourceError(
+            f"The file {data.name}, which holds weights of the model, {what}.",
+            where=str(path),
+            hint="Copy the model together with its data file.",
+        )
+
+
+def write_onnx(
+    model: ir.Model, temporary: Path, final: Path, *, external_from: int = EXTERNAL_DATA_FROM
+) -> tuple[Path, ...]:
+    """Write a model to a temporary file that is to be moved to ``final``, and check it there.
+
+    Weights above ``external_from`` bytes go to a file beside it that is named by its own content, so that the model,
+    whichever name it is moved to, and an older model there are each whole with the data they refer to.
+
+    Returns:
+        The data files written.
+
+    Raises:
+        ExportError: onnx.checker finds the model invalid.
+    """
+    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    if size <= external_from:
+        ir.save(model, temporary)
+        _check(temporary)
+        return ()
+    data = temporary.with_name(temporary.name + ".data")
+    try:
+        ir.save(model, temporary, external_data=data.name, size_threshold_bytes=1024)
+        named = final.with_name(f"{final.stem}.{sha256_file(data)[:16]}.data")
+        proto = onnx.load(temporary, load_external_data=False)
+        for tensor in proto.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = named.name
+        temporary.write_bytes(proto.SerializeToString(deterministic=True))
+        data.replace(named)
+    finally:
+        data.unlink(missing_ok=True)
+    _check(temporary)
+    return (named,)
+
+
+@contextlib.contextmanager
+def no_data_left(output: Path) -> Iterator[None]:
+    """Remove the data files of a model that was not finished, but not those that were there before."""
+
+    def found() -> set[Path]:
+        return set(output.parent.glob(f"{glob.escape(output.stem)}.*.data"))
+
+    before = found()
+    try:
+        yield
+    except RejectedError:
+        raise
+    except BaseException:
+        for path in found() - before:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _check(path: Path) -> None:
+    try:
+        onnx.checker.check_model(path)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(
+            f"onnx.checker refuses the exported model: {str(error).splitlines()[0]}",
+            where="the exported graph",
+            hint="Please report this with the model; --opset may avoid it.",
+        ) from error
+
+
+def save_program(program: ExportedProgram, path: Path) -> None:
+    """Save a program so that plain torch loads it, with bytes that do not depend on the file's name.
+
+    torch writes the name into the archive, hence a fixed one first.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".spdexport.") as folder:
+        fixed = Path(folder) / "program.pt2"
+        torch.export.save(program, fixed)
+        fixed.replace(path)
+
+
+def write_metadata(model: ir.Model, entries: Mapping[str, Any]) -> None:
+    """Put entries into the model's metadata, as JSON with sorted keys, under spdexport's prefix."""
+    for key, value in sorted(entries.items()):
+        model.metadata_props[METADATA_PREFIX + key] = json.dumps(value, sort_keys=True)
+
+
+def read_metadata(model: ir.Model) -> dict[str, Any]:
+    """The entries that ``write_metadata`` wrote; empty for a file that spdexport did not make.
+
+    Entries that are no JSON are left out: the file may have passed through any hands.
+    """
+    entries = {}
+    for key, text in model.metadata_props.items():
+        if key.startswith(METADATA_PREFIX):
+            with contextlib.suppress(json.JSONDecodeError):
+                entries[key.removeprefix(METADATA_PREFIX)] = json.loads(text)
+    return entries
