@@ -114,14 +114,22 @@ def capture(loaded: LoadedModel, inputs: ExampleInputs | None, dynamic: DynamicA
 
 @contextlib.contextmanager
 def eval_mode(module: torch.nn.Module) -> Iterator[bool]:
-    """Put a module in eval mode, and restore every submodule's own flag; gives whether any was training."""
+    """Put a module in eval mode, and restore every submodule's own flag; gives whether any was training.
+
+    Buffers that the module changes as it runs, such as counters, get their values back too.
+    """
     flags = [(m, m.training) for m in module.modules()]
+    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in module.buffers()]
     try:
         module.eval()
         yield any(training for _, training in flags)
     finally:
         for m, training in flags:
             m.training = training
+        with torch.no_grad():
+            for buffer, version, before in buffers:
+                if buffer._version != version:
+                    buffer.copy_(before)
 
 
 def _input_names(module: torch.nn.Module, inputs: ExampleInputs) -> dict[str, torch.Tensor]:
@@ -151,9 +159,11 @@ def _input_names(module: torch.nn.Module, inputs: ExampleInputs) -> dict[str, to
 
 def _check_call(module: torch.nn.Module, inputs: ExampleInputs) -> None:
     """Run the module once, so that inputs it cannot take are told apart from models that cannot be traced."""
+    # A model may write to its inputs, and these are the caller's.
+    args, kwargs = tuple(t.clone() for t in inputs.args), {name: t.clone() for name, t in inputs.kwargs.items()}
     try:
         with torch.no_grad():
-            module(*inputs.args, **inputs.kwargs)
+            module(*args, **kwargs)
     except Exception as error:
         shapes = ", ".join(f"{tuple(t.shape)}:{str(t.dtype).removeprefix('torch.')}" for t in _tensors(inputs))
         raise ExampleInputError(

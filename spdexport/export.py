@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 import torch
 import torch.utils._pytree as pytree
+from torch.export.graph_signature import ConstantArgument, OutputKind
 
 from spdexport.errors import ExportError
 from spdexport.quiet import quiet
@@ -67,6 +68,7 @@ def export_onnx(
             where="--opset",
             hint=f"Ask for opset {got}, or leave --opset out.",
         )
+    _name_inputs(model, program)
     _name_axes(model, axes or {})
     _name_outputs(model, program)
     _clean_metadata(model)
@@ -79,6 +81,22 @@ def _root_cause(error: BaseException) -> str:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _name_inputs(model: ir.Model, program: ExportedProgram) -> None:
+    """Call inputs as the program does: one that is an output as well comes out of the exporter as ``x_orig``."""
+    for value, name in zip(model.graph.inputs, program.graph_signature.user_inputs, strict=True):
+        if value.name != name:
+            _free(model, str(name), for_value=value)
+            value.name = str(name)
+
+
+def _free(model: ir.Model, name: str, *, for_value: ir.Value) -> None:
+    """Take a name from the value inside of the graph that has it, so that another one can have it."""
+    for node in model.graph:
+        for other in node.outputs:
+            if other.name == name and other is not for_value:
+                other.name = f"{name}_value"
 
 
 def _name_axes(model: ir.Model, axes: Mapping[str, Mapping[int, str]]) -> None:
@@ -113,10 +131,18 @@ def _name_axes(model: ir.Model, axes: Mapping[str, Mapping[int, str]]) -> None:
 def _name_outputs(model: ir.Model, program: ExportedProgram) -> None:
     """Call outputs after the model's own structure: dict keys and field names; else ``output``, ``output_1``, ..."""
     spec = program.call_spec.out_spec
-    if spec is None or spec.num_leaves != len(model.graph.outputs):
+    # What is no tensor, such as None, has no place in the file.
+    leaves = [s.arg for s in program.graph_signature.output_specs if s.kind is OutputKind.USER_OUTPUT]
+    if spec is None or spec.num_leaves != len(leaves):
         return
     tree = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
-    paths = pytree.tree_flatten_with_path(tree)[0]
+    paths = [
+        path
+        for path, leaf in zip(pytree.tree_flatten_with_path(tree)[0], leaves, strict=True)
+        if not isinstance(leaf, ConstantArgument)
+    ]
+    if len(paths) != len(model.graph.outputs):
+        return
     taken = {v.name for v in model.graph.inputs} | {v.name for v in model.graph.initializers.values()}
     for (path, _), value in zip(paths, model.graph.outputs, strict=True):
         parts = [str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", "")))) for p in path]
@@ -126,10 +152,7 @@ def _name_outputs(model: ir.Model, program: ExportedProgram) -> None:
         if value.is_graph_input() or name in taken:
             continue
         taken.add(name)
-        for node in model.graph:
-            for other in node.outputs:
-                if other.name == name and other is not value:
-                    other.name = f"{name}_value"
+        _free(model, name, for_value=value)
         value.name = name
 
 

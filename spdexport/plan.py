@@ -122,8 +122,14 @@ class Decision:
 
     @property
     def keep_delta(self) -> bool:
-        """Whether the effective weight includes the delta; one that is only rounding belongs to it."""
-        return self.layer.delta != "dropped"
+        """Whether the effective weight includes the delta.
+
+        One that is only rounding is in no form. It belongs to the layer's own weight, which stands as it is without a
+        mask; with one it does not count, or components that are all masked out would leave it behind.
+        """
+        if self.layer.delta == "none":
+            return self.factors is None or self.factors.mask is None
+        return self.layer.delta == "kept"
 
     @property
     def changes(self) -> bool:

@@ -59,7 +59,7 @@ def evaluate(
     """The outputs of a program, flattened in their own order.
 
     Args:
-        program: Any ExportedProgram that changes neither its inputs nor its buffers.
+        program: Any ExportedProgram; where it changes its inputs or buffers in place, it gets copies of them.
         args: Positional inputs.
         kwargs: Keyword inputs.
         float64: Whether every float value is promoted to float64; otherwise the program runs in its own dtypes.
@@ -77,9 +77,20 @@ def evaluate(
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
     ordered = [values[node.name] if node.name in values else next(users) for node in placeholders]
     runner = _Runner(program.graph_module, float64=float64, noise=noise, watch=watch)
+    if _changes_in_place(program):
+        parameters = set(signature.inputs_to_parameters)
+        ordered = [
+            value if node.name in parameters else runner.own(value)
+            for node, value in zip(placeholders, ordered, strict=True)
+        ]
     with torch.no_grad():
         result = runner.run(*ordered)
     return list(result)
+
+
+def _changes_in_place(program: ExportedProgram) -> bool:
+    targets = [node.target for node in program.graph.nodes]
+    return any(isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable for target in targets)
 
 
 class _Runner(Interpreter):
@@ -98,6 +109,11 @@ class _Runner(Interpreter):
         self._noise = noise
         self._watch = watch
         self._generator = torch.Generator().manual_seed(noise.seed) if noise else None
+
+    def own(self, value: Any) -> Any:
+        """A copy that in-place operators may write to; promoted at once, for what is written must be what is read."""
+        value = value.clone() if isinstance(value, torch.Tensor) else value
+        return self._promote(value) if self._float64 else value
 
     def run_node(self, n: torch.fx.Node) -> Any:
         result = super().run_node(n)

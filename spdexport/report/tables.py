@@ -66,7 +66,7 @@ def inspected_layers(layers: Sequence[LayerPlan]) -> Table:
     for header in ("C", "live", "even"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("delta", justify="right", no_wrap=True)
-    for header in ("dense", "V and U"):
+    for header in ("dense", "factors"):
         table.add_column(header, justify="right", no_wrap=True)
     for layer in layers:
         table.add_row(
@@ -101,6 +101,7 @@ def edges(results: Sequence[EdgeResult]) -> Table:
 
 
 LEGEND = "C: components; even: break-even, so many live ones cost no more than dense"
+INSPECTED_LEGEND = f"{LEGEND}; MACs dense, and as V and U with the delta where it is kept"
 """What the short headers mean."""
 
 

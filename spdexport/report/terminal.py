@@ -115,7 +115,7 @@ def _inspection(page: _Page, result: Inspection) -> None:
     if layers:
         page.console.print()
         page.write(tables.inspected_layers(layers))
-        page.line(tables.LEGEND, "dim")
+        page.line(tables.INSPECTED_LEGEND, "dim")
         page.console.print()
         page.line(_totals(result.plan.macs_before, result.plan.macs_after))
     _left_alone(page, [layer for layer in layers if layer.components is None], result.plan.skipped)

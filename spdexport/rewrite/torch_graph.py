@@ -142,6 +142,9 @@ def _site(node: torch.fx.Node, constants: Constants, namer: _Namer) -> ConvSite 
         return Skipped(name=name, kind=kind, reason=f"its weight is {weight.dtype}, which has no float components")
     if axes == 0 and weight.ndim != 2:
         return Skipped(name=name, kind=kind, reason="its weight is a vector")
+    if axes and given.data.meta["val"].ndim != axes + 2:
+        # ONNX knows no such convolution: each stage would get its own change of shape, between V and U too.
+        return Skipped(name=name, kind=kind, reason="its input has no batch axis")
     return ConvSite(
         name=name,
         spec=conv_spec(axes, tuple(weight.shape), args),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch.export.graph_signature import OutputKind, TensorArgument
@@ -99,6 +100,7 @@ class _Run:
         self._subject, self._seed, self._progress = subject, seed, progress
         self._u = max((unit_rounding(d.site.weight.dtype) for d in subject.plan.decisions), default=2.0**-24)
         self._names = _output_names(subject)
+        self._draws = _draws(subject.intended)
         self._capture, self._rewrite = Edge("capture"), Edge("rewrite")
         self._sessions = None if subject.file is None else SessionEdges(subject.file, providers)
         self._notes: list[str] = []
@@ -160,8 +162,8 @@ class _Run:
                 raise
             self._notes.append(f"left out, since the model does not take it: {case.name} ({_first_line(error)})")
             return
-        if trial.has_nan or trial.overflows:
-            what = "the reference itself is NaN" if trial.has_nan else "the model overflows its own dtype"
+        what = self._unusable(trial, case)
+        if what is not None:
             if not case.own:
                 self._notes.append(f"left out, since {what} there: {case.name}")
                 return
@@ -182,6 +184,20 @@ class _Run:
         if self._sessions is not None:
             inputs = feeds(subject.intended, case.inputs)
             self._sessions.compare(trial, inputs, lambda settings: self._locate(case, inputs, settings))
+
+    def _unusable(self, trial: Trial, case: Case) -> str | None:
+        """Why nothing can be compared with this reference; None where something can."""
+        if trial.has_nan:
+            return "the reference itself is NaN"
+        if trial.overflows:
+            return "the model overflows its own dtype"
+        if not any(value.size for value in trial.reference.values()):
+            return "the outputs are empty"
+        if self._draws:
+            again = self._outputs(self._subject.intended, case)
+            if not all(np.array_equal(value, again[name]) for name, value in trial.reference.items()):
+                return "the output is random"
+        return None
 
     def _trial(self, case: Case) -> Trial:
         program = self._subject.intended
@@ -258,6 +274,13 @@ class _Run:
             outputs=self._names,
             unit_rounding=self._u,
         )
+
+
+def _draws(program: ExportedProgram) -> bool:
+    """Whether an operator draws random numbers; dropout has that mark too, even where it does nothing."""
+    nodes = [n for g in program.graph_module.modules() if isinstance(g, torch.fx.GraphModule) for n in g.graph.nodes]
+    targets = [node.target for node in nodes]
+    return any(isinstance(t, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in t.tags for t in targets)
 
 
 def _output_names(subject: Subject) -> list[str]:

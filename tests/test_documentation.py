@@ -1,0 +1,110 @@
+"""What the documentation shows is what happens: its blocks are run, and their output compared."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from spdexport.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLE = (ROOT / "examples/01_digits/README.md").read_text(encoding="utf-8")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def dialogues(block: str) -> list[tuple[str, str]]:
+    """The commands of a console block, each with the output below it."""
+    parts = re.split(r"^\$ (.*)\n", block, flags=re.MULTILINE)[1:]
+    return list(zip(parts[::2], parts[1::2], strict=True))
+
+
+def without_numbers(text: str) -> list[str]:
+    """The words of each line. Noise ratios, and what the CUDA edge finds, differ from machine to machine."""
+    lines = [" ".join(re.sub(r"[\d.]+", "0", line).split()) for line in text.strip().splitlines()]
+    return [line for line in lines if not line.startswith("device")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    copy = tmp_path_factory.mktemp("example") / "digits"
+    shutil.copytree(ROOT / "examples/01_digits", copy, ignore=shutil.ignore_patterns("out"))
+    (copy / "out").mkdir()
+    return copy
+
+
+def run(command: str, folder: Path) -> str:
+    words = command.split()
+    if words[0] == "spdexport":
+        words[:1] = [sys.executable, "-m", "spdexport"]
+    elif words[0] == "python":
+        words[0] = sys.executable
+    environment = {**os.environ, "COLUMNS": "80", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return done.stdout if done.returncode == 0 else done.stderr
+
+
+@pytest.mark.parametrize("text", [README, EXAMPLE], ids=["README", "example"])
+def test_console_blocks_show_what_the_commands_print(text: str, folder: Path) -> None:
+    found = [dialogue for block in blocks(text, "console") for dialogue in dialogues(block)]
+    assert len(found) == 3
+    for command, shown in found:
+        assert without_numbers(run(command, folder)) == without_numbers(shown), command
+
+
+def test_the_demo_runs_the_commands_of_the_readme() -> None:
+    demo = (ROOT / "examples/01_digits/demo.sh").read_text(encoding="utf-8").replace("\\\n", "")
+    lines = [" ".join(line.split()) for line in demo.splitlines()]
+    for command, _ in dialogues(blocks(README, "console")[0]):
+        assert command in lines
+
+
+def test_the_python_block_runs(tmp_path: Path) -> None:
+    (block,) = blocks(README, "python")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", block],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    verdict, folded, verified = done.stdout.splitlines()
+    assert verdict.startswith("pass ")
+    assert (folded, verified) == ("pass", "pass")
+
+
+def test_every_option_that_the_documentation_names_exists() -> None:
+    helps = "".join(
+        CliRunner().invoke(main, [command, "--help"]).output for command in ("convert", "verify", "fold", "inspect")
+    )
+    existing = set(re.findall(r"--[a-z][a-z-]*", helps))
+    named = set(re.findall(r"--[a-z][a-z-]+", "".join(re.findall(r"`[^`]*`|^    .*$", README, flags=re.MULTILINE))))
+    assert named - existing == set()
+
+
+def test_the_exit_statuses_of_the_readme_are_those_of_the_errors() -> None:
+    import spdexport
+
+    listed = {int(status) for status in re.findall(r"^\| (\d+) \|", README, flags=re.MULTILINE)}
+    errors = {value.exit_status for name, value in vars(spdexport.errors).items() if name.endswith("Error")}
+    assert listed == errors | {0, 1, 3}
+
+
+def test_changelog_and_contributing_name_files_that_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:[a-z_]+/)*[a-z_]+\.(?:py|txt|toml|safetensors))`", text)
+    assert named
+    for name in named:
+        assert (ROOT / name).exists() or (ROOT / "spdexport" / name).exists(), name
