@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -14,6 +14,7 @@ import click
 from spdexport import __version__
 from spdexport.cli_options import (
     DEBUG,
+    check_options,
     factor_options,
     form_option,
     given,
@@ -22,6 +23,8 @@ from spdexport.cli_options import (
     pickle_option,
     provider_option,
     report_option,
+    report_options,
+    repro_option,
     seed_option,
     source_argument,
     talk_options,
@@ -32,7 +35,7 @@ from spdexport.errors import SpdExportError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from spdexport.report.json_report import Result
+    from spdexport.report.common import Result
 
 INTERRUPTED = 130
 """The exit status of a command that Ctrl-C ended: 128 + SIGINT."""
@@ -90,6 +93,10 @@ def _tell(error: SpdExportError) -> None:
     """Three lines on standard error, whatever line breaks the parts have."""
     what, where, hint = (" ".join(part.split()) for part in (error.what, error.where, error.hint))
     click.echo(f"error: {what}\n  where: {where}\n  to do: {hint}", err=True)
+    from spdexport.report.workflow_commands import annotation, on_github
+
+    if on_github():
+        click.echo(annotation("error", "spdexport", f"{what}\nwhere: {where}\nto do: {hint}"))
 
 
 def _usage(error: click.ClickException) -> UsageError:
@@ -116,8 +123,8 @@ def _own_fault(error: Exception) -> SpdExportError:
 def main() -> None:
     """Export models with SPD components to ONNX, and prove that ONNX Runtime computes what was meant.
 
-    SOURCE is told by its content: a .pt2 program, a TorchScript archive, a state dict or an SPD run with --factory, or
-    a pickled module. With --factory alone it is the module that the factory returns.
+    SOURCE is told by its content: a .pt2 program, a TorchScript archive, a state dict or an SPD run with --factory,
+    an ONNX file, or a pickled module. With --factory alone it is the module that the factory returns.
     """
 
 
@@ -137,7 +144,9 @@ def main() -> None:
 @opset_option
 @verify_option
 @provider_option
-@report_option
+@check_options
+@report_options
+@repro_option
 @talk_options
 @click.pass_context
 def convert(
@@ -149,6 +158,9 @@ def convert(
     verify: bool,
     providers: Sequence[str],
     report: Path | None,
+    junit: Path | None,
+    html: Path | None,
+    repro: Path | None,
     verbose: bool,
     quiet: bool,
     **_: Any,
@@ -156,7 +168,10 @@ def convert(
     """Convert SOURCE to ONNX with its layers in factorized form, and verify the file."""
     import spdexport
 
-    with _run(report, [source, *output], verbose=verbose, quiet=quiet) as (progress, finish):
+    if repro is not None and not verify:
+        raise UsageError("--repro saves what a check found.", where="--repro and --no-verify", hint="Give one of them.")
+    files = {"report": report, "junit": junit, "html": html, "repro": repro}
+    with _run(files, [source, *output], verbose=verbose, quiet=quiet) as (progress, finish):
         result = spdexport.convert(
             source, output, verify=verify, providers=providers or None, progress=progress, **given(context)
         )
@@ -172,7 +187,9 @@ def convert(
 @form_option
 @opset_option
 @provider_option
-@report_option
+@check_options
+@report_options
+@repro_option
 @talk_options
 @click.pass_context
 def verify(
@@ -183,6 +200,9 @@ def verify(
     against: Path | None,
     providers: Sequence[str],
     report: Path | None,
+    junit: Path | None,
+    html: Path | None,
+    repro: Path | None,
     verbose: bool,
     quiet: bool,
     **_: Any,
@@ -194,7 +214,8 @@ def verify(
     """
     import spdexport
 
-    with _run(report, [file, against], verbose=verbose, quiet=quiet) as (progress, finish):
+    files = {"report": report, "junit": junit, "html": html, "repro": repro}
+    with _run(files, [file, against], verbose=verbose, quiet=quiet) as (progress, finish):
         result = spdexport.verify(
             file, against=against, providers=providers or None, progress=progress, **given(context)
         )
@@ -205,28 +226,40 @@ def verify(
 @main.command(short_help="Fold V and U of FILE into one dense layer again.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The file to write.")
+@click.option("--if-cheaper", is_flag=True, help="Leave a chain that has fewer multiply-accumulates than its fold.")
+@click.option("--explain", is_flag=True, help="List each candidate, and why it was folded or not.")
 @pickle_option
 @seed_option
 @verify_option
 @provider_option
-@report_option
+@report_options
 @talk_options
 def fold(
     *,
     file: Path,
     output: Path,
+    if_cheaper: bool,
+    explain: bool,
     allow_pickle: bool,
     seed: int,
     verify: bool,
     providers: Sequence[str],
     report: Path | None,
+    junit: Path | None,
+    html: Path | None,
     verbose: bool,
     quiet: bool,
 ) -> int:
-    """Fold V, mask, U (and the delta beside them) of FILE, .onnx or .pt2, into one dense layer again."""
+    """Fold V, mask, U (and the delta beside them) of FILE, .onnx or .pt2, into one dense layer again.
+
+    Whatever chain of convolutions or linear layers is one of them is folded, and sums of such chains on one input.
+    """
+    from dataclasses import replace
+
     import spdexport
 
-    with _run(report, [file, output], verbose=verbose, quiet=quiet) as (progress, finish):
+    files = {"report": report, "junit": junit, "html": html}
+    with _run(files, [file, output], verbose=verbose, quiet=quiet) as (progress, finish):
         result = spdexport.fold(
             file,
             output,
@@ -234,9 +267,10 @@ def fold(
             providers=providers or None,
             seed=seed,
             allow_pickle=allow_pickle,
+            if_cheaper=if_cheaper,
             progress=progress,
         )
-        finish(result)
+        finish(replace(result, notes=(*result.notes, *result.explained())) if explain else result)
     return _exit_status(result)
 
 
@@ -253,43 +287,46 @@ def inspect(
     """List the layers of SOURCE with geometry, components and costs. Nothing is written."""
     import spdexport
 
-    with _run(report, [source], verbose=verbose, quiet=quiet) as (progress, finish):
+    with _run({"report": report}, [source], verbose=verbose, quiet=quiet) as (progress, finish):
         finish(spdexport.inspect(source, progress=progress, **given(context)))
     return 0
 
 
 @contextlib.contextmanager
 def _run(
-    report: Path | None, others: Sequence[Path | None], *, verbose: bool, quiet: bool
+    reports: Mapping[str, Path | None], others: Sequence[Path | None], *, verbose: bool, quiet: bool
 ) -> Iterator[tuple[Callable[[str], None], Callable[[Result], None]]]:
     """What surrounds every command: its progress, and what is done with its result.
 
     Yields:
-        Told what is being done; and told the result, which it writes to ``report`` and prints after the block.
+        Told what is being done; and told the result, which it writes to ``reports`` and prints after the block.
     """
     if verbose and quiet:
         raise UsageError("--verbose and --quiet contradict each other.", where="-v and -q", hint="Give one of them.")
-    if report is not None and report.resolve() in [path.resolve() for path in others if path]:
-        raise UsageError("The report would overwrite another file.", where=f"--report {report}", hint="Rename it.")
-    from spdexport.files.atomic import replacing
     from spdexport.quiet import quiet as hush
     from spdexport.report.progress import progress_on, standard_error
+    from spdexport.report.written import report_files
 
     results: list[Result] = []
     with contextlib.ExitStack() as stack:
         # Opened before the work, so that a folder that cannot be written to is told at once.
-        file = stack.enter_context(replacing(report)) if report else None
+        write = stack.enter_context(report_files(reports, others))
         told = stack.enter_context(progress_on(standard_error(), verbose=verbose, quiet=quiet))
         if not verbose and not click.get_current_context().meta[DEBUG]:
             # The user's own code prints and warns too, and what is read from standard output is the result.
             stack.enter_context(hush())
-        # Only now, for these bring torch: its import is part of what the progress is shown for.
-        from spdexport.report import json_report, terminal
+        # Only now, for this brings torch: its import is part of what the progress is shown for.
+        from spdexport.report import github, terminal
+        from spdexport.report.workflow_commands import fenced, on_github
 
         yield told, results.append
-        if file:
-            file.write_text(json_report.as_text(json_report.to_json(results[0])), encoding="utf-8")
-    terminal.show(results[0], verbose=verbose, quiet=quiet)
+        remark = write(results[0])
+    with fenced(click.echo) if on_github() else contextlib.nullcontext():
+        terminal.show(results[0], verbose=verbose, quiet=quiet)
+    if on_github():
+        github.tell(results[0], click.echo)
+    if remark:
+        click.echo(remark, err=True)
 
 
 def _exit_status(result: Any) -> int:

@@ -43,16 +43,19 @@ DESCRIBES = (
 )
 """The options that are ``spdexport.Options``, by the names they have there."""
 
+CHECKS = ("thorough", "atol", "rtol")
+"""The options of the check itself, by the names that ``spdexport.verify`` has for them."""
+
 
 def given(context: click.Context) -> dict[str, Any]:
-    """The keyword arguments for ``spdexport.Options`` that the user really gave.
+    """The keyword arguments of DESCRIBES and CHECKS that the user really gave.
 
     Defaults are left out: ``verify`` reads from the file what is not given.
     """
     said = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
     return {
         name: context.params[name]
-        for name in DESCRIBES
+        for name in (*DESCRIBES, *CHECKS)
         if name in context.params and context.get_parameter_source(name) in said
     }
 
@@ -138,6 +141,34 @@ provider_option = click.option(
     help="Check on this ONNX Runtime provider beside the CPU. Repeatable. Default: cuda where it can run.",
 )
 report_option = click.option("--report", type=_PATH, metavar="F.json", help="Write the result as JSON.")
+report_options = _together(
+    report_option,
+    click.option(
+        "--junit", type=_PATH, metavar="F.xml", help="Write it as JUnit XML: a test case for each edge and layer."
+    ),
+    click.option("--html", type=_PATH, metavar="F.html", help="Write it as a page that needs nothing but itself."),
+)
+repro_option = click.option(
+    "--repro",
+    type=_PATH,
+    metavar="F.npz",
+    help="Save the worst input with both outputs; verify --inputs F.npz shows it again.",
+)
+"""Where a result is written."""
+
+check_options = _together(
+    click.option(
+        "--thorough", is_flag=True, help="Compare the output of every layer too, and leave out no input for time."
+    ),
+    click.option(
+        "--atol",
+        type=click.FloatRange(min=0),
+        metavar="A",
+        help="Allow outputs this absolute error, in the place of what rounding explains.",
+    ),
+    click.option("--rtol", type=click.FloatRange(min=0), metavar="R", help="The same, relative to the right value."),
+)
+"""How the check is done."""
 
 
 def _remember_debug(context: click.Context, _: click.Parameter, value: bool) -> None:

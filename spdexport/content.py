@@ -29,6 +29,13 @@ def content_hash(model: ir.Model) -> str:
     return digest.hexdigest()
 
 
+def graph_hash(graph: ir.Graph) -> str:
+    """The same of one graph, such as a body of an If; what it takes from the graphs around it counts by name."""
+    digest = hashlib.sha256()
+    _hash_graph(digest, graph)
+    return digest.hexdigest()
+
+
 def _opsets(imports: Mapping[str, int]) -> dict[str, int]:
     return {"" if domain == "ai.onnx" else domain: version for domain, version in imports.items()}
 

@@ -28,8 +28,21 @@ class ConvSpec:
         padding: Zeros (before, after) for each spatial axis; the two differ for ``padding="same"`` with even kernels.
         dilation: Distance of kernel taps for each spatial axis.
         groups: Number of groups; divides both channel counts.
+        transposed: Whether it is a transposed convolution: stride and dilation then space out the output.
+        output_padding: For a transposed convolution, locations added at the end of each spatial axis of the output;
+            empty for others.
 
-    The weight that belongs to it has shape ``weight_shape``: (out_channels, in_channels / groups, *kernel).
+    The weight that belongs to it has shape ``weight_shape``: (out_channels, in_channels / groups, *kernel). With stride
+    s, dilation d and padding (a, b) along an axis, input x (zero outside) and output y, for one group::
+
+        convolution             y[o, q] = sum over i, k of          W[o, i, k] x[i, s q + d k - a]
+        transposed convolution  y[o, q] = sum over i, k, p with
+                                          s p + d k - a = q  of     W[o, i, k] x[i, p]
+
+    The second one's output has s (n - 1) + d (K - 1) + 1 - a - b + output_padding locations: its padding crops. PyTorch
+    and ONNX store its weight as (in, out / groups, *kernel); ``canonical_weight`` turns that into the layout above,
+    without flipping the kernel, and ``stored_weight`` turns it back. In the canonical layout V and U need no formula of
+    their own: ``y = U (V transposed-conv x)``, U pointwise at the output's locations.
     """
 
     in_channels: int
@@ -39,9 +52,15 @@ class ConvSpec:
     padding: tuple[tuple[int, int], ...] = ()
     dilation: tuple[int, ...] = ()
     groups: int = 1
+    transposed: bool = False
+    output_padding: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         axes = len(self.kernel)
+        if self.transposed and not self.output_padding:
+            object.__setattr__(self, "output_padding", (0,) * axes)
+        if len(self.output_padding) != axes * self.transposed:
+            raise ValueError(f"output_padding is one entry for each axis of a transposed convolution: {self}")
         if not len(self.stride) == len(self.padding) == len(self.dilation) == axes:
             raise ValueError(f"stride, padding and dilation need one entry for each of the {axes} kernel axes: {self}")
         if self.in_channels % self.groups or self.out_channels % self.groups:
@@ -67,8 +86,17 @@ class ConvSpec:
 
     @property
     def kind(self) -> str:
-        """The layer's kind as PyTorch names it: ``linear``, ``conv1d``, ``conv2d`` or ``conv3d``."""
-        return f"conv{self.axes}d" if self.axes else "linear"
+        """The layer's kind as PyTorch names it: ``linear``, ``conv2d``, ``conv_transpose2d``, with 1 to 3 axes."""
+        if not self.axes:
+            return "linear"
+        return f"conv_transpose{self.axes}d" if self.transposed else f"conv{self.axes}d"
+
+    @property
+    def moves(self) -> tuple[object, ...]:
+        """All that is said about locations and groups, without the channels: two layers of equal ``moves`` go alike."""
+        return (
+            self.kernel, self.stride, self.padding, self.dilation, self.groups, self.transposed, self.output_padding
+        )  # fmt: skip
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -87,11 +115,15 @@ class ConvSpec:
 
     @property
     def is_pointwise(self) -> bool:
-        """Whether each output location reads exactly the input location under it (kernel 1, stride 1, no padding)."""
+        """Whether each output location reads exactly the input location under it (kernel 1, stride 1, no padding).
+
+        A transposed convolution for which that holds is the same function as the other one with the same weight.
+        """
         return (
             all(k == 1 for k in self.kernel)
             and all(s == 1 for s in self.stride)
             and all(p == (0, 0) for p in self.padding)
+            and not any(self.output_padding)
         )
 
     @property
@@ -100,19 +132,39 @@ class ConvSpec:
         return self.groups > 1 and self.groups == self.in_channels
 
     def describe(self) -> str:
-        """The geometry in a few characters for tables, such as ``16>32 3x3 s2 p1``."""
+        """The geometry in a few characters for tables, such as ``16>32 3x3 s2 p1``; ``t3x3`` is a transposed kernel."""
         parts = [f"{self.in_channels}>{self.out_channels}"]
         if self.axes:
-            parts.append("x".join(map(str, self.kernel)))
+            parts.append("t" * self.transposed + "x".join(map(str, self.kernel)))
         if any(s != 1 for s in self.stride):
             parts.append("s" + _short(self.stride))
         if any(p != (0, 0) for p in self.padding):
             parts.append("p" + _short(tuple(a if a == b else f"{a}:{b}" for a, b in self.padding)))
         if any(d != 1 for d in self.dilation):
             parts.append("d" + _short(self.dilation))
+        if any(self.output_padding):
+            parts.append("o" + _short(self.output_padding))
         if self.groups != 1:
             parts.append(f"g{self.groups}")
         return " ".join(parts)
+
+
+def canonical_weight(weight: Array, groups: int) -> Array:
+    """The weight of a transposed convolution, stored as (in, out / groups, *kernel), in the layout of ``ConvSpec``.
+
+    ``canonical[g * out / groups + o, i] = stored[g * in / groups + i, o]`` for each group g. A view where that can be.
+    """
+    inner, outer = weight.shape[0] // groups, weight.shape[1]
+    blocks = weight.reshape(groups, inner, outer, *weight.shape[2:])
+    return blocks.swapaxes(1, 2).reshape(groups * outer, inner, *weight.shape[2:])
+
+
+def stored_weight(weight: Array, spec: ConvSpec) -> Array:
+    """A weight of ``spec.weight_shape`` as PyTorch and ONNX store it: undoes ``canonical_weight`` where needed."""
+    if not spec.transposed:
+        return weight
+    blocks = weight.reshape(spec.groups, spec.group_out, spec.in_channels // spec.groups, *spec.kernel)
+    return blocks.swapaxes(1, 2).reshape(spec.in_channels, spec.group_out, *spec.kernel)
 
 
 def _short(values: tuple[int | str, ...]) -> str:
@@ -132,6 +184,7 @@ class ConvSite:
         node: The key by which the rewriter that listed the site finds it again.
         positions: Output locations for one sample of the traced input (the product of the output's axes that are
             neither batch nor channels), for counting multiply-accumulates.
+        input_positions: The same of the input, where the layer is a transposed convolution.
         padding_mode: ``zeros``, or the mode of a padding in front of the layer that belongs to the same module.
         is_product: Whether the graph has a plain matrix product there, with the weight transposed, and no linear layer.
     """
@@ -144,6 +197,21 @@ class ConvSite:
     positions: int = 1
     padding_mode: str = "zeros"
     is_product: bool = False
+    input_positions: int | None = None
+
+    @property
+    def applications(self) -> int:
+        """How often one sample takes the kernel: at each output location; transposed, at each input location."""
+        if not self.spec.transposed:
+            return self.positions
+        if self.input_positions is not None:
+            return self.input_positions
+        return max(self.positions // math.prod(self.spec.stride), 1)
+
+    @property
+    def upsampling(self) -> float:
+        """Output locations for each application of the kernel: 1 but for transposed convolutions."""
+        return self.positions / self.applications
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

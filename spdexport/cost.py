@@ -9,19 +9,41 @@ if TYPE_CHECKING:
     from spdexport.forms import Form
 
 
-def dense_macs(spec: ConvSpec, positions: int) -> int:
-    """Multiply-accumulates of one dense layer for one sample: out * patch * output locations."""
-    return spec.out_channels * spec.patch * positions
+def dense_macs(spec: ConvSpec, applications: int) -> int:
+    """Multiply-accumulates of one dense layer for one sample: out * patch * applications of the kernel.
+
+    Args:
+        spec: The layer's geometry.
+        applications: ``ConvSite.applications``: output locations, or input locations of a transposed convolution.
+    """
+    return spec.out_channels * spec.patch * applications
 
 
-def factorized_macs(spec: ConvSpec, components: int, positions: int) -> int:
-    """Multiply-accumulates of V and U for one sample: groups * C * (patch + out / groups) * output locations."""
-    return spec.groups * components * (spec.patch + spec.group_out) * positions
+def factorized_macs(spec: ConvSpec, components: int, positions: int, applications: int | None = None) -> int:
+    """Multiply-accumulates of V and U for one sample: groups * C * (patch * applications + out / groups * positions).
+
+    Args:
+        spec: The layer's geometry.
+        components: C.
+        positions: Output locations, where U runs.
+        applications: How often V's kernel is applied; None where that is the same.
+    """
+    applications = positions if applications is None else applications
+    return spec.groups * components * (spec.patch * applications + spec.group_out * positions)
 
 
-def form_macs(form: Form, positions: int) -> int:
-    """Multiply-accumulates of a form whose stages all run at the layer's output locations, for one sample."""
-    return sum(dense_macs(stage.spec, positions) for stage in form.stages)
+def form_macs(form: Form, positions: int, applications: int | None = None) -> int:
+    """Multiply-accumulates of a form, for one sample: the first stage of each chain has the layer's own geometry.
+
+    The others run at the layer's output locations, ``positions``; the first ones' kernels are applied ``applications``
+    times, where that is another number.
+    """
+    applications = positions if applications is None else applications
+    return sum(
+        dense_macs(stage.spec, positions if index else applications)
+        for chain in form.chains
+        for index, stage in enumerate(chain)
+    )
 
 
 def form_parameters(form: Form) -> int:

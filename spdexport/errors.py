@@ -53,7 +53,7 @@ class UsageError(SpdExportError):
 
 
 class RuntimeMissingError(UsageError):
-    """ONNX Runtime is not installed, or is installed in two packages that overwrite each other."""
+    """ONNX Runtime is not installed, or in two packages that overwrite each other; or PyTorch is missing."""
 
     code = "runtime"
 

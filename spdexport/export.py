@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 import torch
 import torch.utils._pytree as pytree
-from torch.export.graph_signature import ConstantArgument, OutputKind
+from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
 
 from spdexport.errors import ExportError
 from spdexport.quiet import quiet
@@ -50,7 +50,8 @@ def export_onnx(
         ExportError: An operator has no ONNX form, or the exporter gives another opset than asked for.
     """
     try:
-        with quiet():
+        # With gradients on, attention would take another kernel than it had in the trace, with other strides.
+        with torch.no_grad(), quiet():
             result = torch.onnx.export(program, dynamo=True, optimize=True, opset_version=opset, verbose=False)
     except Exception as error:
         raise ExportError(
@@ -68,6 +69,7 @@ def export_onnx(
             where="--opset",
             hint=f"Ask for opset {got}, or leave --opset out.",
         )
+    _restore_dtypes(model)
     _name_inputs(model, program)
     _name_axes(model, axes or {})
     _name_outputs(model, program)
@@ -83,12 +85,31 @@ def _root_cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
+def _restore_dtypes(model: ir.Model) -> None:
+    """Give weights the dtype of what they are multiplied with.
+
+    Folding batch norm into them, the exporter makes those of a bfloat16 layer float32, which is no valid ONNX.
+    """
+    for node in model.graph.all_nodes():
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or node.inputs[0] is None:
+            continue
+        dtype = node.inputs[0].dtype
+        for value in node.inputs[1:]:
+            tensor = None if value is None else value.const_value
+            if value is None or tensor is None or not value.is_initializer() or tensor.dtype is dtype or dtype is None:
+                continue
+            value.const_value = ir.tensor(tensor.numpy().astype(dtype.numpy()), dtype=dtype, name=value.name)
+            value.dtype = dtype
+
+
 def _name_inputs(model: ir.Model, program: ExportedProgram) -> None:
     """Call inputs as the program does: one that is an output as well comes out of the exporter as ``x_orig``."""
-    for value, name in zip(model.graph.inputs, program.graph_signature.user_inputs, strict=True):
+    specs = program.graph_signature.input_specs
+    names = [s.arg.name for s in specs if s.kind is InputKind.USER_INPUT and isinstance(s.arg, TensorArgument)]
+    for value, name in zip(model.graph.inputs, names, strict=True):
         if value.name != name:
-            _free(model, str(name), for_value=value)
-            value.name = str(name)
+            _free(model, name, for_value=value)
+            value.name = name
 
 
 def _free(model: ir.Model, name: str, *, for_value: ir.Value) -> None:
@@ -171,9 +192,3 @@ def _clean_metadata(model: ir.Model) -> None:
         value.metadata_props.clear()
     for value in model.graph.initializers.values():
         value.metadata_props.clear()
-
-
-def name_scopes(node: ir.Node) -> tuple[str, ...]:
-    """The module paths of a node from the outermost in, as the exporter recorded them; empty where it did not."""
-    text = node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]")
-    return tuple(re.findall(r"'([^']*)'", text))

@@ -205,10 +205,12 @@ def svd_factors(weight: Array, spec: ConvSpec) -> Factors:
     root = np.sqrt(np.where(sigma > tiny, sigma, 1.0))
     left, right = (1 / root, root) if patch >= out else (root, 1 / root)
     V, U = V * left[..., None, :], U * right[..., None]
-    return Factors(
-        V=np.ascontiguousarray(V[..., :keep]).astype(weight.dtype),
-        U=np.ascontiguousarray(U[..., :keep, :]).astype(weight.dtype),
-    )
+    return Factors(V=_as_filters(V[..., :keep], weight.dtype), U=_as_filters(U[..., :keep, :], weight.dtype))
+
+
+def _as_filters(matrix: FloatArray, dtype: np.dtype[np.generic]) -> Array:
+    """The matrix in a layout of which ``v_filters`` and ``u_filters`` are views: a program needs no second copy."""
+    return np.swapaxes(np.ascontiguousarray(np.swapaxes(matrix, -1, -2), dtype=dtype), -1, -2)
 
 
 def numerical_rank(matrix: FloatArray, dtype: np.dtype[np.generic]) -> int:
@@ -236,12 +238,17 @@ def effective_rank(factors: Factors) -> int:
     return max(numerical_rank(matrix, factors.V.dtype) for matrix in product.reshape(-1, *product.shape[-2:]))
 
 
-def break_even(spec: ConvSpec) -> float:
+def break_even(spec: ConvSpec, upsampling: float = 1.0) -> float:
     """The number of components at which V and U cost as many multiply-accumulates as the dense layer.
 
-    patch * out / (patch + out), counted in one group: below it the factorized form is cheaper.
+    patch * out / (patch + r * out), counted in one group: below it the factorized form is cheaper.
+
+    Args:
+        spec: The layer's geometry.
+        upsampling: r, the output locations for each application of the kernel (``ConvSite.upsampling``): 1 but for a
+            transposed convolution, whose V runs at the input's locations and U at the output's.
     """
-    return spec.patch * spec.group_out / (spec.patch + spec.group_out)
+    return spec.patch * spec.group_out / (spec.patch + upsampling * spec.group_out)
 
 
 def v_filters(factors: Factors, spec: ConvSpec) -> Array:

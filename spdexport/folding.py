@@ -17,7 +17,6 @@ from spdexport.files.atomic import RejectedError, failed_name, replacing, set_as
 from spdexport.files.hashing import sha256_file
 from spdexport.files.sniff import FileKind, sniff
 from spdexport.installed import versions
-from spdexport.loading import load
 from spdexport.model_files import (
     METADATA_PREFIX,
     load_onnx,
@@ -26,11 +25,10 @@ from spdexport.model_files import (
     write_metadata,
     write_onnx,
 )
+from spdexport.rewrite.fold_result import told
 from spdexport.rewrite.onnx_fold import fold_onnx
-from spdexport.rewrite.torch_fold import fold_program
 from spdexport.runtime import parse_providers
 from spdexport.verification.alone import verify_files
-from spdexport.verification.programs import verify_programs
 from spdexport.verification.result import Status, Verification
 
 if TYPE_CHECKING:
@@ -78,6 +76,10 @@ class Folding:
         """The verification's verdict; ``not_run`` without one."""
         return Status.NOT_RUN if self.verification is None else self.verification.verdict
 
+    def explained(self) -> tuple[str, ...]:
+        """One line for each candidate: what it became, or why it is not one layer."""
+        return (*map(told, self.folded), *map(told, self.declined))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Written:
@@ -101,6 +103,7 @@ class _Request:
     providers: Sequence[str] | None
     seed: int
     allow_pickle: bool
+    if_cheaper: bool
     progress: Progress
 
 
@@ -112,12 +115,14 @@ def fold(
     providers: Sequence[str] | None = None,
     seed: int = 0,
     allow_pickle: bool = False,
+    if_cheaper: bool = False,
     progress: Progress = _silent,
 ) -> Folding:
     """Turn V, mask and U, and the delta beside them, into one layer again, in an ONNX file or a torch program.
 
-    Layers are recognized by structure, so the file need not come from spdexport. The same file gives the same bytes.
-    Where there is nothing to fold, a copy is written.
+    Layers are recognized by structure, so the file need not come from spdexport: any chain of convolutions or linear
+    layers that is one of them, and sums of such chains on the same input. The same file gives the same bytes. Where
+    there is nothing to fold, a copy is written.
 
     Args:
         file: An ONNX model or a ``.pt2`` program, told by its content.
@@ -129,6 +134,8 @@ def fold(
             it can run.
         seed: Of the check's inputs.
         allow_pickle: Whether a program may hold pickled objects, whose loading runs code that they name.
+        if_cheaper: Whether to leave a chain that has fewer multiply-accumulates than the one layer that it is; it is
+            then among ``declined``, with both numbers. Otherwise everything that folds exactly is folded.
         progress: Told what is being done.
 
     Raises:
@@ -152,6 +159,7 @@ def fold(
         providers=providers,
         seed=seed,
         allow_pickle=allow_pickle,
+        if_cheaper=if_cheaper,
         progress=progress,
     )
     written: _Written | None = None
@@ -162,7 +170,11 @@ def fold(
             target = failed_name(output)
             set_aside(temporary, output)
     assert written is not None, "a rejected file was written, too"
-    notes = written.notes if written.folded else (*written.notes, "nothing was folded: no layer has factors")
+    notes = written.notes
+    if not written.folded and not written.declined:
+        notes = (*notes, "nothing was folded: no layer has factors")
+    elif not written.folded:
+        notes = (*notes, "nothing was folded: each candidate was declined")
     outputs = (target, *written.data)
     return Folding(
         outputs=outputs,
@@ -196,7 +208,7 @@ def _fold_onnx(request: _Request, temporary: Path) -> _Written:
     request.progress("loading")
     model = ir.external_data.load_to_model(load_onnx(request.source))
     request.progress("folding")
-    result = fold_onnx(model)
+    result = fold_onnx(model, if_cheaper=request.if_cheaper)
     folded = result.model
     # What the file was made with no longer describes it.
     for key in [key for key in folded.metadata_props if key.startswith(METADATA_PREFIX)]:
@@ -225,10 +237,15 @@ def _fold_onnx(request: _Request, temporary: Path) -> _Written:
 
 def _fold_program(request: _Request, temporary: Path) -> _Written:
     request.progress("loading")
+    # Only programs need torch.
+    from spdexport.loading import load
+    from spdexport.rewrite.torch_fold import fold_program
+    from spdexport.verification.programs import verify_programs
+
     loaded = load(request.source, allow_pickle=request.allow_pickle)
     assert loaded.program is not None, "a .pt2 file holds a program"
     request.progress("folding")
-    result = fold_program(loaded.program)
+    result = fold_program(loaded.program, if_cheaper=request.if_cheaper)
     save_program(result.program, temporary)
     verification = None
     if request.verify:

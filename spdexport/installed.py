@@ -55,6 +55,30 @@ def import_onnxruntime() -> ModuleType:
     return module
 
 
+def has_torch() -> bool:
+    """Whether PyTorch is there; a file alone is verified and folded without."""
+    try:
+        importlib.import_module("torch")
+    except ImportError:
+        return False
+    return True
+
+
+def require_torch(remark: str = "") -> None:
+    """Refuse what cannot be done without PyTorch.
+
+    Raises:
+        RuntimeMissingError: It is not installed.
+    """
+    if not has_torch():
+        what = "This needs PyTorch, which is not installed."
+        raise RuntimeMissingError(
+            f"{what} {remark}".strip(),
+            where=sys.prefix,
+            hint="Run `pip install torch`; verifying a file alone needs none.",
+        )
+
+
 def versions() -> dict[str, str]:
     """What the result of a check depends on: package versions, Python, the platform, and the CUDA device if any.
 

@@ -15,7 +15,7 @@ from spdexport.files.tensors import read_tensors
 from spdexport.names import did_you_mean, layer_of_call
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from spdexport.conv import FloatArray
     from spdexport.factors import Factors
@@ -95,7 +95,13 @@ def _values(name: str, tensor: torch.Tensor, threshold: float | None, path: Path
     return result
 
 
-def fit_masks(masks: MaskSet, factors: Mapping[str, Factors], *, layers: Collection[str] = ()) -> dict[str, Factors]:
+def fit_masks(
+    masks: MaskSet,
+    factors: Mapping[str, Factors],
+    *,
+    layers: Collection[str] = (),
+    excluded: Callable[[str], bool] = lambda _: False,
+) -> dict[str, Factors]:
     """Put each mask into the factors of the layer it names.
 
     A mask reaches all calls of its module: ``conv`` and ``conv#2``.
@@ -104,6 +110,7 @@ def fit_masks(masks: MaskSet, factors: Mapping[str, Factors], *, layers: Collect
         masks: What was read.
         factors: By site name.
         layers: All layers of the model, those without components too, so that a message can tell the two apart.
+        excluded: Whether the user left a layer out by name; its mask is passed over, as its components are.
 
     Returns:
         All factors, by site name; those without a mask as they were. Masks are float64.
@@ -115,6 +122,8 @@ def fit_masks(masks: MaskSet, factors: Mapping[str, Factors], *, layers: Collect
     for name, values in masks.values.items():
         sites = [site for site in factors if name in (site, layer_of_call(site))]
         where = f"{masks.path or 'masks'}, layer {name}"
+        if not sites and excluded(name):
+            continue
         if not sites:
             raise _unknown(name, factors, layers, where)
         for site in sites:
@@ -151,7 +160,7 @@ def _unknown(name: str, factors: Mapping[str, Factors], layers: Collection[str],
         return MaskError(
             f"There is a mask for {name}, and the layer has no components.",
             where=where,
-            hint=f"Take the mask out, or give the layer components. Layers with components: {masked}.",
+            hint=f"Take the mask out, or leave the layer out with --exclude {name}. Layers with components: {masked}.",
         )
     return MaskError(
         f"There is a mask for {name}, and the model has no such layer.",

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 import onnx_ir as ir
-import torch
 
 from spdexport.errors import ExportError, SourceError
 from spdexport.files.atomic import RejectedError
@@ -27,6 +26,9 @@ METADATA_PREFIX = "spdexport."
 
 EXTERNAL_DATA_FROM = 1_500_000_000
 """Bytes of weights above which they go to a file beside the model: protobuf stops at 2 GiB."""
+
+INLINE_UP_TO = 1024
+"""Bytes of a weight that is in the model itself even where others are beside it: shapes and the like."""
 
 
 def load_onnx(path: Path) -> ir.Model:
@@ -52,10 +54,24 @@ def load_onnx(path: Path) -> ir.Model:
         raise SourceError(
             "The file is not a valid ONNX model: it has no graph.", where=str(path), hint="Write or copy it again."
         )
-    for value in model.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            _check_external(value.const_value, path)
+    for tensor in _external_tensors(model):
+        _check_external(tensor, path)
     return model
+
+
+def external_files(model: ir.Model) -> tuple[Path, ...]:
+    """The files beside a model that hold its weights, sorted; none where all are in the model itself."""
+    return tuple(sorted({Path(tensor.path) for tensor in _external_tensors(model)}))
+
+
+def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    """Weights in other files: initializers, those of subgraphs too, and tensors inside of nodes."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                yield value.const_value
+        for node in graph:
+            yield from (a.value for a in node.attributes.values() if isinstance(a.value, ir.ExternalTensor))
 
 
 def _check_external(tensor: ir.ExternalTensor, path: Path) -> None:
@@ -70,13 +86,12 @@ def _check_external(tensor: ir.ExternalTensor, path: Path) -> None:
         )
 
 
-def write_onnx(
-    model: ir.Model, temporary: Path, final: Path, *, external_from: int = EXTERNAL_DATA_FROM
-) -> tuple[Path, ...]:
+def write_onnx(model: ir.Model, temporary: Path, final: Path, *, external_from: int | None = None) -> tuple[Path, ...]:
     """Write a model to a temporary file that is to be moved to ``final``, and check it there.
 
-    Weights above ``external_from`` bytes go to a file beside it that is named by its own content, so that the model,
-    whichever name it is moved to, and an older model there are each whole with the data they refer to.
+    Weights above ``external_from`` bytes (None: ``EXTERNAL_DATA_FROM``) go to a file beside it that is named by its own
+    content, so that the model, whichever name it is moved to, and an older model there are each whole with the data
+    they refer to.
 
     Returns:
         The data files written.
@@ -84,17 +99,18 @@ def write_onnx(
     Raises:
         ExportError: onnx.checker finds the model invalid.
     """
-    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    if size <= external_from:
+    weights = [v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None]
+    size = sum(nbytes for nbytes in weights if nbytes > INLINE_UP_TO)
+    if size <= (EXTERNAL_DATA_FROM if external_from is None else external_from):
         ir.save(model, temporary)
         _check(temporary)
         return ()
     data = temporary.with_name(temporary.name + ".data")
     try:
-        ir.save(model, temporary, external_data=data.name, size_threshold_bytes=1024)
+        ir.save(model, temporary, external_data=data.name, size_threshold_bytes=INLINE_UP_TO)
         named = final.with_name(f"{final.stem}.{sha256_file(data)[:16]}.data")
         proto = onnx.load(temporary, load_external_data=False)
-        for tensor in proto.graph.initializer:
+        for tensor in _stored_tensors(proto.graph):
             for entry in tensor.external_data:
                 if entry.key == "location":
                     entry.value = named.name
@@ -104,6 +120,15 @@ def write_onnx(
         data.unlink(missing_ok=True)
     _check(temporary)
     return (named,)
+
+
+def _stored_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """The initializers of a graph and of the graphs inside of it."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _stored_tensors(inner)
 
 
 @contextlib.contextmanager
@@ -136,14 +161,24 @@ def _check(path: Path) -> None:
 
 
 def save_program(program: ExportedProgram, path: Path) -> None:
-    """Save a program so that plain torch loads it, with bytes that do not depend on the file's name.
+    """Save a program so that plain torch loads it, with bytes that do not depend on the file's name or on the machine.
 
-    torch writes the name into the archive, hence a fixed one first.
+    torch writes the name into the archive, hence a fixed one first, and stack traces with the paths of source files.
     """
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".spdexport.") as folder:
-        fixed = Path(folder) / "program.pt2"
-        torch.export.save(program, fixed)
-        fixed.replace(path)
+    import torch  # ONNX files are read without it
+
+    graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
+    metas = [node.meta for graph in graphs for node in graph.nodes if "stack_trace" in node.meta]
+    traces = [meta.pop("stack_trace") for meta in metas]
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".spdexport.") as folder:
+            fixed = Path(folder) / "program.pt2"
+            torch.export.save(program, fixed)
+            fixed.replace(path)
+    finally:
+        # Graphs inside of the program may be shared with the caller's.
+        for meta, trace in zip(metas, traces, strict=True):
+            meta["stack_trace"] = trace
 
 
 def write_metadata(model: ir.Model, entries: Mapping[str, Any]) -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict
 
 from spdexport.errors import UsageError
-from spdexport.loading.inputs import as_example_inputs
-from spdexport.loading.model import ExampleInputs
 from spdexport.plan import Delta, FormChoice, PlanOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
+
+    from spdexport.loading.model import ExampleInputs
 
 
 class OptionsDict(TypedDict, total=False):
@@ -95,7 +95,9 @@ class Options:
         given = values.get("inputs")
         if isinstance(given, str | Path):
             values["inputs"] = Path(given)
-        elif given is not None and not isinstance(given, ExampleInputs):
+        elif given is not None:
+            from spdexport.loading.inputs import as_example_inputs  # needs torch, as such inputs do
+
             values["inputs"] = as_example_inputs(given, "inputs")
         for name, kind in (("delta", Delta), ("form", FormChoice)):
             if name in values:

@@ -1,39 +1,38 @@
-"""The story in a few functions: convert, verify, inspect, factorize. Folding has a module of its own."""
+"""The story in a few functions: convert, verify, inspect, factorize. Folding has a module of its own.
+
+What needs torch is imported where it is used, for a file alone can be verified without it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import cache
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from spdexport import __version__
-from spdexport.content import content_hash
 from spdexport.errors import UsageError
-from spdexport.export import Exported, export_onnx
 from spdexport.files.atomic import RejectedError, failed_name, replacing, set_aside
 from spdexport.files.hashing import sha256_file
-from spdexport.files.sniff import FileKind, sniff
-from spdexport.installed import versions
-from spdexport.loading.inputs import inputs_from_file, inputs_from_shapes
-from spdexport.model_files import load_onnx, no_data_left, read_metadata, save_program, write_metadata, write_onnx
+from spdexport.installed import has_torch, require_torch, versions
+from spdexport.model_files import load_onnx, no_data_left, read_metadata, save_program, write_onnx
 from spdexport.options import Options, OptionsDict
-from spdexport.prepare import Prepared, Source, prepare
 from spdexport.recorded import as_recorded, check_hashes
+from spdexport.routes import find_route, is_onnx, no_program
 from spdexport.runtime import Provider, parse_providers
 from spdexport.verification.alone import verify_files
+from spdexport.verification.compare import Tolerance
+from spdexport.verification.file_inputs import GivenArrays, read_arrays
 from spdexport.verification.result import Status, Verification
-from spdexport.verification.run import Subject, verify_subject
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import onnx_ir as ir
     from torch.export import ExportedProgram
 
+    from spdexport.loading.model import ExampleInputs
     from spdexport.plan import Plan
+    from spdexport.prepare import Source
 
 Progress = Callable[[str], None]
 
@@ -87,17 +86,26 @@ def convert(
     *,
     verify: bool = True,
     providers: Sequence[str] | None = None,
+    thorough: bool = False,
+    atol: float | None = None,
+    rtol: float | None = None,
     progress: Progress = _silent,
     **options: Unpack[OptionsDict],
 ) -> Conversion:
     """Convert a model to ONNX with its layers in factorized form, and check the file.
 
     Args:
-        source: A file or SPD run directory, an ``nn.Module``, or an ``ExportedProgram``; None for ``factory`` alone.
-        output: One or more files to write: ``.onnx`` for ONNX, ``.pt2`` for the factorized program.
+        source: A file (an ONNX model too) or SPD run directory, an ``nn.Module``, or an ``ExportedProgram``; None for
+            ``factory`` alone.
+        output: One or more files to write: ``.onnx`` for ONNX, ``.pt2`` for the factorized program, which an ONNX
+            source cannot give.
         verify: Whether to check the result. A file that fails is left as ``OUT.failed.onnx``, and never as OUT.
         providers: ONNX Runtime providers for the device edge beside the CPU: ``cuda``, ``tensorrt``. None means CUDA
             where it can run.
+        thorough: Whether the check compares every layer's output too, and leaves out no input for time.
+        atol: An absolute tolerance of outputs in the place of the model's own; NaN, shapes and weights are judged
+            without it.
+        rtol: A relative tolerance; the two add up.
         progress: Told what is being done.
         **options: See ``spdexport.Options``.
 
@@ -106,9 +114,12 @@ def convert(
         InputError: The source, components, masks or inputs cannot be used.
         ModelError: The model cannot be traced or exported.
     """
+    Tolerance.of(atol, rtol)  # told before the long work
     chosen = Options.of(options)
     onnx_path, program_path = _output_paths(output)
     asked = parse_providers(providers)
+    if program_path and is_onnx(source):
+        raise no_program(source, f"-o {program_path}")
     verification: Verification | None = None
     written: list[Path] = []
     with contextlib.ExitStack() as stack:
@@ -119,28 +130,34 @@ def convert(
         if onnx_path:
             stack.enter_context(no_data_left(onnx_path))
             onnx_file = stack.enter_context(replacing(onnx_path))
-        prepared = prepare(source, chosen, progress)
+        route = find_route(source, chosen, progress)
         progress("placing factors")
-        intended = prepared.factorized()
         if program_file and program_path:
-            save_program(intended, program_file)
+            save_program(route.program(), program_file)
             written = [program_path]
-        exported: Exported | None = None
         if onnx_file and onnx_path:
             progress("exporting to ONNX")
-            exported = export_onnx(intended, opset=chosen.opset, axes=prepared.captured.axes)
-            write_metadata(exported.model, _metadata(prepared, chosen, exported.model))
-            written = [onnx_path, *write_onnx(exported.model, onnx_file, onnx_path), *written]
+            data = write_onnx(route.model(), onnx_file, onnx_path, external_from=route.external_from)
+            written = [onnx_path, *data, *written]
         if verify:
-            name = (onnx_path or written[0]).name
-            subject = _subject(onnx_file, name, prepared, intended, chosen, lambda: exported)
-            verification = verify_subject(subject, providers=asked, seed=chosen.seed, progress=progress)
+            verification = route.verify(
+                onnx_file,
+                (onnx_path or written[0]).name,
+                providers=asked,
+                thorough=thorough,
+                atol=atol,
+                rtol=rtol,
+                progress=progress,
+            )
             if verification.verdict is Status.FAIL:
                 temporary, path = (onnx_file, onnx_path) if onnx_file else (program_file, program_path)
                 assert temporary is not None
                 assert path is not None, "there is at least one output"
                 written = [failed_name(path), *(p for p in written if p.suffix == ".data")]
+                # What is under the name that was asked for is not what was checked.
+                verification = replace(verification, artifacts={})
                 set_aside(temporary, path)
+    prepared = route.prepared
     return Conversion(
         plan=prepared.plan,
         components=prepared.components,
@@ -158,6 +175,9 @@ def verify(
     *,
     against: Source = None,
     providers: Sequence[str] | None = None,
+    thorough: bool = False,
+    atol: float | None = None,
+    rtol: float | None = None,
     progress: Progress = _silent,
     **options: Unpack[OptionsDict],
 ) -> Verification:
@@ -173,6 +193,9 @@ def verify(
         file: The ONNX file.
         against: The source, as for ``convert``, or an ONNX file; None for ``factory`` alone, or for no source at all.
         providers: As for ``convert``.
+        thorough: As for ``convert``.
+        atol: As for ``convert``.
+        rtol: As for ``convert``.
         progress: Told what is being done.
         **options: What tells what the source is: see ``spdexport.Options``.
 
@@ -182,24 +205,18 @@ def verify(
         CaptureError: The model cannot be traced.
     """
     path = Path(file)
+    tolerance = Tolerance.of(atol, rtol)
     asked = parse_providers(providers)
     model = load_onnx(path)
-    other = _other_file(against)
-    if other is not None or (against is None and options.get("factory") is None):
-        return _verify_files(path, other, Options.of(options), asked, progress)
     metadata = read_metadata(model)
-    chosen = as_recorded(options, metadata, path)
-    prepared = prepare(against, chosen, progress)
-    check_hashes(prepared, metadata, path)
-    progress("placing factors")
-    intended = prepared.factorized()
-
-    @cache
-    def exported() -> Exported:
-        return export_onnx(intended, opset=chosen.opset, axes=prepared.captured.axes)
-
-    subject = _subject(path, path.name, prepared, intended, chosen, exported)
-    return verify_subject(subject, providers=asked, seed=chosen.seed, progress=progress)
+    other = None
+    if is_onnx(against) and not _is_source(Path(str(against)), metadata):
+        other = Path(str(against))
+    if other is not None or (against is None and options.get("factory") is None):
+        return _verify_files(path, other, Options.of(options), asked, progress, thorough, tolerance)
+    route = find_route(against, as_recorded(options, metadata, path), progress)
+    check_hashes(route.prepared.hashes, metadata, path)
+    return route.verify(path, path.name, providers=asked, thorough=thorough, atol=atol, rtol=rtol, progress=progress)
 
 
 def inspect(source: Source, *, progress: Progress = _silent, **options: Unpack[OptionsDict]) -> Inspection:
@@ -214,7 +231,7 @@ def inspect(source: Source, *, progress: Progress = _silent, **options: Unpack[O
         UsageError, InputError, CaptureError: As ``convert`` does.
     """
     chosen = Options.of(options)
-    prepared = prepare(source, chosen, progress)
+    prepared = find_route(source, chosen, progress).prepared
     return Inspection(
         plan=prepared.plan,
         components=prepared.components,
@@ -235,7 +252,9 @@ def factorize(source: Source, **options: Unpack[OptionsDict]) -> ExportedProgram
     Raises:
         UsageError, InputError, CaptureError: As ``convert`` does.
     """
-    return prepare(source, Options.of(options)).factorized()
+    if is_onnx(source):
+        raise no_program(source, "factorize")
+    return find_route(source, Options.of(options), _silent).program()
 
 
 def _output_paths(output: str | Path | Sequence[str | Path]) -> tuple[Path | None, Path | None]:
@@ -257,60 +276,35 @@ def _output_paths(output: str | Path | Sequence[str | Path]) -> tuple[Path | Non
     return found.get(".onnx"), found.get(".pt2")
 
 
-def _metadata(prepared: Prepared, options: Options, model: ir.Model) -> dict[str, Any]:
-    return {
-        "content": content_hash(model),
-        "version": __version__,
-        "options": options.recorded(),
-        "plan": prepared.plan.as_json(),
-        "sha256": dict(prepared.hashes),
-        "components": prepared.components,
-    }
+def _is_source(against: Path, metadata: Mapping[str, Any]) -> bool:
+    """Whether a file was made from an ONNX file that may be this one, by the metadata that the first one carries.
+
+    What spdexport itself wrote is a source only where it is the very file; else it is one to compare with.
+    """
+    if metadata.get("source") != "onnx" or not isinstance(metadata.get("options"), dict):
+        return False
+    recorded = metadata.get("sha256")
+    if isinstance(recorded, dict) and recorded.get("source") == sha256_file(against):
+        return True
+    return not read_metadata(load_onnx(against))
 
 
-def _subject(
-    file: Path | None,
-    name: str,
-    prepared: Prepared,
-    intended: ExportedProgram,
-    options: Options,
-    exported: Callable[[], Exported | None],
-) -> Subject:
-    effective = prepared.effective()
+def _inputs_of(path: Path) -> ExampleInputs | GivenArrays:
+    if not has_torch():
+        return read_arrays(path)
+    from spdexport.loading.inputs import inputs_from_file
 
-    def lowered() -> ExportedProgram:
-        found = exported()
-        assert found is not None, "only an ONNX file has a program that was lowered for it"
-        return found.lowered
-
-    @cache
-    def plain() -> ir.Model:
-        return export_onnx(effective, opset=options.opset, axes=prepared.captured.axes).model
-
-    return Subject(
-        file=file,
-        name=name,
-        module=prepared.loaded.module,
-        program=prepared.captured.program,
-        effective=effective,
-        intended=intended,
-        lowered=lowered,
-        plain=plain,
-        plan=prepared.plan,
-        example=prepared.captured.inputs,
-        own_inputs=not options.input_shape,
-    )
-
-
-def _other_file(against: Source) -> Path | None:
-    """The ONNX file that is to be compared with, where the source is one."""
-    if isinstance(against, str | Path) and sniff(against) is FileKind.ONNX:
-        return Path(against)
-    return None
+    return inputs_from_file(path)
 
 
 def _verify_files(
-    path: Path, other: Path | None, options: Options, providers: Sequence[Provider], progress: Progress
+    path: Path,
+    other: Path | None,
+    options: Options,
+    providers: Sequence[Provider],
+    progress: Progress,
+    thorough: bool,
+    tolerance: Tolerance | None,
 ) -> Verification:
     """Verification without a torch model."""
     usable = {"inputs", "input_shape", "seed"}
@@ -323,10 +317,15 @@ def _verify_files(
         )
     if other is not None:
         load_onnx(other)
-    inputs = options.inputs
-    if isinstance(inputs, Path):
-        inputs = inputs_from_file(inputs)
-    elif inputs is None and options.input_shape:
+    inputs: ExampleInputs | GivenArrays | None
+    if isinstance(options.inputs, Path):
+        inputs = _inputs_of(options.inputs)
+    elif options.inputs is not None or not options.input_shape:
+        inputs = options.inputs
+    else:
+        require_torch()
+        from spdexport.loading.inputs import inputs_from_shapes
+
         inputs = inputs_from_shapes(options.input_shape, options.seed)
     return verify_files(
         path,
@@ -336,5 +335,8 @@ def _verify_files(
         inputs=inputs,
         own_inputs=not options.input_shape,
         seed=options.seed,
+        thorough=thorough,
+        atol=None if tolerance is None else tolerance.atol,
+        rtol=None if tolerance is None else tolerance.rtol,
         progress=progress,
     )

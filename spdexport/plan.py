@@ -232,7 +232,12 @@ def check_patterns(patterns: Sequence[str], names: Iterable[str], option: str) -
 
 
 def make_plan(
-    sites: Sequence[ConvSite], skipped: Sequence[Skipped], source: FactorSource, options: PlanOptions
+    sites: Sequence[ConvSite],
+    skipped: Sequence[Skipped],
+    source: FactorSource,
+    options: PlanOptions,
+    *,
+    others: Iterable[str] = (),
 ) -> Plan:
     """Decide for every site.
 
@@ -241,13 +246,14 @@ def make_plan(
         skipped: Layers that no form can replace; passed on to the plan.
         source: Where factors come from.
         options: What the user wants.
+        others: What else may be excluded: names of components that no layer of the model has.
 
     Raises:
         UsageError: A pattern matches nothing.
     """
     names = [s.name for s in sites] + [s.name for s in skipped]
     check_patterns(options.layers, [s.name for s in sites], "--layers")
-    check_patterns(options.exclude, names, "--exclude")
+    check_patterns(options.exclude, [*names, *others], "--exclude")
     decisions: list[Decision] = []
     for site in sites:
         if matches(site.name, options.exclude):
@@ -268,7 +274,7 @@ def make_plan(
 
 
 def _untouched(site: ConvSite, reason: str) -> LayerPlan:
-    macs = cost.dense_macs(site.spec, site.positions)
+    macs = cost.dense_macs(site.spec, site.applications)
     return LayerPlan(
         name=site.name,
         kind=site.spec.kind,
@@ -277,7 +283,7 @@ def _untouched(site: ConvSite, reason: str) -> LayerPlan:
         components=None,
         live=None,
         rank=None,
-        break_even=break_even(site.spec),
+        break_even=break_even(site.spec, site.upsampling),
         macs_before=macs,
         macs_after=macs,
         delta_ratio=None,
@@ -289,7 +295,7 @@ def _untouched(site: ConvSite, reason: str) -> LayerPlan:
 
 def _decide(site: ConvSite, factors: Factors, options: PlanOptions) -> Decision:
     spec, masked = site.spec, factors.mask is not None
-    before = cost.dense_macs(spec, site.positions)
+    before = cost.dense_macs(spec, site.applications)
     if delta_is_rounding(site.weight, factors, spec):
         what = "none"
     elif options.delta is Delta.KEEP or (options.delta is Delta.AUTO and not masked):
@@ -297,12 +303,13 @@ def _decide(site: ConvSite, factors: Factors, options: PlanOptions) -> Decision:
     else:
         what = "dropped"
     kept = factors.components if options.keep_masks else max(factors.live, 1)
-    pair = cost.factorized_macs(spec, kept, site.positions)
+    even = break_even(spec, site.upsampling)
+    pair = cost.factorized_macs(spec, kept, site.positions, site.applications)
     if options.form is FormChoice.DENSE:
         form, after, reason = "dense", before, "--form dense"
     else:
         form, after = "factorized", pair
-        reason = f"{factors.live} live of {factors.components} components, break-even {math.floor(break_even(spec))}"
+        reason = f"{factors.live} live of {factors.components} components, break-even {math.floor(even)}"
         if what == "kept":
             form, after = "factorized+delta", pair + before
             reason += "; the weight delta is added back"
@@ -317,7 +324,7 @@ def _decide(site: ConvSite, factors: Factors, options: PlanOptions) -> Decision:
             components=factors.components,
             live=factors.live,
             rank=effective_rank(absorb_mask(drop_dead(factors))),
-            break_even=break_even(spec),
+            break_even=even,
             macs_before=before,
             macs_after=after,
             delta_ratio=delta_ratio(site.weight, factors, spec),

@@ -81,29 +81,72 @@ def prepare(source: Source, options: Options, progress: Callable[[str], None] = 
     progress("loading")
     loaded = _loaded(source, options)
     progress("tracing")
-    captured = capture(loaded, _inputs(options), DynamicAxes.parse(options.dynamic, batch=options.dynamic_batch))
+    captured = capture(loaded, example_inputs(options), DynamicAxes.parse(options.dynamic, batch=options.dynamic_batch))
     sites, skipped = list_sites(captured.program)
+    decided = decide(sites, skipped, loaded.components, options, progress)
+    source_hash = loaded.sha256 or sha256_tensors(_weights(captured.program))
+    return Prepared(
+        loaded=loaded,
+        captured=captured,
+        plan=decided.plan,
+        components=decided.components,
+        hashes={"source": source_hash, **decided.hashes},
+        notes=(*loaded.notes, *captured.notes),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Decided:
+    """What the options make of a model's layers.
+
+    Attributes:
+        plan: The decision for each.
+        components: As ``Prepared.components``.
+        hashes: SHA-256 of components and masks, as far as there are any.
+    """
+
+    plan: Plan
+    components: str
+    hashes: Mapping[str, str]
+
+
+def decide(
+    sites: Sequence[ConvSite],
+    skipped: Sequence[Skipped],
+    own: ComponentSet | None,
+    options: Options,
+    progress: Callable[[str], None],
+) -> Decided:
+    """Match the layers of a model, of whichever kind its graph is, with components and masks, and plan.
+
+    Args:
+        sites: The layers.
+        skipped: Those that are left alone.
+        own: The components that the source itself brought, or None.
+        options: What the user wants.
+        progress: Told what is being done.
+
+    Raises:
+        UsageError: Options that do not go together, or that name nothing.
+        InputError: Components or masks that cannot be used.
+    """
     progress("matching components")
-    components = _components(loaded, options)
+    components = _components(own, options)
     masks = read_masks(options.masks, threshold=options.mask_threshold) if options.masks else None
     if components is None:
         factor_source = _svd_with_masks(sites, options, masks)
     else:
-        factor_source = _from_components(components, sites, skipped, options, masks, beside=loaded.components is None)
+        factor_source = _from_components(components, sites, skipped, options, masks, beside=own is None)
     progress("planning")
-    plan = make_plan(sites, skipped, factor_source, options.plan)
+    others = () if components is None else (*components.components, *components.identity)
     hashes = {
-        "source": loaded.sha256 or sha256_tensors(_weights(captured.program)),
         "components": None if components is None else components.sha256,
         "masks": None if masks is None else masks.sha256,
     }
-    return Prepared(
-        loaded=loaded,
-        captured=captured,
-        plan=plan,
+    return Decided(
+        plan=make_plan(sites, skipped, factor_source, options.plan, others=others),
         components="svd" if components is None else components.kind,
         hashes={k: v for k, v in hashes.items() if v is not None},
-        notes=(*loaded.notes, *captured.notes),
     )
 
 
@@ -127,7 +170,8 @@ def _program_inputs(program: ExportedProgram) -> ExampleInputs | None:
     return ExampleInputs(args=tuple(args), kwargs=dict(kwargs), origin="the program")
 
 
-def _inputs(options: Options) -> ExampleInputs | None:
+def example_inputs(options: Options) -> ExampleInputs | None:
+    """The example inputs that the options give: a file's, a caller's, or ones of the shapes given; None for none."""
     if isinstance(options.inputs, Path):
         return inputs_from_file(options.inputs)
     if options.inputs is not None:
@@ -135,10 +179,10 @@ def _inputs(options: Options) -> ExampleInputs | None:
     return inputs_from_shapes(options.input_shape, options.seed) if options.input_shape else None
 
 
-def _components(loaded: LoadedModel, options: Options) -> ComponentSet | None:
+def _components(own: ComponentSet | None, options: Options) -> ComponentSet | None:
     if options.components is None:
-        return loaded.components
-    if loaded.components is not None:
+        return own
+    if own is not None:
         raise UsageError(
             "The source is an SPD run, which has components of its own.",
             where="--components",
@@ -153,7 +197,9 @@ def _svd_with_masks(sites: Sequence[ConvSite], options: Options, masks: MaskSet 
         return svd_source
     found = {site.name: svd_source(site) for site in sites if not matches(site.name, options.exclude)}
     factors = {name: f for name, f in found.items() if isinstance(f, Factors)}
-    masked = fit_masks(masks, factors, layers=[s.name for s in sites])
+    masked = fit_masks(
+        masks, factors, layers=[s.name for s in sites], excluded=lambda name: matches(name, options.exclude)
+    )
     return lambda site: masked.get(site.name) or found.get(site.name)
 
 
@@ -170,7 +216,11 @@ def _from_components(
     check_patterns(options.exclude, [*names, *components.components, *components.identity], "--exclude")
     if beside:
         check_target(components, sites)
-    factors = match_components(components, sites, skipped, excluded=lambda name: matches(name, options.exclude))
+
+    def excluded(name: str) -> bool:
+        return matches(name, options.exclude)
+
+    factors = match_components(components, sites, skipped, excluded=excluded)
     if not factors:
         raise ComponentsError(
             "No layer of the model has components.",
@@ -178,7 +228,7 @@ def _from_components(
             hint="Look at the names with spdexport inspect.",
         )
     if masks is not None:
-        factors = fit_masks(masks, factors, layers=names)
+        factors = fit_masks(masks, factors, layers=names, excluded=excluded)
     return _lookup(factors)
 
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from spdexport.prepare import Prepared
-
 
 def as_recorded(given: OptionsDict, metadata: Mapping[str, Any], path: Path) -> Options:
     """The options given, completed by those that the file records; one that differs from the record is refused."""
@@ -41,13 +39,13 @@ def as_recorded(given: OptionsDict, metadata: Mapping[str, Any], path: Path) -> 
     return options
 
 
-def check_hashes(prepared: Prepared, metadata: Mapping[str, Any], path: Path) -> None:
+def check_hashes(hashes: Mapping[str, str], metadata: Mapping[str, Any], path: Path) -> None:
     """Refuse components and masks that are not those that the file was made with."""
     recorded = metadata.get("sha256")
     if not isinstance(recorded, dict):
         return
     for what in ("components", "masks"):
-        before, now = recorded.get(what), prepared.hashes.get(what)
+        before, now = recorded.get(what), hashes.get(what)
         if before == now:
             continue
         if now is None:

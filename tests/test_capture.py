@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import pytest
 import torch
 from networks import Block, CalledTwice, DataDependent, FixedBatch, SmallNet, TwoInputs
@@ -110,7 +113,7 @@ def test_no_example_inputs() -> None:
 
 
 def test_inputs_that_the_model_cannot_take() -> None:
-    with pytest.raises(ExampleInputError, match=r"fails on the example inputs \(1, 4, 16, 16\):float32: RuntimeError"):
+    with pytest.raises(ExampleInputError, match=r"fails on the example inputs 1x4x16x16:float32: RuntimeError"):
         captured(SmallNet(), torch.randn(1, 4, 16, 16))
     with pytest.raises(ExampleInputError, match="does not take these inputs: too many positional arguments"):
         captured(SmallNet(), torch.randn(1, 3, 16, 16), torch.randn(1))
@@ -128,3 +131,101 @@ def test_dynamic_axes_that_name_nothing() -> None:
     for text, what in (("y:0=n", "no input named 'y'"), ("x:4=n", "has 4 axes, so there is no axis 4")):
         with pytest.raises(UsageError, match=what):
             captured(SmallNet(), torch.randn(2, 3, 16, 16), dynamic=DynamicAxes.parse((text,), batch=True))
+
+
+def test_the_callers_buffers_and_inputs_keep_their_values() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls.add_(1)
+            return x.mul_(2) + self.calls
+
+    module, x = Counting(), torch.ones(2, 3)
+    capture(LoadedModel(kind="module", module=module), ExampleInputs(args=(x,)), DynamicAxes())
+    assert module.calls == 0
+    assert torch.equal(x, torch.ones(2, 3))
+
+
+def test_inputs_that_a_loaded_program_does_not_take() -> None:
+    x = torch.randn(2, 4, 8, 8)
+    program = torch.export.export(CalledTwice(), (x,), dynamic_shapes=({0: torch.export.Dim("n")},))
+    loaded = LoadedModel(kind="pt2", program=program)
+    assert capture(loaded, ExampleInputs(args=(torch.randn(5, 4, 8, 8),)), DynamicAxes()).program is program
+    with pytest.raises(ExampleInputError, match="takes 1 positional inputs, and is given 2"):
+        capture(loaded, ExampleInputs(args=(x, x)), DynamicAxes())
+    for other, given in ((x[:, :, 1:], "2x4x7x8:float32"), (x.double(), "2x4x8x8:float64")):
+        with pytest.raises(ExampleInputError) as caught:
+            capture(loaded, ExampleInputs(args=(other,)), DynamicAxes())
+        assert caught.value.what == f"The program's input x is *x4x8x8:float32, and is given {given}."
+
+
+def test_a_loaded_program_keeps_its_axes() -> None:
+    program = torch.export.export(CalledTwice(), (torch.randn(2, 4, 8, 8),))
+    with pytest.raises(UsageError, match="traced already"):
+        capture(LoadedModel(kind="pt2", program=program), None, DynamicAxes(named={"x": {2: "height"}}))
+
+
+class ThroughNumpy(nn.Module):
+    """What only torch's strict tracing follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(np.maximum(self.conv(x).detach().numpy(), 0))
+
+
+def test_strict_mode_where_the_other_one_fails() -> None:
+    found = captured(ThroughNumpy().eval(), torch.randn(1, 3, 8, 8))
+    assert input_shape(found)[0] == "dynamic"
+    assert "traced by torch's strict mode, because the other one fails" in found.notes[0]
+
+
+def test_dynamic_axes_inside_of_nested_inputs() -> None:
+    class Total(nn.Module):
+        def forward(self, batch: dict[str, torch.Tensor], more: list[torch.Tensor]) -> torch.Tensor:
+            return batch["im-age"].sum((1, 2)) + more[0]
+
+    inputs = ({"im-age": torch.randn(1, 3, 4)}, [torch.randn(1)])
+    found = capture(
+        LoadedModel(kind="module", module=Total()),
+        ExampleInputs(args=inputs),
+        DynamicAxes.parse(("batch_im_age:2=width",), batch=True),
+    )
+    assert found.axes == {"batch_im_age": {0: "batch", 2: "width"}, "more_0": {0: "batch"}}
+    assert input_shape(found, "batch_im_age") == ["dynamic", "3", "dynamic"]
+    x = torch.randn(5, 3, 7)
+    assert found.program.module()({"im-age": x}, [torch.zeros(5)]).shape == (5,)
+
+
+def test_inputs_that_are_no_tensors_keep_their_value_and_are_told() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: torch.Tensor, scale: float, mask: torch.Tensor | None) -> torch.Tensor:
+            return x * scale if mask is None else x * mask
+
+    found = capture(
+        LoadedModel(kind="module", module=Scaled().eval()),
+        ExampleInputs(args=(torch.ones(2, 3), 2.5, None)),
+        DynamicAxes(),
+    )
+    assert found.notes == ("inputs that are no tensors keep the example's value: 2.5",)
+
+
+def test_dataclass_outputs_need_no_registration() -> None:
+    @dataclass
+    class Found:
+        boxes: torch.Tensor
+        scores: torch.Tensor | None
+
+    class Detector(nn.Module):
+        def forward(self, x: torch.Tensor) -> list[Found]:
+            return [Found(boxes=x * 2, scores=None)]
+
+    found = captured(Detector(), torch.randn(2, 3))
+    (result,) = found.program.module()(torch.ones(3, 3))
+    assert isinstance(result, Found)
+    assert result.boxes.shape == (3, 3)

@@ -133,7 +133,7 @@ def test_shape_that_is_none(fails):
 
 def test_shape_that_the_model_does_not_take(fails):
     what = fails(4, RUN, "--factory", FACTORY, "--input-shape", "2x3x16x16")[0]
-    assert "fails on the example inputs (2, 3, 16, 16)" in what
+    assert "fails on the example inputs 2x3x16x16:float32" in what
 
 
 def test_no_example_inputs(fails):
@@ -208,7 +208,7 @@ def test_dynamic_axis_that_is_none(fails):
     assert fails(2, *DIGITS, "--dynamic", "x")[1] == "  where: --dynamic"
 
 
-@pytest.mark.parametrize("option", ["--fatcory", "--plan", "--runtime-masks", "--gates", "--junit", "--html"])
+@pytest.mark.parametrize("option", ["--fatcory", "--plan", "--runtime-masks", "--gates", "--verfiy", "--repo"])
 def test_unknown_option(fails, option):
     what, where, hint = fails(2, *DIGITS, option, "x")
     assert f"No such option '{option}'" in what
@@ -218,6 +218,36 @@ def test_unknown_option(fails, option):
 
 def test_value_that_is_no_choice(fails):
     assert "'cpu', 'cuda', 'tensorrt'" in fails(2, *DIGITS, "--provider", "metal")[0]
+
+
+def test_repro_without_a_check(fails, tmp_path):
+    what, where, _ = fails(2, *DIGITS, "--no-verify", "--repro", tmp_path / "r.npz")
+    assert what == "error: --repro saves what a check found."
+    assert where == "  where: --repro and --no-verify"
+
+
+@pytest.mark.parametrize("option", ["--atol", "--rtol"])
+def test_tolerance_below_zero(fails, option):
+    assert "is not in the range x>=0" in fails(2, *DIGITS, option, "-1")[0]
+
+
+@pytest.mark.parametrize("option", ["--report", "--junit", "--html", "--repro"])
+def test_report_where_there_is_no_folder(tmp_path, option):
+    result = spdexport("convert", *DIGITS, "-o", tmp_path / "m.onnx", option, tmp_path / "no" / "r")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: The folder of the output does not exist.")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_on_github_an_error_annotates_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    result = spdexport("verify", tmp_path / "none.onnx")
+    assert result.exit_code == 4
+    assert len(result.stderr.splitlines()) == 3
+    (line,) = result.stdout.splitlines()
+    assert line.startswith(
+        f"::error title=spdexport::There is no such file.%0Awhere: {tmp_path / 'none.onnx'}%0Ato do: "
+    )
 
 
 def test_verbose_and_quiet(fails):

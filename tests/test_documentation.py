@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from spdexport.cli import main
@@ -17,6 +18,8 @@ from spdexport.cli import main
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLE = (ROOT / "examples/01_digits/README.md").read_text(encoding="utf-8")
+CI_FOLDER = ROOT / "examples/02_continuous_integration"
+CI_EXAMPLE = (CI_FOLDER / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -31,7 +34,7 @@ def dialogues(block: str) -> list[tuple[str, str]]:
 
 def without_numbers(text: str) -> list[str]:
     """The words of each line. Noise ratios, and what the CUDA edge finds, differ from machine to machine."""
-    lines = [" ".join(re.sub(r"[\d.]+", "0", line).split()) for line in text.strip().splitlines()]
+    lines = [" ".join(re.sub(r"-?[\d.]+", "0", line).split()) for line in text.strip().splitlines()]
     return [line for line in lines if not line.startswith("device")]
 
 
@@ -51,7 +54,7 @@ def run(command: str, folder: Path) -> str:
         words[0] = sys.executable
     environment = {**os.environ, "COLUMNS": "80", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    return done.stdout if done.returncode == 0 else done.stderr
+    return done.stdout or done.stderr
 
 
 @pytest.mark.parametrize("text", [README, EXAMPLE], ids=["README", "example"])
@@ -60,6 +63,25 @@ def test_console_blocks_show_what_the_commands_print(text: str, folder: Path) ->
     assert len(found) == 3
     for command, shown in found:
         assert without_numbers(run(command, folder)) == without_numbers(shown), command
+
+
+def test_the_second_example_shows_what_its_commands_print(tmp_path: Path) -> None:
+    folder = tmp_path / "example"
+    shutil.copytree(CI_FOLDER, folder)
+    found = [dialogue for block in blocks(CI_EXAMPLE, "console") for dialogue in dialogues(block)]
+    assert len(found) == 3
+    for command, shown in found:
+        # Lines break elsewhere where a number is longer.
+        assert " ".join(without_numbers(run(command, folder))) == " ".join(without_numbers(shown)), command
+    assert {"report.xml", "report.html", "worst.npz"} <= {path.name for path in folder.iterdir()}
+
+
+def test_the_workflow_runs_the_command_of_its_readme() -> None:
+    steps = yaml.safe_load((CI_FOLDER / "verify.yml").read_text(encoding="utf-8"))["jobs"]["model"]["steps"]
+    commands = {step["name"]: " ".join(step["run"].split()) for step in steps if "run" in step}
+    (shown, _), *_ = dialogues(blocks(CI_EXAMPLE, "console")[0])
+    assert commands["Verify the file"] == f"{shown} --repro worst.npz"
+    assert commands["Run the tests"] == "python -m pytest test_model.py"
 
 
 def test_the_demo_runs_the_commands_of_the_readme() -> None:
@@ -90,7 +112,8 @@ def test_every_option_that_the_documentation_names_exists() -> None:
         CliRunner().invoke(main, [command, "--help"]).output for command in ("convert", "verify", "fold", "inspect")
     )
     existing = set(re.findall(r"--[a-z][a-z-]*", helps))
-    named = set(re.findall(r"--[a-z][a-z-]+", "".join(re.findall(r"`[^`]*`|^    .*$", README, flags=re.MULTILINE))))
+    texts = "".join(re.findall(r"`[^`]*`|^    .*$", README + CI_EXAMPLE, flags=re.MULTILINE))
+    named = set(re.findall(r"--[a-z][a-z-]+", texts))
     assert named - existing == set()
 
 

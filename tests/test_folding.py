@@ -14,16 +14,19 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from click.testing import CliRunner
 from onnx import helper, numpy_helper
 from safetensors.torch import load_file
 from torch import nn
 
 from spdexport import content, folding, model_files
+from spdexport.cli import main
 from spdexport.errors import PickleRefusedError, SourceError, SpdExportError, UsageError
 from spdexport.files.hashing import sha256_file
 from spdexport.folding import Folding, fold
 from spdexport.model_files import read_metadata, save_program
 from spdexport.pipeline import convert
+from spdexport.rewrite import torch_fold
 from spdexport.verification.result import Status
 
 if TYPE_CHECKING:
@@ -170,6 +173,52 @@ def test_a_file_may_be_folded_onto_itself_and_again(converted: Path, ending: str
 # --- small files ---
 
 
+class LowRank(nn.Module):
+    """A pair that is cheaper than its fold, and one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low = nn.Sequential(nn.Conv2d(4, 1, 3, bias=False), nn.Conv2d(1, 8, 1))
+        self.full = nn.Sequential(nn.Conv2d(8, 8, 3, bias=False), nn.Conv2d(8, 4, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.full(torch.relu(self.low(x)))
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".pt2"])
+def test_if_cheaper_leaves_a_chain_with_both_numbers(tmp_path: Path, ending: str) -> None:
+    program = traced(LowRank().eval(), torch.randn(2, 4, 9, 9))
+    source = tmp_path / f"in{ending}"
+    if ending == ".onnx":
+        torch.onnx.export(program, dynamo=True, verbose=False).save(source)
+    else:
+        save_program(program, source)
+    result = fold(source, tmp_path / f"out{ending}", if_cheaper=True)
+    assert result.verdict is Status.PASS
+    assert [(chain.name, chain.macs_before, chain.macs_after) for chain in result.folded] == [("full.1", 608, 288)]
+    (left,) = result.declined
+    assert left.name == "low.1"
+    assert left.reason == (
+        "its layers have 44 multiply-accumulates at each output location, and one layer would have 288"
+    )
+    assert result.explained()[0].startswith("full.1 (conv2d 8>4 3x3): ")
+    assert result.explained()[0].endswith("are one layer, 608 -> 288 multiply-accumulates at each output location")
+    assert result.explained()[1] == f"low.1 (conv2d): not folded, {left.reason}"
+    again = fold(tmp_path / f"out{ending}", tmp_path / f"again{ending}", if_cheaper=True, verify=False)
+    assert again.notes == ("nothing was folded: each candidate was declined",)
+    assert len(fold(source, tmp_path / f"all{ending}").folded) == 2
+
+
+def test_the_command_explains(tmp_path: Path) -> None:
+    save_program(traced(LowRank().eval(), torch.randn(2, 4, 9, 9)), tmp_path / "in.pt2")
+    command = ["fold", str(tmp_path / "in.pt2"), "-o", str(tmp_path / "out.pt2"), "--if-cheaper", "--explain"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0
+    text = " ".join(result.output.split())
+    assert "are one layer, 608 -> 288 multiply-accumulates at each output location" in text
+    assert "low.1 (conv2d): not folded, its layers have 44 multiply-accumulates" in text
+
+
 def test_foreign_metadata_stays(tmp_path: Path) -> None:
     fold(factors(tmp_path), tmp_path / "out.onnx")
     assert ir.load(tmp_path / "out.onnx").metadata_props["author"] == "someone"
@@ -201,8 +250,8 @@ def test_a_fold_that_fails_its_check_does_not_take_its_name(
     converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, edge: str
 ) -> None:
     def fold_wrongly(original: Callable[..., Any]) -> Callable[..., Any]:
-        def folded(model: Any) -> Any:
-            result = original(model)
+        def folded(model: Any, **options: Any) -> Any:
+            result = original(model, **options)
             if ending == ".onnx":
                 value = result.model.graph.initializers["conv2.weight"]
                 value.const_value = ir.tensor(value.const_value.numpy() * np.float32(1.001), name=value.name)
@@ -212,8 +261,8 @@ def test_a_fold_that_fails_its_check_does_not_take_its_name(
 
         return folded
 
-    for name in ("fold_onnx", "fold_program"):
-        monkeypatch.setattr(folding, name, fold_wrongly(getattr(folding, name)))
+    for module, name in ((folding, "fold_onnx"), (torch_fold, "fold_program")):
+        monkeypatch.setattr(module, name, fold_wrongly(getattr(module, name)))
     out = tmp_path / f"out{ending}"
     out.write_text("old")
     result = fold(converted / f"digits{ending}", out)

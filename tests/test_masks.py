@@ -165,3 +165,8 @@ def test_a_mask_for_a_layer_without_components() -> None:
     with pytest.raises(MaskError, match="mask for fc, and the layer has no components") as caught:
         fit_masks(masks(fc=[1]), {"conv1": factors(1)}, layers=("conv1", "fc"))
     assert caught.value.hint.endswith("Layers with components: conv1.")
+
+
+def test_the_mask_of_an_excluded_layer_is_passed_over() -> None:
+    masks = MaskSet(values={"fc": np.ones(3)})
+    assert fit_masks(masks, {}, layers=["fc"], excluded=lambda name: name == "fc") == {}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.export import Dim
 from spdexport.errors import SourceError
 from spdexport.export import export_onnx
 from spdexport.files.atomic import replacing
-from spdexport.model_files import load_onnx, read_metadata, write_metadata, write_onnx
+from spdexport.model_files import load_onnx, read_metadata, save_program, write_metadata, write_onnx
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +67,13 @@ def test_files_that_are_no_model(tmp_path: Path, small: torch.export.ExportedPro
     data.unlink()
     with pytest.raises(SourceError, match="is missing"):
         load_onnx(tmp_path / "m.onnx")
+
+
+def test_a_saved_program_holds_no_paths_and_the_one_given_keeps_them(
+    small: torch.export.ExportedProgram, tmp_path: Path
+) -> None:
+    assert any("stack_trace" in node.meta for node in small.graph.nodes)
+    save_program(small, tmp_path / "small.pt2")
+    with zipfile.ZipFile(tmp_path / "small.pt2") as archive:
+        assert not any(b".py" in archive.read(name) for name in archive.namelist())
+    assert any("stack_trace" in node.meta for node in small.graph.nodes)

@@ -132,3 +132,19 @@ def test_the_plan_as_json_has_no_arrays_or_paths() -> None:
         "exclude": [],
     }
     assert written["layers"][0]["name"] == "a.conv"
+
+
+def test_with_a_mask_a_delta_that_is_only_rounding_is_no_part_of_the_weight() -> None:
+    decision = plan(lambda s: Factors(**_exact(s), mask=np.zeros(6))).decisions[0]
+    assert decision.layer.delta == "none"
+    assert not decision.effective().any()
+
+
+def test_components_that_no_layer_has_can_be_excluded() -> None:
+    found = make_plan(SITES, (), lambda _: None, PlanOptions(exclude=("gone",)), others=("gone",))
+    assert len(found.layers) == 3
+
+
+def _exact(found: ConvSite) -> dict[str, Any]:
+    factors = svd_factors(found.weight, found.spec)
+    return {"V": factors.V, "U": factors.U}

@@ -6,10 +6,10 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import torch
 
 _CHUNK = 1 << 24
 
@@ -26,6 +26,8 @@ def sha256_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
     The order of the mapping, the strides of the tensors and their device make no difference. Bytes are hashed in
     pieces of 16 MiB, in the machine's own (little-endian) order.
     """
+    import torch  # files are hashed without it
+
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

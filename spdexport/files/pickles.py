@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _TO_DO = "Save it again as tensors (a state dict), or, if you trust where it comes from, add --allow-pickle."
+_TENSORS_ONLY = "Save it again as plain tensors: a dict of them with torch.save, or as safetensors."
 # What torch's weights-only unpickler says when the pickle asks for something other than data, as against being damaged.
 _REFUSAL = re.compile(r"Unsupported|not an allowed|unrecognized|GLOBAL|weights_only. argument is not supported")
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
@@ -54,7 +55,8 @@ def load_weights_only(path: str | Path, *, error: type[InputError] = SourceError
         return _load_data(path, mmap=mapped)
     except _DAMAGE as exc:
         if refused := _refused_names(exc, path):
-            raise _refusal(refused, where=str(path)) from exc
+            # Only what is a model can be loaded with --allow-pickle; masks, components and inputs never.
+            raise _refusal(refused, where=str(path), hint=_TO_DO if error is SourceError else _TENSORS_ONLY) from exc
         if "Invalid magic number" in str(exc):
             raise error(
                 "The file is a pickle, but torch.save did not write it.",
@@ -191,12 +193,12 @@ def _refused_names(exc: Exception, file: Path | io.BytesIO) -> list[str]:
     return []
 
 
-def _refusal(names: list[str], *, where: str) -> PickleRefusedError:
+def _refusal(names: list[str], *, where: str, hint: str = _TO_DO) -> PickleRefusedError:
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return PickleRefusedError(
         f"The file holds pickled objects, and loading them would run code: it asks for {shown}.",
         where=where,
-        hint=_TO_DO,
+        hint=hint,
     )
 
 

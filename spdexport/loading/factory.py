@@ -100,10 +100,11 @@ def _named(module: ModuleType, name: str, spec: str) -> Any:
         if callable(value) and not key.startswith("_") and getattr(value, "__module__", None) == module.__name__
     )
     near = difflib.get_close_matches(name, offered, n=1)
+    shown = ", ".join(offered[:8]) + (f" and {len(offered) - 8} more" if len(offered) > 8 else "")
     raise SourceError(
         f"The factory {name!r} is not callable." if hasattr(module, name) else f"There is no {name!r} in the file.",
         where=f"--factory {spec}",
-        hint=(f"Did you mean {near[0]}? " if near else "") + f"It offers: {', '.join(offered) or 'nothing'}.",
+        hint=(f"Did you mean {near[0]}? " if near else "") + f"It offers: {shown or 'nothing'}.",
     )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 
 from spdexport.arrays import to_torch
 from spdexport.errors import ExampleInputError, UsageError
@@ -30,6 +31,8 @@ _DTYPES = {
 _SHAPE = re.compile(r"(?:(?P<name>[^=:]*)=)?(?P<shape>[^=:]*)(?::(?P<dtype>[^=:]*))?")
 _SIZES = re.compile(r"\d+(x\d+)*")
 _POSITION = re.compile(r"(?:arg_?)?(\d+)")
+COMPUTED, EXPECTED = "output:", "reference:"
+"""What names begin with in a file of ``--repro``, which holds outputs beside the inputs: they are no inputs."""
 _EXAMPLE = "For example --input-shape 2x3x32x32, or tokens=2x16:int64; a scalar is 'scalar'."
 
 
@@ -90,8 +93,9 @@ def inputs_from_file(path: Path) -> ExampleInputs:
     """Inputs from a safetensors, npz, JSON or weights-only torch.save file.
 
     The rule: names ``0``, ``1``, ... or ``arg_0``, ``arg_1``, ... are positions, all other names are keywords.
-    A file with a single tensor gives one positional input, whatever its name. A .npy file is one positional input, and
-    torch.save may have held a tensor, or a tuple of them, which are positional.
+    A file with a single tensor gives one positional input, whatever its name. Names that begin with ``output:`` or
+    ``reference:`` are those of outputs, which ``--repro`` saves beside the inputs, and are left out. A .npy file is one
+    positional input, and torch.save may have held a tensor, or a tuple of them, which are positional.
 
     Raises:
         ExampleInputError: The file cannot be read, is empty, or its positions have a gap.
@@ -105,6 +109,7 @@ def inputs_from_file(path: Path) -> ExampleInputs:
         if not isinstance(content, Mapping):
             return as_example_inputs(content, where)
     tensors = read_tensors(path, error=ExampleInputError)
+    tensors = {name: value for name, value in tensors.items() if not name.startswith((COMPUTED, EXPECTED))}
     if not tensors:
         raise ExampleInputError("The file holds no tensors.", where=where, hint="Save the inputs by name.")
     if len(tensors) == 1:
@@ -138,28 +143,42 @@ def _read_npy(path: Path) -> object:
 def as_example_inputs(obj: object, origin: str) -> ExampleInputs:
     """Example inputs as code gives them: a tensor, a tuple or list (positional), a dict (by keyword), or (tuple, dict).
 
-    Numpy arrays count as tensors.
+    Each input may be a tensor, or nested: a list, tuple, dict or other pytree of tensors, with None, numbers and texts
+    among them. Numpy arrays count as tensors. A module that takes a list and a dict by position is given
+    ``((list, dict), {})``.
 
     Raises:
-        ExampleInputError: It is something else.
+        ExampleInputError: There is something else in it.
     """
     if isinstance(obj, ExampleInputs):
         return obj
     if isinstance(obj, torch.Tensor | np.ndarray):
-        return ExampleInputs(args=(_as_tensor(obj, "the input", origin),), origin=origin)
+        return ExampleInputs(args=(_as_input(obj, "the input", origin),), origin=origin)
     if isinstance(obj, Mapping):
-        kwargs = {str(name): _as_tensor(value, f"input {name!r}", origin) for name, value in obj.items()}
+        kwargs = {str(name): _as_input(value, f"input {name!r}", origin) for name, value in obj.items()}
         return ExampleInputs(kwargs=kwargs, origin=origin)
     if isinstance(obj, tuple | list):
         if len(obj) == 2 and isinstance(obj[0], tuple | list) and isinstance(obj[1], Mapping):
-            args = as_example_inputs(obj[0], origin).args
+            args = tuple(_as_input(value, f"input {i}", origin) for i, value in enumerate(obj[0]))
             return ExampleInputs(args=args, kwargs=as_example_inputs(obj[1], origin).kwargs, origin=origin)
-        values = tuple(_as_tensor(value, f"input {i}", origin) for i, value in enumerate(obj))
+        values = tuple(_as_input(value, f"input {i}", origin) for i, value in enumerate(obj))
         return ExampleInputs(args=values, origin=origin)
     raise _not_a_tensor("the example inputs", obj, origin)
 
 
-def _as_tensor(value: object, what: str, origin: str) -> torch.Tensor:
+def _as_input(value: object, what: str, origin: str) -> Any:
+    """The input with arrays as tensors, at any depth."""
+    leaves, structure = pytree.tree_flatten(value)
+    if len(leaves) == 1 and leaves[0] is value:
+        return _as_leaf(value, what, origin)
+    paths = [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(value)[0]]
+    found = [_as_leaf(leaf, what + path, origin) for leaf, path in zip(leaves, paths, strict=True)]
+    return pytree.tree_unflatten(found, structure)
+
+
+def _as_leaf(value: object, what: str, origin: str) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
     if isinstance(value, np.ndarray):
         try:
             return to_torch(value)

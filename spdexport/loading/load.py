@@ -211,9 +211,7 @@ def _from_components(request: _Request, components: ComponentSet, what: str) -> 
 
 
 def _refuse_onnx(request: _Request) -> LoadedModel:
-    raise SourceError(
-        "ONNX files are not a source yet.", where=request.where, hint=f"Give the torch model: {_SOURCES}."
-    )
+    raise SourceError("An ONNX file holds no torch model.", where=request.where, hint=f"Give {_SOURCES}.")
 
 
 def _refuse_kind(request: _Request) -> LoadedModel:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+import re
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils import _pytree as pytree
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    import torch
     from torch.export import ExportedProgram
 
     from spdexport.sources.components import ComponentSet
@@ -19,15 +22,47 @@ if TYPE_CHECKING:
 class ExampleInputs:
     """Inputs with which a module can be called: ``module(*args, **kwargs)``.
 
+    Each input is a tensor, or a list, tuple, dict or other pytree with tensors in it. What else is in it (None, a
+    number, a text) keeps its value in the traced program, and has no place in an ONNX file.
+
     Attributes:
         args: Positional inputs.
         kwargs: Keyword inputs.
         origin: Where they come from, for the summary, such as ``--input-shape`` or ``factory``.
     """
 
-    args: tuple[torch.Tensor, ...] = ()
-    kwargs: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
     origin: str = ""
+
+    def tensors(self) -> list[torch.Tensor]:
+        """The tensors in the order in which a program that was traced with these inputs has them."""
+        leaves = pytree.tree_leaves((self.args, dict(self.kwargs)))
+        return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+    def with_tensors(self, tensors: Sequence[torch.Tensor], *, origin: str | None = None) -> ExampleInputs:
+        """The same structure with other tensors, as many as ``tensors()`` gives and in their order."""
+        leaves, structure = pytree.tree_flatten((self.args, dict(self.kwargs)))
+        places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+        for index, tensor in zip(places, tensors, strict=True):
+            leaves[index] = tensor
+        args, kwargs = pytree.tree_unflatten(leaves, structure)
+        return replace(self, args=args, kwargs=kwargs, origin=self.origin if origin is None else origin)
+
+    def copied(self) -> ExampleInputs:
+        """The same with a copy of each tensor, so that one given twice becomes two."""
+        return self.with_tensors([tensor.clone() for tensor in self.tensors()])
+
+
+def named_tensors(arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors among arguments by the names that torch.export gives them: the path, joined by underscores."""
+    named: dict[str, torch.Tensor] = {}
+    for name, value in arguments.items():
+        for path, leaf in pytree.tree_flatten_with_path(value)[0]:
+            if isinstance(leaf, torch.Tensor):
+                parts = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", "")))) for k in path]
+                named["_".join([name, *(re.sub(r"[^a-zA-Z0-9]", "_", part) for part in parts)])] = leaf
+    return named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

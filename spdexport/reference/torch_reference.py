@@ -15,7 +15,7 @@ from torch.fx import Interpreter
 from spdexport.rewrite.torch_graph import CONVOLUTIONS, arguments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch.export import ExportedProgram
 
@@ -66,7 +66,53 @@ def evaluate(
         noise: Noise to add; needs ``float64``.
         watch: Called with each node's name and tensor as it is computed, so that none need be kept.
     """
-    flat = program._get_flat_args_with_check(args, dict(kwargs or {}))[0]
+    runner = _Runner(program.graph_module, float64=float64, noise=noise, watch=watch)
+    with torch.no_grad():
+        result = runner.run(*_operands(program, args, kwargs or {}, runner))
+    return list(result)
+
+
+def evaluate_together(
+    program: ExportedProgram,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    noises: Sequence[Noise],
+    watch: Callable[[str, list[torch.Tensor]], bool],
+) -> None:
+    """Evaluate a program several times at once, node by node, so that no run's values need be kept for the others.
+
+    Args:
+        program: As for ``evaluate``.
+        args: Positional inputs.
+        kwargs: Keyword inputs.
+        noises: One more run in float64 for each.
+        watch: Called with each node's name and its tensors: in float64, in the program's own dtypes, and with each of
+            the noises. Where it returns True, the evaluation ends.
+    """
+    runners = [
+        _Runner(program.graph_module, float64=float64, noise=noise, watch=None)
+        for float64, noise in [(True, None), (False, None), *((True, noise) for noise in noises)]
+    ]
+    for runner in runners:
+        runner.args_iter = iter(_operands(program, args, kwargs, runner))
+    with torch.no_grad():
+        for node in program.graph_module.graph.nodes:
+            if node.op == "output":
+                return
+            for runner in runners:
+                runner.env[node] = runner.run_node(node)
+            found = [runner.env[node] for runner in runners]
+            if node.op == "call_function" and isinstance(found[0], torch.Tensor) and watch(node.name, found):
+                return
+            for runner in runners:
+                for done in runner.user_to_last_uses.get(node, []):
+                    del runner.env[done]
+
+
+def _operands(program: ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any], runner: _Runner) -> list[Any]:
+    """What a program's placeholders stand for: weights, constants and inputs, copied where it writes to them."""
+    flat = program._get_flat_args_with_check(args, dict(kwargs))[0]
     signature = program.graph_signature
     values: dict[str, Any] = {}
     for spec in signature.input_specs:
@@ -76,16 +122,13 @@ def evaluate(
     users = iter(flat)
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
     ordered = [values[node.name] if node.name in values else next(users) for node in placeholders]
-    runner = _Runner(program.graph_module, float64=float64, noise=noise, watch=watch)
-    if _changes_in_place(program):
-        parameters = set(signature.inputs_to_parameters)
-        ordered = [
-            value if node.name in parameters else runner.own(value)
-            for node, value in zip(placeholders, ordered, strict=True)
-        ]
-    with torch.no_grad():
-        result = runner.run(*ordered)
-    return list(result)
+    if not _changes_in_place(program):
+        return ordered
+    parameters = set(signature.inputs_to_parameters)
+    return [
+        value if node.name in parameters else runner.own(value)
+        for node, value in zip(placeholders, ordered, strict=True)
+    ]
 
 
 def _changes_in_place(program: ExportedProgram) -> bool:

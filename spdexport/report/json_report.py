@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from spdexport.files.atomic import replacing
 from spdexport.folding import Folding
@@ -18,12 +18,10 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Skipped
     from spdexport.plan import Plan
+    from spdexport.report.common import Result
     from spdexport.rewrite.fold_result import FoldedChain
 
 SCHEMA_VERSION = 1
-
-Result: TypeAlias = Conversion | Inspection | Folding | Verification
-"""What the commands give."""
 
 
 def to_json(result: Result) -> dict[str, Any]:
@@ -31,13 +29,14 @@ def to_json(result: Result) -> dict[str, Any]:
 
     ``verdict`` is ``pass``, ``fail`` or ``inconclusive``, and ``not_run`` where nothing was verified: with
     ``--no-verify``, and of ``inspect``. ``layers`` is empty for ``verify`` without a source, and ``edges`` where
-    nothing was verified. Numbers that are not finite are null.
+    nothing was verified. ``layer_checks`` is what was found of each layer, those of a file without a source included;
+    its ratios stand in ``layers`` too. Numbers that are not finite are null: that something failed, the status tells.
     """
     match result:
         case Verification():
             report = _verified(result, {}, result.versions, result.seed)
             if result.plan is not None:
-                report |= _planned(result.plan)
+                report |= _planned(result.plan, result)
         case Folding():
             report = _verified(result.verification, result.hashes, result.versions, result.seed, notes=result.notes)
             report["layers"] = [_folded_chain(chain) for chain in result.folded]
@@ -45,11 +44,11 @@ def to_json(result: Result) -> dict[str, Any]:
             report["outputs"] = [path.name for path in result.outputs]
         case Conversion():
             report = _verified(result.verification, result.hashes, result.versions, result.seed, notes=result.notes)
-            report |= {"components": result.components, **_planned(result.plan)}
+            report |= {"components": result.components, **_planned(result.plan, result.verification)}
             report["outputs"] = [path.name for path in result.outputs]
         case Inspection():
             report = _verified(None, result.hashes, result.versions, result.seed, notes=result.notes)
-            report |= {"components": result.components, **_planned(result.plan)}
+            report |= {"components": result.components, **_planned(result.plan, None)}
     return {key: _plain(value) for key, value in report.items()}
 
 
@@ -85,6 +84,8 @@ def _verified(
         "layers": [],
         "skipped": [],
         "edges": [asdict(edge) for edge in found.edges] if found else [],
+        "layer_checks": [asdict(layer) for layer in found.layers] if found else [],
+        "tolerance": {"atol": found.atol, "rtol": found.rtol} if found else None,
         "approximation": asdict(approximation) if approximation else None,
         "inputs": found.inputs if found else [],
         "notes": [*notes, *(found.notes if found else ())],
@@ -97,9 +98,18 @@ def _verified(
     }
 
 
-def _planned(plan: Plan) -> dict[str, Any]:
+def _planned(plan: Plan, found: Verification | None) -> dict[str, Any]:
+    checks = {layer.name: layer for layer in found.layers} if found else {}
+    layers = []
+    for layer in plan.layers:
+        check = checks.get(layer.name)
+        ratios = {
+            "weights_ratio": check.weights_ratio if check else None,
+            "output_ratio": check.output_ratio if check else None,
+        }
+        layers.append({**layer.as_json(), **ratios})
     return {
-        "layers": [layer.as_json() for layer in plan.layers],
+        "layers": layers,
         "skipped": _skipped(plan.skipped),
         "macs_before": plan.macs_before,
         "macs_after": plan.macs_after,

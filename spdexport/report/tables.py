@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from spdexport.report.explain import edge_reason
 from spdexport.report.numbers import below, count, ratio, short
 from spdexport.verification.result import EdgeResult, Status
 
@@ -90,13 +91,10 @@ def edges(results: Sequence[EdgeResult]) -> Table:
     table.add_column("noise", justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
     for edge in results:
-        said = edge.reason
-        if edge.first_divergence:
-            said = f"first diverges at {edge.first_divergence}: {said}"
-        if edge.status is Status.FAIL and edge.max_abs is not None:
-            said += f" (largest error {ratio(edge.max_abs)})"
         name = f"{edge.edge} ({edge.provider})" if edge.provider else edge.edge
-        table.add_row(Text(name), Text(words(edge.status), STYLES[edge.status]), ratio(edge.noise_ratio), Text(said))
+        table.add_row(
+            Text(name), Text(words(edge.status), STYLES[edge.status]), ratio(edge.noise_ratio), Text(edge_reason(edge))
+        )
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -13,8 +14,8 @@ from rich.text import Text
 from spdexport.folding import Folding
 from spdexport.pipeline import Conversion, Inspection
 from spdexport.report import tables
+from spdexport.report.explain import advice, failing_layers, layer_reason, tolerance
 from spdexport.report.numbers import count, ratio, short, size, some
-from spdexport.verification.compare import FACTOR
 from spdexport.verification.result import Approximation, Status, Verification
 
 if TYPE_CHECKING:
@@ -25,14 +26,15 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Skipped
     from spdexport.plan import LayerPlan
-    from spdexport.report.json_report import Result
+    from spdexport.report.common import Result
 
-_VERDICTS = {
+VERDICTS = {
     Status.PASS: "equivalent",
     Status.FAIL: "not equivalent: what the file computes differs by more than rounding",
     Status.INCONCLUSIVE: "inconclusive: the check could not decide",
     Status.NOT_RUN: "not verified",
 }
+"""Verdicts in words, for every report."""
 
 _NAMES_SHOWN = 4
 """Names of layers in a list, as long as --verbose is not given."""
@@ -107,6 +109,13 @@ def show(result: Result, *, verbose: bool = False, quiet: bool = False, console:
 
 def _own_notes(result: Result) -> Sequence[str]:
     return () if isinstance(result, Verification) else result.notes
+
+
+def as_text(result: Result, *, width: int) -> str:
+    """A result as `show` prints it, in plain text whatever the environment says of colours."""
+    file = io.StringIO()
+    show(result, console=Console(file=file, width=width, force_terminal=False, color_system=None))
+    return file.getvalue().strip()
 
 
 def _inspection(page: _Page, result: Inspection) -> None:
@@ -204,17 +213,35 @@ def _verdict(page: _Page, verification: Verification | None, *, brief: bool = Fa
     status = Status.NOT_RUN if verification is None else verification.verdict
     if not brief:
         page.console.print()
-    page.line(_VERDICTS[status] + _what_is(verification), tables.STYLES[status])
+    page.line(VERDICTS[status] + what_is(verification), tables.STYLES[status])
     if verification is None or (brief and status is Status.PASS):
         return
     page.write(tables.edges(verification.edges))
+    _what_to_do(page, verification)
     ratios = [edge.noise_ratio for edge in verification.edges if edge.noise_ratio is not None]
     if ratios and not brief:
-        page.line(f"noise: the largest error over what rounding alone explains; above {FACTOR:g} fails", "dim")
+        page.line(tolerance(verification), "dim")
         page.line(f"inputs: {'; '.join(verification.inputs)}", "dim")
 
 
-def _what_is(verification: Verification | None) -> str:
+def _what_to_do(page: _Page, verification: Verification) -> None:
+    """What a verdict that is no pass means, which layers are concerned, and what to do."""
+    wrong = failing_layers(verification)
+    if wrong:
+        page.heading(f"{count(len(wrong), 'layer')} of {len(verification.layers)} failed")
+        for layer in wrong if page.verbose else wrong[:_NAMES_SHOWN]:
+            page.item(f"{layer.name}: {layer_reason(layer)}")
+        if len(wrong) > _NAMES_SHOWN and not page.verbose:
+            page.item(f"and {len(wrong) - _NAMES_SHOWN} more; --verbose shows all")
+    hint = advice(verification)
+    if hint is not None:
+        page.heading(f"{hint.edge}: what this means")
+        page.item(hint.means)
+        page.item(f"to do: {hint.to_do}")
+        page.console.print()
+
+
+def what_is(verification: Verification | None) -> str:
     """What a pass says, no more than was compared: a file by itself does not tell what was meant."""
     if verification is None or verification.verdict is not Status.PASS:
         return ""
@@ -243,9 +270,13 @@ def _provenance(page: _Page, hashes: Mapping[str, str], versions: Mapping[str, s
     for name, value in hashes.items():
         page.literal(f"{value}  {name}")
     page.heading("versions")
-    # ONNX Runtime's version tells its distribution too, which has the same name or a longer one.
-    page.item(", ".join(v if v.startswith(name) else f"{name} {v}" for name, v in versions.items()))
+    page.item(", ".join(version_texts(versions)))
     page.item(f"seed {seed}")
+
+
+def version_texts(versions: Mapping[str, str]) -> list[str]:
+    """``torch 2.13.0``; ONNX Runtime's version tells its distribution too, which has the same name or a longer one."""
+    return [v if v.startswith(name) else f"{name} {v}" for name, v in versions.items()]
 
 
 def _origin(kind: str) -> str:

@@ -3,8 +3,8 @@
 The algebra: a layer is an affine map of its input, so a layer behind a pointwise layer, with scales and shifts of the
 channels between, is one affine map again, and so is the sum of two of them on the same input::
 
-    fold ::= layer [scale | shift of the channels by constants]* pointwise layer
-           | fold + layer | fold + fold      on the same input, of the same geometry
+    fold ::= layer [scale | shift of the channels by constants]* layer      if the two compose (``forms.compose``)
+           | fold + layer | fold + fold      on the same input, with outputs of one size
            | fold, scale and shift           where the graph says that these belong to the layer
 
 ``layer`` may itself be a fold, so a chain of any length becomes one layer, and its weight is rounded once. Every value
@@ -12,7 +12,9 @@ inside a fold is used inside it only, and is no output of the graph. A layer alo
 are never looked at to recognize something, only to call it something.
 
 For the normal form in which two files are compared, ``Search(lone=True)`` takes layers alone for folds in the second
-line: otherwise a sum of two dense layers would stay where the sum of the same two, factorized, goes.
+line: otherwise a sum of two dense layers would stay where the sum of the same two, factorized, goes. Beyond that it
+only does what undoes a factorization, a pointwise layer behind another and sums of one geometry, so that what it does
+never depends on the number of components.
 
 What a node is, a ``GraphReader`` tells; there is one for ONNX and one for torch.
 """
@@ -26,6 +28,7 @@ from typing import TYPE_CHECKING, Generic, Protocol
 from spdexport.conv import Skipped
 from spdexport.forms import Form, compose, fold_form
 from spdexport.forms.base import CannotComposeError
+from spdexport.forms.compose import appends_pointwise
 from spdexport.rewrite.stages import NodeT, ReadStage, Unreadable, ValueT
 
 if TYPE_CHECKING:
@@ -42,9 +45,10 @@ class Match(Generic[NodeT, ValueT]):
         data: The value they map.
         stage: The map, in float64 where several layers are in it.
         nodes: All of them, in no order.
+        parts: The two matches that it was made of, or the one before a scale or shift was added; empty for a layer.
         layers: The layers among them, in the order of the chain, deltas before it: U is the last.
-        template: The layer whose operator the folded layer takes: of convolutions the first, which has the geometry;
-            of linear layers the last, which has the output.
+        template: The layer whose operator the folded layer takes: of convolutions the first of the right kind, which
+            often has the geometry, too; of linear layers the last, which has the output.
         last: The node whose output is the map's value.
         bias: The value that gives a bias its name, or None.
         normed: Whether a batch norm is in it.
@@ -58,6 +62,7 @@ class Match(Generic[NodeT, ValueT]):
     last: NodeT
     bias: ValueT | None
     normed: bool = False
+    parts: tuple[Match[NodeT, ValueT], ...] = ()
 
     @property
     def is_fold(self) -> bool:
@@ -79,6 +84,9 @@ class GraphReader(Protocol[NodeT, ValueT]):
 
     def addends(self, node: NodeT) -> tuple[ValueT, ValueT] | None:
         """The two values that the node adds; None for other operators."""
+
+    def locations(self, value: ValueT, axes: int) -> int | None:
+        """Locations of one sample of a value with ``axes`` spatial axes; None where the graph does not tell."""
 
     def is_product(self, node: NodeT) -> bool:
         """Whether the node multiplies its operands elementwise."""
@@ -212,7 +220,7 @@ class Search(Generic[NodeT, ValueT]):
         problem = problem or self._shared(value, nodes)
         if problem is None:
             try:
-                stage = reduce(compose, [earlier.stage, *(link.stage for link in reversed(between)), match.stage])
+                stage = self._composed(earlier.stage, [link.stage for link in reversed(between)], match.stage)
             except CannotComposeError as error:
                 problem = str(error)
             else:
@@ -223,11 +231,17 @@ class Search(Generic[NodeT, ValueT]):
                     stage=stage,
                     nodes=earlier.nodes | nodes,
                     layers=(*earlier.layers, *match.layers),
-                    template=earlier.template if spec.axes else match.template,
+                    template=_template(stage, earlier, match),
+                    parts=(earlier, match),
                     bias=_first([match.bias, *(link.bias for link in between), earlier.bias]),
                 )
         self.decline(match, earlier.last, problem)
         return match
+
+    def _composed(self, first: Stage, between: list[Stage], second: Stage) -> Stage:
+        if self.lone and not appends_pointwise(first.spec, second.spec):
+            raise CannotComposeError("the second does more than mix the channels of the first within its groups")
+        return reduce(compose, [first, *between, second])
 
     def _extended(self, node: NodeT) -> Match[NodeT, ValueT] | None:
         """A match and what the graph has behind it as part of the same layer."""
@@ -245,6 +259,7 @@ class Search(Generic[NodeT, ValueT]):
                 last=node,
                 bias=_first([link.bias, match.bias]),
                 normed=match.normed or link.stage.mask is not None,
+                parts=(match,),
             )
         return None
 
@@ -258,8 +273,13 @@ class Search(Generic[NodeT, ValueT]):
             return None
         chain, other = (a, b) if a.is_fold else (b, a)
         problem = self._shared(left, {node}) or self._shared(right, {node})
-        if problem is None and chain.stage.spec != other.stage.spec:
+        if problem is None and self.lone and chain.stage.spec != other.stage.spec:
             problem = "what is added to it has another geometry"
+        if problem is None:
+            try:
+                stage = fold_form(Form(name="sum", chains=((chain.stage,), (other.stage,))))
+            except CannotComposeError as error:
+                problem = str(error)
         if problem is not None:
             name = self.graph.layer_name(chain.layers, chain.bias)
             skipped = Skipped(name=name, kind=chain.stage.spec.kind, reason=problem)
@@ -269,9 +289,11 @@ class Search(Generic[NodeT, ValueT]):
         return self._behind_another(
             replace(
                 chain,
-                stage=fold_form(Form(name="sum", chains=((chain.stage,), (other.stage,)))),
+                stage=stage,
                 nodes=chain.nodes | other.nodes | {node},
                 layers=(*other.layers, *chain.layers),
+                template=_template(stage, chain, other) if stage.spec.axes else chain.template,
+                parts=(chain, other),
                 last=node,
                 bias=_first([chain.bias, other.bias]),
             )
@@ -284,6 +306,14 @@ class Search(Generic[NodeT, ValueT]):
         if any(user not in nodes for user in self.graph.users(value)):
             return "what is between is used elsewhere"
         return None
+
+
+def _template(stage: Stage, *matches: Match[NodeT, ValueT]) -> NodeT:
+    """The node whose operator computes the stage: a convolution and a transposed one compose to either."""
+    if not stage.spec.axes:
+        return matches[-1].template
+    alike = [match for match in matches if match.stage.spec.transposed == stage.spec.transposed]
+    return (alike or list(matches))[0].template
 
 
 def _first(values: list[ValueT | None]) -> ValueT | None:

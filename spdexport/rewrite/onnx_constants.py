@@ -17,8 +17,8 @@ _READABLE_CONSTANTS = {"value", "value_float", "value_floats", "value_int", "val
 def constant(value: ir.Value | None) -> Array | None:
     """What a value holds if it is the same for every input, else None.
 
-    Constant are initializers that no caller can override, Constant nodes, and Identity, Cast, Reshape, Squeeze,
-    Transpose and Unsqueeze of these.
+    Constant are initializers that no caller can override, Constant nodes, and Identity, Cast, DequantizeLinear,
+    Reshape, Squeeze, Transpose and Unsqueeze of these.
 
     Returns:
         The array in the value's own dtype, a view where that can be had: never write to it.
@@ -35,7 +35,7 @@ def constant(value: ir.Value | None) -> Array | None:
             return None
         tensor = ir.convenience.get_const_tensor(value)
         return None if tensor is None else tensor.numpy()
-    if node.op_type not in ("Identity", "Cast", "Reshape", "Squeeze", "Transpose", "Unsqueeze"):
+    if node.op_type not in ("Identity", "Cast", "DequantizeLinear", "Reshape", "Squeeze", "Transpose", "Unsqueeze"):
         return None
     array = constant(node.inputs[0])
     return None if array is None else _evaluated(node, array)
@@ -50,6 +50,8 @@ def _evaluated(node: ir.Node, array: Array) -> Array | None:
         case "Cast":
             target = ir.DataType(attributes["to"].as_int())
             return array.astype(target.numpy()) if target.is_floating_point() else None
+        case "DequantizeLinear":
+            return _dequantized(node, array)
         case "Transpose":
             return np.transpose(array, attributes.get_ints("perm"))
         case "Reshape":
@@ -65,6 +67,26 @@ def _evaluated(node: ir.Node, array: Array) -> Array | None:
             if axes is None:
                 return None
             return np.expand_dims(array, axes) if node.op_type == "Unsqueeze" else np.squeeze(array, axes)
+
+
+def _dequantized(node: ir.Node, array: Array) -> Array | None:
+    """``(x - zero_point) * scale``, with one scale or one for each index of an axis; None where there are blocks."""
+    scale = constant(node.inputs[1])
+    given = node.inputs[2] if len(node.inputs) > 2 else None
+    zero_point = constant(given)
+    blocks = node.attributes.get_int("block_size", 0)
+    if scale is None or blocks or (given is not None and zero_point is None):
+        return None
+    shape = [1] * array.ndim
+    if scale.size != 1:
+        shape[node.attributes.get_int("axis", 1)] = scale.size
+    # In a type that holds every difference of the stored one, and is exact in the float types that scales have.
+    wide = np.dtype(np.int64) if array.dtype.kind in "iu" else np.dtype(np.float32)
+    difference: Array = array.astype(wide)
+    if zero_point is not None:
+        difference = difference - zero_point.astype(wide).reshape(shape if zero_point.size != 1 else [1] * array.ndim)
+    dequantized: Array = difference.astype(scale.dtype) * scale.reshape(shape)
+    return dequantized
 
 
 def _axes(node: ir.Node) -> tuple[int, ...] | None:

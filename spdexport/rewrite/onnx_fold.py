@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from spdexport.rewrite.fold_result import FoldedChain, unfit
+from spdexport.rewrite.fold_result import chosen, folded_chain, unfit
 from spdexport.rewrite.match import Search
 from spdexport.rewrite.onnx_constants import constant
 from spdexport.rewrite.onnx_names import layer_name, node_name
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from spdexport.conv import Skipped
+    from spdexport.rewrite.fold_result import FoldedChain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -33,16 +34,17 @@ class FoldResult:
     declined: tuple[Skipped, ...]
 
 
-def fold_onnx(model: ir.Model, *, lone: bool = False) -> FoldResult:
+def fold_onnx(model: ir.Model, *, lone: bool = False, if_cheaper: bool = False) -> FoldResult:
     """Turn every factorized layer of the model's main graph into one layer.
 
-    The result computes the same function to rounding, whatever that does to its cost. Subgraphs and functions are left
-    alone.
+    The result computes the same function to rounding, whatever that does to its cost unless ``if_cheaper``. Subgraphs
+    and functions are left alone.
 
     Args:
         model: The model; it is not changed.
         lone: Whether to fold sums of two dense layers, and batch norms behind one, too: the normal form in which two
-            files are compared.
+            files are compared. Beyond these, only pointwise layers behind another are folded then.
+        if_cheaper: Whether to leave a chain that has fewer multiply-accumulates than its fold, with that reason.
     """
     model = model.clone()
     search = Search(graph=OnnxReader(lone=lone), lone=lone)
@@ -51,7 +53,7 @@ def fold_onnx(model: ir.Model, *, lone: bool = False) -> FoldResult:
 
     order = {node: index for index, node in enumerate(model.graph)}
     folded, inside = [], []
-    for fold in search.folds():
+    for fold in chosen(search, if_cheaper=if_cheaper):
         nodes = sorted(fold.nodes, key=order.__getitem__)
         weight = constant(fold.layers[0].weight)
         assert weight is not None  # it was read as a layer because it is constant
@@ -61,15 +63,7 @@ def fold_onnx(model: ir.Model, *, lone: bool = False) -> FoldResult:
             continue
         inside.append(set(nodes))
         name = layer_name(fold.layers, fold.bias)
-        folded.append(
-            FoldedChain(
-                name=name,
-                nodes=tuple(node_name(node) for node in nodes),
-                spec=fold.stage.spec,
-                macs_before=sum(layer.stage.weight.size for layer in fold.layers),
-                macs_after=fold.stage.weight.size,
-            )
-        )
+        folded.append(folded_chain(fold, search.graph, name, [node_name(node) for node in nodes]))
         place_stage(
             model.graph,
             fold.stage,

@@ -8,21 +8,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
+import onnx_ir as ir
 
-from spdexport.conv import ConvSpec
+from spdexport.conv import ConvSpec, canonical_weight
 from spdexport.forms import Stage
 from spdexport.rewrite.onnx_constants import constant
-from spdexport.rewrite.stages import ReadStage, Unreadable, affine_stage, not_per_channel, per_channel
+from spdexport.rewrite.stages import (
+    ReadStage,
+    Unreadable,
+    arithmetic_stage,
+    norm_stage,
+    not_per_channel,
+    per_channel,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import onnx_ir as ir
 
     from spdexport.conv import Array
 
 
 OnnxStage: TypeAlias = "ReadStage[ir.Node, ir.Value]"
+
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+"""Operators whose weight has spatial axes."""
 
 
 def is_operator(node: ir.Node | None, *op_types: str) -> bool:
@@ -31,19 +40,19 @@ def is_operator(node: ir.Node | None, *op_types: str) -> bool:
 
 
 def read_layer(node: ir.Node) -> OnnxStage | Unreadable | None:
-    """A Conv, Gemm or MatMul with a constant weight as a stage.
+    """A Conv, ConvTranspose, Gemm or MatMul with a constant weight as a stage.
 
     Returns:
         None for other operators, and for a MatMul or Gemm of two computed values, which is no layer.
     """
-    if not is_operator(node, "Conv", "Gemm", "MatMul"):
+    if not is_operator(node, *CONVOLUTIONS, "Gemm", "MatMul"):
         return None
     data, weight_value = node.inputs[:2]
     if data is None or constant(data) is not None:
         return None
     weight = constant(weight_value)
     if weight is None:
-        return Unreadable(reason="its weight is not constant") if node.op_type == "Conv" else None
+        return Unreadable(reason="its weight is not constant") if node.op_type in CONVOLUTIONS else None
     # Integers have no rounding to be exact to, and numpy knows the small floats only by ml_dtypes, of kind V.
     if weight.dtype.kind in "iub":
         return Unreadable(reason=f"its weight has the integer type {weight.dtype}")
@@ -55,6 +64,8 @@ def read_layer(node: ir.Node) -> OnnxStage | Unreadable | None:
     match node.op_type:
         case "Conv":
             stage = _conv_stage(node, weight, bias)
+        case "ConvTranspose":
+            stage = _transposed_stage(node, weight, bias)
         case "Gemm":
             stage = _gemm_stage(node, weight, bias)
         case _:
@@ -91,6 +102,52 @@ def _conv_stage(node: ir.Node, weight: Array, bias: Array | None) -> Stage | Unr
         return Stage(spec=spec, weight=weight, bias=bias)
     except ValueError as error:
         return Unreadable(reason=f"its attributes do not fit its weight: {error}")
+
+
+def _transposed_stage(node: ir.Node, weight: Array, bias: Array | None) -> Stage | Unreadable:
+    kernel = weight.shape[2:]
+    ones = (1,) * len(kernel)
+    attributes = node.attributes
+    groups = attributes.get_int("group", 1)
+    if tuple(attributes.get_ints("kernel_shape", kernel)) != kernel:
+        return Unreadable(reason="its kernel_shape is not that of its weight")
+    if "output_shape" in attributes:
+        return Unreadable(reason="its output_shape decides about the padding, which depends on the input's size")
+    auto_pad = attributes.get_string("auto_pad", "NOTSET")
+    if auto_pad not in ("NOTSET", "VALID"):
+        return Unreadable(reason=f"its padding is {auto_pad}, about which runtimes of transposed convolutions disagree")
+    pads = attributes.get_ints("pads", (0,) * 2 * len(kernel)) if auto_pad == "NOTSET" else (0,) * 2 * len(kernel)
+    if weight.shape[0] % groups:
+        return Unreadable(reason=f"its attributes do not fit its weight: {groups} groups")
+    try:
+        spec = ConvSpec(
+            in_channels=weight.shape[0],
+            out_channels=weight.shape[1] * groups,
+            kernel=kernel,
+            stride=tuple(attributes.get_ints("strides", ones)),
+            padding=tuple(zip(pads[: len(kernel)], pads[len(kernel) :], strict=False)),
+            dilation=tuple(attributes.get_ints("dilations", ones)),
+            groups=groups,
+            transposed=True,
+            output_padding=tuple(attributes.get_ints("output_padding", (0,) * len(kernel))),
+        )
+        return Stage(spec=spec, weight=canonical_weight(weight, groups), bias=bias)
+    except ValueError as error:
+        return Unreadable(reason=f"its attributes do not fit its weight: {error}")
+
+
+def conv_attributes(spec: ConvSpec) -> tuple[ir.Attr, ...]:
+    """The attributes of a Conv or ConvTranspose of this geometry, each written out."""
+    before, after = ([padding[side] for padding in spec.padding] for side in (0, 1))
+    lists: dict[str, Sequence[int]] = {
+        "dilations": spec.dilation,
+        "kernel_shape": spec.kernel,
+        "pads": [*before, *after],
+        "strides": spec.stride,
+    }
+    if spec.transposed:
+        lists["output_padding"] = spec.output_padding
+    return (ir.AttrInt64("group", spec.groups), *(ir.AttrInt64s(name, values) for name, values in lists.items()))
 
 
 def _padding(
@@ -134,7 +191,7 @@ def _linear_stage(rows: Array, bias: Array | None) -> Stage:
 
 
 def read_affine(node: ir.Node, channels: int, axes: int) -> OnnxStage | Unreadable | None:
-    """A Mul by or Add of constants, or an inference BatchNormalization, as a stage that scales and shifts channels.
+    """Arithmetic with a constant, or an inference BatchNormalization, as a stage that scales and shifts channels.
 
     Args:
         node: Any node.
@@ -142,24 +199,25 @@ def read_affine(node: ir.Node, channels: int, axes: int) -> OnnxStage | Unreadab
         axes: Spatial axes of its output; 0 where the layers around it are linear.
 
     Returns:
-        None for other operators and for a Mul or Add of two computed values; ``Unreadable`` where the numbers are not
-        one per channel.
+        None for operators other than Mul, Div, Add and Sub, for a constant divided by something, and where both values
+        are computed; ``Unreadable`` where the numbers are not one per channel.
     """
     if is_operator(node, "BatchNormalization"):
         return _read_batch_norm(node, channels, axes)
-    if not is_operator(node, "Mul", "Add") or None in node.inputs:
+    if not is_operator(node, "Mul", "Div", "Add", "Sub") or None in node.inputs:
         return None
     left, right = node.inputs
-    data, values = (left, constant(right)) if constant(left) is None else (right, constant(left))
-    if values is None or data is None or constant(data) is not None:
+    data, value = (left, right) if constant(left) is None else (right, left)
+    values = constant(value)
+    if values is None or data is None or constant(data) is not None or (node.op_type == "Div" and data is right):
         return None
-    factors = per_channel(values, channels, axes=axes, rank=rank_of(data, axes))
-    if factors is None:
-        return not_per_channel(product=node.op_type == "Mul")
-    if node.op_type == "Mul":
-        return ReadStage(node=node, data=data, stage=affine_stage(channels, axes, mask=factors))
-    bias = right if data is left else left
-    return ReadStage(node=node, data=data, stage=affine_stage(channels, axes, bias=factors), bias=bias)
+    numbers = per_channel(values, channels, axes=axes, rank=rank_of(data, axes))
+    if numbers is None:
+        return not_per_channel(product=node.op_type in ("Mul", "Div"))
+    if node.op_type == "Div" and not numbers.all():
+        return Unreadable(reason="what comes between is divided by zero")
+    stage = arithmetic_stage(node.op_type, numbers, axes, constant_first=data is right)
+    return ReadStage(node=node, data=data, stage=stage, bias=value if node.op_type == "Add" else None)
 
 
 def _read_batch_norm(node: ir.Node, channels: int, axes: int) -> OnnxStage | Unreadable | None:
@@ -173,9 +231,8 @@ def _read_batch_norm(node: ir.Node, channels: int, axes: int) -> OnnxStage | Unr
     statistics = [constant(value) for value in node.inputs[1:5]]
     if any(array is None or array.shape != (channels,) for array in statistics):
         return Unreadable(reason="the batch norm between is not constant")
-    gamma, beta, mean, variance = (np.asarray(array, dtype=np.float64) for array in statistics)
-    scale = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
-    return ReadStage(node=node, data=data, stage=affine_stage(channels, axes, mask=scale, bias=beta - mean * scale))
+    stage = norm_stage(channels, axes, statistics, node.attributes.get_float("epsilon", 1e-5))
+    return ReadStage(node=node, data=data, stage=stage)
 
 
 def rank_of(value: ir.Value, axes: int) -> int:

@@ -29,7 +29,7 @@ def layer_name(layers: tuple[OnnxStage, ...], bias: ir.Value | None) -> str:
         if "." in name:
             return layer_of_parameter(name)
     for layer in reversed(layers):
-        scopes = _name_scopes(layer.node)
+        scopes = name_scopes(layer.node)
         if len(scopes) > 1 and scopes[-2]:
             return layer_of_parameter(f"{scopes[-2]}.weight")
     return node_name(layers[-1].node)
@@ -43,7 +43,7 @@ def _initializer_name(value: ir.Value | None) -> str:
     return "" if value is None else value.name or ""
 
 
-def _name_scopes(node: ir.Node) -> list[str]:
+def name_scopes(node: ir.Node) -> list[str]:
     """The module paths around a node, outermost first, as torch's exporter writes them; empty if it did not."""
     try:
         scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from spdexport.conv import stored_weight
 from spdexport.rewrite.onnx_constants import constant
+from spdexport.rewrite.onnx_graph import CONVOLUTIONS, conv_attributes, read_layer
+from spdexport.rewrite.stages import ReadStage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -37,17 +40,17 @@ def place_stage(
         graph: The graph; it is changed.
         stage: The layer, without a mask.
         data: The layer's input.
-        template: The replaced node whose operator, and attributes for a Conv, the layer takes.
+        template: The replaced node whose operator the layer takes, and whose attributes where they say the same.
         last: The replaced node whose output the layer computes.
         replaced: All the nodes that the layer stands for, in the graph's order.
         dtype: The dtype of weight and bias, to which both are rounded.
         layer: The layer's name; the weight is named after it.
         bias_value: The value that holds the bias now, which gives the bias its name, or None.
     """
-    weight = stage.weight.astype(dtype)
+    weight = stored_weight(stage.weight, stage.spec).astype(dtype)
     bias = None if stage.bias is None else stage.bias.astype(dtype)
     op_type = template.op_type
-    attributes = tuple(template.attributes.values())
+    attributes = _attributes(template, stage)
     operands = [value for node in replaced for value in node.inputs if value is not None]
     product: ir.Node | None = None
     if op_type == "MatMul" and bias is not None:
@@ -55,7 +58,7 @@ def place_stage(
 
     for node in replaced:
         node.resize_inputs(0)
-    _remove_unused(graph, (node for node in replaced if node not in (last, product)), operands, keep=bias_value)
+    remove_unused(graph, (node for node in replaced if node not in (last, product)), operands, keep=bias_value)
 
     weight_name = f"{layer}.weight"
     if op_type == "MatMul":
@@ -64,15 +67,13 @@ def place_stage(
     bias_operand = None if bias is None else _bias_operand(graph, bias, bias_value, f"{layer}.bias")
 
     if product is not None:
-        _become(product, "MatMul", [data, weight_value], ())
-        _become(last, "Add", [product.outputs[0], bias_operand], ())
+        become(product, "MatMul", [data, weight_value], ())
+        become(last, "Add", [product.outputs[0], bias_operand], ())
     else:
-        if op_type == "Gemm":
-            attributes = _gemm_attributes(attributes)
         inputs = [data, weight_value]
-        _become(last, op_type, inputs if bias_operand is None else [*inputs, bias_operand], attributes)
+        become(last, op_type, inputs if bias_operand is None else [*inputs, bias_operand], attributes)
     if bias_value is not None:
-        _remove_unused(graph, (), [bias_value])
+        remove_unused(graph, (), [bias_value])
 
 
 def _insert_before(graph: ir.Graph, last: ir.Node) -> ir.Node:
@@ -84,7 +85,7 @@ def _insert_before(graph: ir.Graph, last: ir.Node) -> ir.Node:
     return product
 
 
-def _become(node: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], attributes: Iterable[ir.Attr]) -> None:
+def become(node: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], attributes: Iterable[ir.Attr]) -> None:
     """Turn a node into another operator; its name, place, output and metadata stay."""
     node.op_type = op_type
     node.resize_outputs(1)
@@ -95,6 +96,19 @@ def _become(node: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], attr
     node.attributes.clear()
     for attribute in attributes:
         node.attributes.add(attribute)
+
+
+def _attributes(template: ir.Node, stage: Stage) -> tuple[ir.Attr, ...]:
+    """The attributes of the new layer: the template's own where those are right, ``auto_pad`` for instance."""
+    own = tuple(template.attributes.values())
+    if template.op_type == "Gemm":
+        return _gemm_attributes(own)
+    if template.op_type not in CONVOLUTIONS:
+        return own
+    old = read_layer(template)
+    if isinstance(old, ReadStage) and old.stage.spec.moves == stage.spec.moves:
+        return own
+    return conv_attributes(stage.spec)
 
 
 def _gemm_attributes(attributes: Iterable[ir.Attr]) -> tuple[ir.Attr, ...]:
@@ -116,7 +130,7 @@ def _bias_operand(graph: ir.Graph, bias: Array, old: ir.Value | None, name: str)
         return old
     if old is not None and old.is_initializer() and old.name:
         name = old.name
-        _remove_unused(graph, (), [old])  # so that the name is free, unless another layer uses it
+        remove_unused(graph, (), [old])  # so that the name is free, unless another layer uses it
     return _initializer(graph, name, bias)
 
 
@@ -139,7 +153,7 @@ def _initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     return value
 
 
-def _remove_unused(
+def remove_unused(
     graph: ir.Graph, nodes: Iterable[ir.Node], values: Iterable[ir.Value], *, keep: ir.Value | None = None
 ) -> None:
     """Remove ``nodes``, and those of ``values`` that nothing uses any more with the constant nodes behind them."""

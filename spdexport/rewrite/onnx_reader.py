@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from spdexport.rewrite.onnx_constants import constant
@@ -27,11 +28,11 @@ class OnnxReader:
         self._lone = lone
 
     def layer(self, node: ir.Node) -> OnnxStage | Unreadable | None:
-        """A Conv, Gemm or MatMul."""
+        """A Conv, ConvTranspose, Gemm or MatMul."""
         return read_layer(node)
 
     def affine(self, node: ir.Node, channels: int, axes: int) -> OnnxStage | Unreadable | None:
-        """A Mul or Add, or an inference BatchNormalization."""
+        """Arithmetic with a constant, or an inference BatchNormalization."""
         return read_affine(node, channels, axes)
 
     def behind(self, node: ir.Node, match: Match[ir.Node, ir.Value]) -> OnnxStage | None:
@@ -57,9 +58,15 @@ class OnnxReader:
         left, right = node.inputs
         return None if left is None or right is None else (left, right)
 
+    def locations(self, value: ir.Value, axes: int) -> int | None:
+        """From the shape that the file has for the value."""
+        sizes = () if value.shape is None else value.shape[len(value.shape) - axes :]
+        known = [size for size in sizes if isinstance(size, int)]
+        return math.prod(known) if len(known) == axes else None
+
     def is_product(self, node: ir.Node) -> bool:
-        """Whether it is a Mul."""
-        return is_operator(node, "Mul")
+        """Whether it is a Mul, or a Div."""
+        return is_operator(node, "Mul", "Div")
 
     def operands(self, node: ir.Node) -> Sequence[ir.Value]:
         """The inputs that are there."""

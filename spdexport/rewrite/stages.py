@@ -11,6 +11,8 @@ from spdexport.conv import ConvSpec
 from spdexport.forms import Stage
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from spdexport.conv import Array
 
 NodeT = TypeVar("NodeT")
@@ -51,6 +53,46 @@ def affine_stage(channels: int, axes: int, *, mask: Array | None = None, bias: A
     """The stage ``y = mask * x + bias``: a depthwise pointwise convolution with weight one."""
     spec = ConvSpec.pointwise(channels, channels, axes=axes, groups=channels)
     return Stage(spec=spec, weight=np.ones(spec.weight_shape), mask=mask, bias=bias)
+
+
+def arithmetic_stage(operator: str, numbers: Array, axes: int, *, constant_first: bool) -> Stage:
+    """``x * c``, ``x / c``, ``x + c``, ``x - c`` or ``c - x``, with one number c for each channel.
+
+    Args:
+        operator: ``Mul``, ``Div``, ``Add`` or ``Sub``.
+        numbers: c, shape (channels,).
+        axes: Spatial axes of x.
+        constant_first: Whether c is the left operand.
+    """
+    channels, exact = len(numbers), np.asarray(numbers, dtype=np.float64)
+    match operator:
+        case "Mul":
+            return affine_stage(channels, axes, mask=exact)
+        case "Div":
+            return affine_stage(channels, axes, mask=1 / exact)
+        case "Sub" if constant_first:
+            return affine_stage(channels, axes, mask=np.full(channels, -1.0), bias=exact)
+        case "Sub":
+            return affine_stage(channels, axes, bias=-exact)
+        case _:
+            return affine_stage(channels, axes, bias=exact)
+
+
+def norm_stage(channels: int, axes: int, statistics: Sequence[Array | None], epsilon: float) -> Stage:
+    """Batch norm in inference.
+
+    Args:
+        channels: Of its input.
+        axes: Spatial axes.
+        statistics: Scale, shift, mean and variance, each of shape (channels,); None for a scale of 1 or a shift of 0.
+        epsilon: Added to the variance.
+    """
+    gamma, beta, mean, variance = (
+        np.full(channels, default) if array is None else np.asarray(array, dtype=np.float64)
+        for array, default in zip(statistics, (1.0, 0.0, 0.0, 1.0), strict=True)
+    )
+    scale = gamma / np.sqrt(variance + epsilon)
+    return affine_stage(channels, axes, mask=scale, bias=beta - mean * scale)
 
 
 def not_per_channel(*, product: bool) -> Unreadable:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.export.graph_signature import InputKind
 
-from spdexport.rewrite.fold_result import FoldedChain, unfit
+from spdexport.conv import stored_weight
+from spdexport.rewrite.fold_result import chosen, folded_chain, unfit
 from spdexport.rewrite.match import Match, Search
 from spdexport.rewrite.torch_edit import ProgramEdit
 from spdexport.rewrite.torch_graph import PRODUCTS
+from spdexport.rewrite.torch_place import convolution, has_padding
 from spdexport.rewrite.torch_reader import TorchReader, is_in_place
 
 if TYPE_CHECKING:
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import Node
 
-    from spdexport.conv import Skipped
+    from spdexport.conv import ConvSpec, Skipped
+    from spdexport.rewrite.fold_result import FoldedChain
 
 aten = torch.ops.aten
 
@@ -41,14 +44,15 @@ class ProgramFold:
     declined: tuple[Skipped, ...]
 
 
-def fold_program(program: ExportedProgram) -> ProgramFold:
+def fold_program(program: ExportedProgram, *, if_cheaper: bool = False) -> ProgramFold:
     """Turn every factorized layer of a program's main graph into one layer.
 
-    The result computes the same function to rounding, whatever that does to its cost. Parameters are named
-    ``<layer>.weight``; a bias keeps its name. Nested graphs are left alone.
+    The result computes the same function to rounding, whatever that does to its cost unless ``if_cheaper``. Parameters
+    are named ``<layer>.weight``; a bias keeps its name. Nested graphs are left alone.
 
     Args:
         program: The program; it is not changed.
+        if_cheaper: Whether to leave a chain that has fewer multiply-accumulates than its fold, with that reason.
     """
     reader = TorchReader(program)
     search: Search[Node, Node] = Search(graph=reader)
@@ -59,11 +63,11 @@ def fold_program(program: ExportedProgram) -> ProgramFold:
     edit = ProgramEdit(program)
     in_place = [node for node in order if is_in_place(node)]
     folded, inside = [], []
-    for fold in search.folds():
+    for fold in chosen(search, if_cheaper=if_cheaper):
         nodes = sorted(fold.nodes, key=order.__getitem__)
         dtype = _weight_dtype(fold, reader)
         first, last = order[nodes[0]], order[nodes[-1]]
-        problem = unfit(fold.stage, dtype)
+        problem = unfit(fold.stage, dtype) or _unknown(fold.stage.spec)
         if any(first < order[node] < last and node not in fold.nodes for node in in_place):
             # The folded layer reads its input where the last of them ran, by when the input may have changed.
             problem = "an operator between the layers changes a tensor in place"
@@ -72,21 +76,25 @@ def fold_program(program: ExportedProgram) -> ProgramFold:
             continue
         inside.append(fold.nodes)
         name = reader.layer_name(fold.layers, fold.bias)
-        folded.append(
-            FoldedChain(
-                name=name,
-                nodes=tuple(node.name for node in nodes),
-                spec=fold.stage.spec,
-                macs_before=sum(layer.stage.weight.size for layer in fold.layers),
-                macs_after=fold.stage.weight.size,
-            )
-        )
+        folded.append(folded_chain(fold, reader, name, [node.name for node in nodes]))
         _place(edit, fold, nodes, reader=reader, layer=name, dtype=dtype)
     return ProgramFold(
         program=edit.finish() if folded else program,
         folded=tuple(folded),
         declined=search.declined_outside(inside),
     )
+
+
+def _unknown(spec: ConvSpec) -> str | None:
+    """Why torch has no operator for a geometry; convolutions that pad unequally get a padding of their own."""
+    if not spec.transposed:
+        return None
+    if any(before != after for before, after in spec.padding):
+        return "torch has no transposed convolution that crops one end more than the other"
+    sizes = zip(spec.output_padding, spec.stride, spec.dilation, strict=True)
+    if any(extra and extra >= max(stride, dilation) for extra, stride, dilation in sizes):
+        return "torch has no transposed convolution with so much output padding"
+    return None
 
 
 def _weight_dtype(fold: Match[Node, Node], reader: TorchReader) -> np.dtype[np.generic]:
@@ -111,19 +119,29 @@ def _place(
     anchor = min(weights, key=lambda node: position.get(node, len(position)))
     # A layer that is called "weight" is a bare parameter of the model itself.
     weight_name = layer if layer == "weight" else f"{layer}.weight"
-    weight = edit.store(weight_name, fold.stage.weight.astype(dtype), InputKind.PARAMETER, anchor)
+    stored = stored_weight(fold.stage.weight, fold.stage.spec).astype(dtype)
+    weight = edit.store(weight_name, stored, InputKind.PARAMETER, anchor)
     bias = _bias(edit, fold, reader, layer, dtype, anchor)
 
-    target, rest = template.target, template.args[3:]
-    if target in PRODUCTS:
-        target, rest = aten.linear.default, ()
-    options = {key: value for key, value in template.kwargs.items() if key not in ("input", "weight", "bias")}
+    data = edit.node(fold.data.name)
+    target, rest, options = template.target, template.args[3:], template.kwargs
+    options = {key: value for key, value in options.items() if key not in ("input", "weight", "bias")}
     before = last.all_input_nodes
+    if target in PRODUCTS:
+        target, rest, options = aten.linear.default, (), {}
+    elif reader.spec(fold.template).moves != fold.stage.spec.moves:
+        spec, options = fold.stage.spec, {}
+        if not has_padding(spec):
+            pads = [pad for before_after in reversed(spec.padding) for pad in before_after]
+            spec = replace(spec, padding=((0, 0),) * spec.axes)
+            with edit.graph.inserting_before(last):
+                data = edit.call(aten.constant_pad_nd.default, (data, pads, 0.0), last, "padded")
+        target, rest = convolution(spec)
     last.target = target
-    last.args = (edit.node(fold.data.name), weight, bias, *rest)
+    last.args = (data, weight, bias, *rest)
     if bias is None and not rest:
         last.args = last.args[:2]
-    last.kwargs = options if target is template.target else {}
+    last.kwargs = options
     for node in [*(edit.node(old.name) for old in reversed(nodes) if old is not fold.last), *before]:
         edit.drop_unused(node)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from spdexport.arrays import to_numpy
-from spdexport.conv import ConvSite, ConvSpec, Skipped
+from spdexport.conv import ConvSite, ConvSpec, Skipped, canonical_weight
 from spdexport.rewrite.constants import Constants
 
 if TYPE_CHECKING:
@@ -25,17 +25,20 @@ CONVOLUTIONS: Mapping[Any, int] = {
     aten.conv2d.padding: 2,
     aten.conv3d.default: 3,
     aten.conv3d.padding: 3,
+    aten.conv_transpose1d.default: 1,
+    aten.conv_transpose2d.input: 2,
+    aten.conv_transpose3d.input: 3,
 }
 """Convolution operators and their number of spatial axes."""
+
+TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+"""Transposed convolutions; ``convolution`` has an argument that says so."""
 
 PRODUCTS = (aten.addmm.default, aten.mm.default)
 """Matrix products, which are linear layers where the second matrix is constant. They hold the weight transposed: a
 lowered program has them for ``linear``, and Hugging Face's ``Conv1D`` is written so."""
 
 NOT_SITES: Mapping[Any, tuple[str, str]] = {
-    aten.conv_transpose1d.default: ("conv_transpose1d", "transposed convolutions are not decomposed"),
-    aten.conv_transpose2d.input: ("conv_transpose2d", "transposed convolutions are not decomposed"),
-    aten.conv_transpose3d.input: ("conv_transpose3d", "transposed convolutions are not decomposed"),
     aten.embedding.default: ("embedding", "an embedding is a table, not a convolution"),
 }
 """Operators with a weight that are left alone: what they are called in reports, and why."""
@@ -110,6 +113,19 @@ def spatial_axes(node: torch.fx.Node) -> int | None:
     return CONVOLUTIONS.get(node.target)
 
 
+def is_geometry_computed(node: torch.fx.Node) -> bool:
+    """Whether a stride, padding or other number of a convolution is not written in the graph but computed in it."""
+    given = operands(node)
+    return any(source not in given for source in node.all_input_nodes)
+
+
+def is_transposed(node: torch.fx.Node) -> bool:
+    """Whether a convolution is a transposed one."""
+    return node.target in TRANSPOSED or (
+        node.target is aten.convolution.default and bool(arguments(node)["transposed"])
+    )
+
+
 def _site(node: torch.fx.Node, constants: Constants, namer: _Namer) -> ConvSite | Skipped | None:
     if node.target in NOT_SITES:
         kind, reason = NOT_SITES[node.target]
@@ -123,13 +139,15 @@ def _site(node: torch.fx.Node, constants: Constants, namer: _Namer) -> ConvSite 
 
     args, given = arguments(node), operands(node)
     name = namer(node, given.weight)
-    kind = f"conv{axes}d" if axes else "linear"
-    if args.get("transposed"):
-        return Skipped(name=name, kind=f"conv_transpose{axes}d", reason="transposed convolutions are not decomposed")
+    transposed = is_transposed(node)
+    kind = ("conv_transpose" if transposed else "conv") + f"{axes}d" if axes else "linear"
     if not constants.is_constant(given.weight):
         return Skipped(name=name, kind=kind, reason="its weight depends on the input, or the model changes it")
     if given.bias is not None and not constants.is_constant(given.bias):
         return Skipped(name=name, kind=kind, reason="its bias depends on the input, or the model changes it")
+    if constants.is_constant(given.data):
+        # The exporter evaluates it, and what V and U round differently would be a changed weight of the file.
+        return Skipped(name=name, kind=kind, reason="its input is constant, so that the file holds its output")
     if args.get("alpha", 1) != 1 or args.get("beta", 1) != 1:
         return Skipped(name=name, kind=kind, reason="its product or its bias is scaled")
     weight = constants.value(given.weight)
@@ -140,25 +158,31 @@ def _site(node: torch.fx.Node, constants: Constants, namer: _Namer) -> ConvSite 
             return Skipped(name=name, kind=kind, reason="its bias is no vector of its output")
     if not weight.is_floating_point():
         return Skipped(name=name, kind=kind, reason=f"its weight is {weight.dtype}, which has no float components")
+    if is_geometry_computed(node):
+        return Skipped(name=name, kind=kind, reason="its geometry depends on the input")
     if axes == 0 and weight.ndim != 2:
         return Skipped(name=name, kind=kind, reason="its weight is a vector")
     if axes and given.data.meta["val"].ndim != axes + 2:
         # ONNX knows no such convolution: each stage would get its own change of shape, between V and U too.
         return Skipped(name=name, kind=kind, reason="its input has no batch axis")
+    array = to_numpy(weight)
+    if transposed:
+        array = canonical_weight(array, args["groups"])
     return ConvSite(
         name=name,
-        spec=conv_spec(axes, tuple(weight.shape), args),
-        weight=to_numpy(weight),
+        spec=conv_spec(axes, array.shape, args, transposed=transposed),
+        weight=array,
         bias=None if bias is None else to_numpy(bias),
         node=node.name,
-        positions=_positions(node, axes),
+        positions=locations(node, axes),
+        input_positions=locations(given.data, axes) if transposed else None,
         padding_mode=_padding_mode(given.data, node),
         is_product=node.target in PRODUCTS,
     )
 
 
-def conv_spec(axes: int, shape: tuple[int, ...], args: Mapping[str, Any]) -> ConvSpec:
-    """The geometry of a layer from its spatial axes, its weight's shape, and its arguments by name."""
+def conv_spec(axes: int, shape: tuple[int, ...], args: Mapping[str, Any], *, transposed: bool = False) -> ConvSpec:
+    """The geometry of a layer from its spatial axes, its weight's canonical shape, and its arguments by name."""
     if axes == 0:
         return ConvSpec.pointwise(shape[1], shape[0], axes=0)
     stride, dilation = (_per_axis(args[key], axes) for key in ("stride", "dilation"))
@@ -181,6 +205,8 @@ def conv_spec(axes: int, shape: tuple[int, ...], args: Mapping[str, Any]) -> Con
         padding=padding,
         dilation=dilation,
         groups=args["groups"],
+        transposed=transposed,
+        output_padding=_per_axis(args["output_padding"], axes) if transposed else (),
     )
 
 
@@ -189,8 +215,8 @@ def _per_axis(value: int | list[int], axes: int) -> tuple[int, ...]:
     return values * axes if len(values) == 1 else values
 
 
-def _positions(node: torch.fx.Node, axes: int) -> int:
-    """Output locations of one sample in the traced input; symbolic sizes count with their traced value."""
+def locations(node: torch.fx.Node, axes: int) -> int:
+    """Locations of one sample of a node's value in the traced input; symbolic sizes count with their traced value."""
     shape = node.meta["val"].shape
     sizes = shape[len(shape) - axes :] if axes else shape[1:-1]
     return math.prod(size if isinstance(size, int) else int(size.node.hint or 1) for size in sizes)

@@ -5,12 +5,12 @@ The last operation of a form takes over the node of the convolution it replaces,
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.export.graph_signature import InputKind
 
+from spdexport.conv import stored_weight
 from spdexport.names import layer_of_call
 from spdexport.rewrite.torch_edit import ProgramEdit
 from spdexport.rewrite.torch_graph import operands
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 CONVOLUTION = {1: aten.conv1d, 2: aten.conv2d, 3: aten.conv3d}
+TRANSPOSED = {1: aten.conv_transpose1d.default, 2: aten.conv_transpose2d.input, 3: aten.conv_transpose3d.input}
 
 
 def place_forms(program: ExportedProgram, forms: Iterable[tuple[ConvSite, Form]]) -> ExportedProgram:
@@ -88,7 +89,7 @@ class _Placement:
 
     def _stage_call(self, x: Any, stage: Stage) -> tuple[Any, tuple[Any, ...]]:
         """The operator and arguments of one stage, on the value ``x``."""
-        weight = self._store(stage.name, stage.weight, InputKind.PARAMETER)
+        weight = self._store(stage.name, stored_weight(stage.weight, stage.spec), InputKind.PARAMETER)
         added: Any = None
         if stage.bias is not None:
             # The layer's own bias stays the node that it was, computed or shared as it may be.
@@ -96,12 +97,11 @@ class _Placement:
             added = self._bias if own else self._store("bias", stage.bias, InputKind.PARAMETER)
         if stage.spec.axes == 0:
             return aten.linear.default, (x, weight, added)
-        if replace(stage.spec, out_channels=self._site.spec.out_channels) == self._site.spec and not self._node.kwargs:
+        if stage.spec.moves == self._site.spec.moves and not self._node.kwargs:
             # The site's own operator and arguments, `padding="same"` for instance, are what folding gives back.
             return self._node.target, (x, weight, added, *self._node.args[3:])
-        target, padding = _padding(stage.spec)
-        stride, dilation = list(stage.spec.stride), list(stage.spec.dilation)
-        return target, (x, weight, added, stride, padding, dilation, stage.spec.groups)
+        target, rest = convolution(stage.spec)
+        return target, (x, weight, added, *rest)
 
     def _store(self, part: str, values: Array, kind: InputKind) -> torch.fx.Node:
         """The parameter or buffer ``<layer>.<part>``; a further call of the same layer gets the one it has."""
@@ -109,9 +109,29 @@ class _Placement:
         return self._edit.store(f"{self._layer}.{part}", values, kind, self._weight)
 
 
-def _padding(spec: ConvSpec) -> tuple[Any, list[int] | str]:
-    """The overload for a spec's padding; only ``same`` pads unequally, and V, with the same kernel, pads like it."""
-    family = CONVOLUTION[spec.axes]
+def has_padding(spec: ConvSpec) -> bool:
+    """Whether a convolution of torch pads like this: alike before and after each axis, or as ``same`` does."""
+    return _is_same(spec) or all(before == after for before, after in spec.padding)
+
+
+def convolution(spec: ConvSpec) -> tuple[Any, tuple[Any, ...]]:
+    """The operator of a convolution with this geometry, and its arguments behind input, weight and bias.
+
+    Raises:
+        ValueError: It does not have ``has_padding``.
+    """
+    stride, dilation = list(spec.stride), list(spec.dilation)
+    padding = [before for before, _ in spec.padding]
     if all(before == after for before, after in spec.padding):
-        return family.default, [before for before, _ in spec.padding]
-    return family.padding, "same"
+        if spec.transposed:
+            return TRANSPOSED[spec.axes], (stride, padding, list(spec.output_padding), spec.groups, dilation)
+        return CONVOLUTION[spec.axes].default, (stride, padding, dilation, spec.groups)
+    if _is_same(spec):
+        return CONVOLUTION[spec.axes].padding, (stride, "same", dilation, spec.groups)
+    raise ValueError(f"torch has no convolution that pads like {spec}")
+
+
+def _is_same(spec: ConvSpec) -> bool:
+    total = [d * (k - 1) for d, k in zip(spec.dilation, spec.kernel, strict=True)]
+    is_same = spec.padding == tuple((t // 2, t - t // 2) for t in total)
+    return is_same and not spec.transposed and all(s == 1 for s in spec.stride)

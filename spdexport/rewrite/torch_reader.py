@@ -2,33 +2,64 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+import operator
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import torch
 from torch.fx import Node
 
 from spdexport.arrays import to_numpy
+from spdexport.conv import canonical_weight
 from spdexport.forms import Stage
 from spdexport.names import layer_of_parameter
 from spdexport.rewrite.constants import Constants
-from spdexport.rewrite.stages import ReadStage, Unreadable, affine_stage, not_per_channel, per_channel
-from spdexport.rewrite.torch_graph import PRODUCTS, arguments, conv_spec, module_path, operands, spatial_axes
+from spdexport.rewrite.stages import (
+    ReadStage,
+    Unreadable,
+    affine_stage,
+    arithmetic_stage,
+    norm_stage,
+    not_per_channel,
+    per_channel,
+)
+from spdexport.rewrite.torch_graph import (
+    PRODUCTS,
+    arguments,
+    conv_spec,
+    is_geometry_computed,
+    is_transposed,
+    locations,
+    module_path,
+    operands,
+    spatial_axes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch.export import ExportedProgram
 
-    from spdexport.conv import Array
+    from spdexport.conv import Array, ConvSpec
     from spdexport.rewrite.match import Match
 
 aten = torch.ops.aten
 
 # An operator that changes its first operand is the same as one that does not, where nothing else uses that operand;
 # and whatever is inside a fold is used nowhere else.
-PRODUCT = (aten.mul.Tensor, aten.mul_.Tensor)
+PRODUCT = (aten.mul.Tensor, aten.mul_.Tensor, aten.div.Tensor, aten.div_.Tensor)
 SUM = (aten.add.Tensor, aten.add_.Tensor)
+ARITHMETIC = {
+    aten.mul.Tensor: "Mul",
+    aten.mul_.Tensor: "Mul",
+    aten.div.Tensor: "Div",
+    aten.div_.Tensor: "Div",
+    aten.add.Tensor: "Add",
+    aten.add_.Tensor: "Add",
+    aten.sub.Tensor: "Sub",
+    aten.sub_.Tensor: "Sub",
+}
+"""Arithmetic, by what ONNX calls it."""
 
 TorchStage: TypeAlias = ReadStage[Node, Node]
 
@@ -57,21 +88,39 @@ class TorchReader:
             return Unreadable(reason="its weight is not constant")
         if weight.dtype.kind in "iubc":  # ml_dtypes' floats are of kind V
             return Unreadable(reason=f"its weight has the type {weight.dtype}")
-        if args.get("transposed"):
-            return Unreadable(reason="it is a transposed convolution")
         if args.get("alpha", 1) != 1 or args.get("beta", 1) != 1:
             return Unreadable(reason="its product or its bias is scaled")
         bias = None if given.bias is None else self.array(given.bias)
         if given.bias is not None and bias is None:
             return Unreadable(reason="its bias is not constant")
+        if is_geometry_computed(node):
+            return Unreadable(reason="its geometry depends on the input")
+        transposed = is_transposed(node)
+        if transposed:
+            weight = canonical_weight(weight, args["groups"])
         if weight.ndim != axes + 2 or (bias is not None and bias.shape != weight.shape[:1]):
             return Unreadable(reason="its weight or its bias has an unusual shape")
-        stage = Stage(spec=conv_spec(axes, weight.shape, args), weight=weight, bias=bias)
+        try:
+            stage = Stage(spec=conv_spec(axes, weight.shape, args, transposed=transposed), weight=weight, bias=bias)
+        except ValueError as error:
+            return Unreadable(reason=f"its arguments do not fit its weight: {error}")
         return ReadStage(node=node, data=given.data, stage=stage, weight=given.weight, bias=given.bias)
 
+    def spec(self, node: Node) -> ConvSpec:
+        """The geometry of a layer that was read before."""
+        layer = self.layer(node)
+        assert isinstance(layer, ReadStage)
+        return layer.stage.spec
+
     def affine(self, node: Node, channels: int, axes: int) -> TorchStage | Unreadable | None:
-        """A product with, or a sum with, a constant."""
-        if node.op != "call_function" or node.target not in (*PRODUCT, *SUM):
+        """Arithmetic with a constant, or batch norm in inference, which may give its result in a tuple."""
+        if node.op != "call_function":
+            return None
+        if node.target is operator.getitem and is_norm(node.args[0]) and node.args[1] == 0:
+            return ReadStage(node=node, data=cast("Node", node.args[0]), stage=affine_stage(channels, axes))
+        if is_norm(node):
+            return self._norm(node, channels, axes)
+        if node.target not in ARITHMETIC:
             return None
         args, is_product = arguments(node), self.is_product(node)
         left, right = args["self"], args["other"]
@@ -83,16 +132,32 @@ class TorchReader:
             values, data, constant = self.array(left), right, left
         if values is None or not isinstance(data, Node) or self.array(data) is not None:
             return None
+        name = ARITHMETIC[node.target]
+        if name == "Div" and (data is right or not values.all()):
+            return None
         before, after = data.meta["val"], node.meta["val"]
         if before.dtype != after.dtype:
             return Unreadable(reason="the type changes between the layers")
         numbers = per_channel(values, channels, axes=axes, rank=before.ndim)
         if numbers is None:
             return not_per_channel(product=is_product)
-        if is_product:
-            return ReadStage(node=node, data=data, stage=affine_stage(channels, axes, mask=numbers))
-        bias = constant if isinstance(constant, Node) else None
-        return ReadStage(node=node, data=data, stage=affine_stage(channels, axes, bias=numbers), bias=bias)
+        stage = arithmetic_stage(name, numbers, axes, constant_first=data is right)
+        bias = constant if isinstance(constant, Node) and name == "Add" else None
+        return ReadStage(node=node, data=data, stage=stage, bias=bias)
+
+    def _norm(self, node: Node, channels: int, axes: int) -> TorchStage | Unreadable:
+        args = arguments(node)
+        data = args["input"]
+        if args.get("training"):
+            return Unreadable(reason="the batch norm between is in training mode")
+        if axes == 0 and data.meta["val"].ndim != 2:
+            return Unreadable(reason="the batch norm between does not act on the channels of the linear layer")
+        given = [args[name] for name in ("weight", "bias", "running_mean", "running_var")]
+        arrays = [None if value is None else self.array(value) for value in given]
+        if any(value is not None and array is None for value, array in zip(given, arrays, strict=True)):
+            return Unreadable(reason="the batch norm between is not constant")
+        stage = norm_stage(channels, axes, arrays, args["eps"])
+        return ReadStage(node=node, data=data, stage=stage)
 
     def behind(self, node: Node, match: Match[Node, Node]) -> TorchStage | None:  # noqa: ARG002 - the protocol's
         """Nothing: in a torch graph a bias is an argument of the layer, and batch norm a layer of its own."""
@@ -108,8 +173,12 @@ class TorchReader:
             return None
         return left, right
 
+    def locations(self, value: Node, axes: int) -> int | None:
+        """In the traced input."""
+        return locations(value, axes) if isinstance(value.meta.get("val"), torch.Tensor) else None
+
     def is_product(self, node: Node) -> bool:
-        """Whether it is a multiplication."""
+        """Whether it is a multiplication or division."""
         return node.op == "call_function" and node.target in PRODUCT
 
     def operands(self, node: Node) -> Sequence[Node]:
@@ -168,6 +237,12 @@ class TorchReader:
 
     def _is_changed(self, node: Node) -> bool:
         return node in self._changed or any(self._is_changed(source) for source in node.all_input_nodes)
+
+
+def is_norm(node: Any) -> bool:
+    """Whether a node is batch norm; of an operator that trains too, ``training`` tells."""
+    norms = (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
+    return isinstance(node, Node) and node.op == "call_function" and node.target in norms
 
 
 def is_in_place(node: Node) -> bool:

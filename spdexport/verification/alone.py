@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
-import onnx
 import onnx_ir as ir
 
 from spdexport.content import content_hash
@@ -18,24 +16,24 @@ from spdexport.factors import unit_rounding
 from spdexport.files.hashing import sha256_file
 from spdexport.installed import versions
 from spdexport.model_files import read_metadata
-from spdexport.reference.onnx_reference import NOISY, NoiseSpec, OnnxReference, ReferenceUnavailable
+from spdexport.reference.onnx_reference import NoiseSpec, ReferenceUnavailable
 from spdexport.runtime import Provider, RuntimeFailure, SessionSettings
-from spdexport.verification.compare import Comparison
-from spdexport.verification.edge import not_run
+from spdexport.verification.compare import Comparison, Tolerance
+from spdexport.verification.edge import Edge, not_run
 from spdexport.verification.file_inputs import (
     FileCase,
-    Port,
     file_cases,
-    given_by_name,
+    given_tensors,
     guesses,
     input_ports,
     output_ports,
 )
-from spdexport.verification.layers import layer_of
-from spdexport.verification.locate import TAPPING_HIDES, Inner, tapped
+from spdexport.verification.inner import Evaluated, first_divergent, layer_ratios
+from spdexport.verification.layers import judged
 from spdexport.verification.result import EdgeResult, Status, Verification
 from spdexport.verification.sessions import SessionEdges
-from spdexport.verification.trial import largest_finite, make_trial, rounded
+from spdexport.verification.tapping import TAPPING_HIDES
+from spdexport.verification.trial import Trial, make_trial, rounded
 from spdexport.verification.vacuous import Outputs
 
 if TYPE_CHECKING:
@@ -44,6 +42,7 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Array
     from spdexport.loading.model import ExampleInputs
+    from spdexport.verification.file_inputs import GivenArrays
 
 MACS_BUDGET = 1e10
 """Multiply-accumulates of one pass over all generated cases; after the first two, those that exceed it are left out."""
@@ -59,9 +58,12 @@ def verify_files(
     name: str,
     reference: Path | None,
     providers: Sequence[Provider],
-    inputs: ExampleInputs | None,
+    inputs: ExampleInputs | GivenArrays | None,
     own_inputs: bool = True,
     seed: int,
+    thorough: bool = False,
+    atol: float | None = None,
+    rtol: float | None = None,
     progress: Progress = lambda _: None,
 ) -> Verification:
     """Check that ONNX Runtime computes what a file says, or what another file says.
@@ -74,15 +76,20 @@ def verify_files(
         inputs: The user's inputs; None to generate all.
         own_inputs: Whether these values are the user's, and not only their shapes.
         seed: Of generated inputs and simulated rounding.
+        thorough: Whether to compare every layer's output too, and to leave out no input for time.
+        atol: As ``Verification.atol``.
+        rtol: As ``Verification.rtol``.
         progress: Told what is being done.
 
     Raises:
         ExampleInputError: The inputs do not fit the file, or none can be generated for it.
+        UsageError: A tolerance is negative or not finite.
     """
-    return _Run(file, name, reference or file, providers, seed, progress).verification(inputs, own_inputs)
+    run = FileRun(file, name, reference or file, providers, seed, thorough, Tolerance.of(atol, rtol), progress)
+    return run.verification(inputs, own_inputs)
 
 
-class _Run:
+class FileRun:
     """The state of one verification."""
 
     def __init__(
@@ -92,30 +99,35 @@ class _Run:
         reference: Path,
         providers: Sequence[Provider],
         seed: int,
+        thorough: bool,
+        tolerance: Tolerance | None,
         progress: Progress,
     ) -> None:
         self._file, self._name, self._reference, self._seed, self._progress = file, name, reference, seed, progress
+        self._thorough, self._tolerance = thorough, tolerance
         self._model = ir.load(file)
         self._right = self._model if reference == file else ir.load(reference)
         self._inputs, self._outputs = input_ports(self._right), output_ports(self._right)
         self._u = max((unit_rounding(t.dtype.numpy()) for t in _float_weights(self._right)), default=2.0**-24)
         self._sessions = SessionEdges(file, providers)
-        self._evaluated = _Evaluated(reference, self._right)
+        self._evaluated = Evaluated(reference, self._right)
         self._notes: list[str] = []
         self._compared: list[str] = []
         self._seen = Outputs()
+        self._ratios: dict[str, float] = {}
 
-    def verification(self, inputs: ExampleInputs | None, own: bool) -> Verification:
-        given = None if inputs is None else _by_name(self._inputs, inputs)
+    def verification(self, inputs: ExampleInputs | GivenArrays | None, own: bool) -> Verification:
+        """Run all cases over all edges."""
+        given = None if inputs is None else given_tensors(self._inputs, inputs)
         mismatch = self._mismatch()
         try:
             if mismatch is not None:
-                self._sessions.settle(Status.FAIL, mismatch)
-            elif self._sessions.open:
+                self._settle(Status.FAIL, mismatch)
+            elif self._open:
                 self._cases(given, own, "" if inputs is None else inputs.origin)
         except ReferenceUnavailable as error:
-            self._sessions.settle(Status.INCONCLUSIVE, str(error))
-        self._notes += self._seen.judge(self._sessions.open)
+            self._settle(Status.INCONCLUSIVE, str(error))
+        self._notes += self._seen.judge(self._open)
         artifacts = {self._name: sha256_file(self._file)}
         if self._reference != self._file:
             artifacts[self._reference.name] = sha256_file(self._reference)
@@ -132,7 +144,24 @@ class _Run:
             seed=self._seed,
             versions=versions(),
             artifacts=artifacts,
+            layers=tuple(judged(layer, None, ratio, None) for layer, ratio in self._ratios.items()),
+            worst=self._sessions.worst,
+            atol=None if self._tolerance is None else self._tolerance.atol,
+            rtol=None if self._tolerance is None else self._tolerance.rtol,
         )
+
+    @property
+    def _open(self) -> list[Edge]:
+        """The edges whose result still depends on comparisons."""
+        return self._sessions.open
+
+    def _settle(self, status: Status, reason: str) -> None:
+        """Fix the result of every edge that is open."""
+        for edge in self._open:
+            edge.settle(status, reason)
+
+    def _compare(self, case: FileCase, trial: Trial) -> None:
+        """What is compared beside the sessions: nothing here, the source where there is one."""
 
     def _weights(self) -> EdgeResult:
         """Whether the file is still what the conversion wrote, by the hash that it carries."""
@@ -166,7 +195,7 @@ class _Run:
         budget = MACS_BUDGET
         for index, case in enumerate(self._all_cases(given, own, origin)):
             cost = self._evaluated.macs_per_sample * case.batch
-            if not case.own and index > 1 and cost > budget:
+            if not (case.own or self._thorough) and index > 1 and cost > budget:
                 self._notes.append(f"left out for time: {case.name}")
                 continue
             self._progress(f"comparing outputs: {case.name}")
@@ -209,97 +238,51 @@ class _Run:
             perturbed,
             seed=self._seed,
             unit_rounding=self._u,
+            tolerance=self._tolerance,
         )
-        if trial.has_nan or trial.overflows or overflows:
+        empty = not any(value.size for value in exact.values())
+        if empty or trial.has_nan or trial.overflows or overflows:
             what = "the reference itself is NaN" if trial.has_nan else "the model overflows its own dtype"
+            what = "the outputs are empty" if empty else what
             if not case.own:
                 self._notes.append(f"left out, since {what} there: {case.name}")
                 return
             self._compared.append(case.name)
-            for edge in self._sessions.open:
+            for edge in self._open:
                 edge.add(case.name, Comparison(status=Status.INCONCLUSIVE, noise_ratio=0, max_abs=0, reason=what))
             return
         self._compared.append(case.name)
         self._seen.add(trial.reference)
+        self._compare(case, trial)
         self._sessions.compare(trial, case.inputs, lambda settings: self._locate(case, settings))
+        if self._thorough:
+            self._compare_layers(case)
+
+    def _compare_layers(self, case: FileCase) -> None:
+        self._progress(f"comparing layers: {case.name}")
+        try:
+            found = layer_ratios(self._file, self._right, self._evaluated, case.inputs, unit_rounding=self._u)
+        except RuntimeFailure as error:
+            note = f"the layers could not be tapped: {error}"
+            self._notes += [] if note in self._notes else [note]
+            return
+        for layer, ratio in found.items():
+            self._ratios[layer] = max(self._ratios.get(layer, 0.0), ratio)
+        if self._tolerance is None:
+            self._sessions.add_layers(case.name, found)
 
     def _locate(self, case: FileCase, settings: SessionSettings) -> tuple[str | None, str]:
         self._progress("finding the first layer that diverges")
-        layers = [(v.name, layer_of(node)) for node in self._right.graph for v in node.outputs if v.name]
         try:
-            values = tapped(self._file, {name for name, _ in layers}, case.inputs, settings)
+            layer = first_divergent(
+                self._file, self._right, self._evaluated, case.inputs, settings, unit_rounding=self._u
+            )
         except RuntimeFailure as error:
             return None, f"the layers could not be tapped: {error}"
-        exact: dict[str, Array] = {}
-        noisy: dict[str, Array] = {}
-        self._evaluated.run(case.inputs, keep=exact)
-        self._evaluated.run(case.inputs, NoiseSpec(seed=0, unit_rounding=self._u), keep=noisy)
-        own = {name: rounded(exact[name], value.dtype) for name, value in values.items() if name in exact}
-        layer = Inner(layers=layers, exact=exact, own=own, noisy=noisy).first_divergent(values)
         return layer, "" if layer else TAPPING_HIDES
-
-
-class _Evaluated:
-    """The float64 evaluation of a file, with what is learned on the way.
-
-    Attributes:
-        macs_per_sample: Multiply-accumulates of the last run without noise, over the size of its batch.
-        overflows: Whether an inner value of that run was too large for the dtype that the file has it in.
-    """
-
-    def __init__(self, path: Path, model: ir.Model) -> None:
-        self._path = path
-        self._reference: OnnxReference | None = None
-        self._limits: dict[str, float] = {}
-        self._macs: dict[str, int] = {}
-        for node in model.graph:
-            for value in node.outputs:
-                if value.name and value.dtype is not None and value.dtype.is_floating_point():
-                    self._limits[value.name] = largest_finite(value.dtype.numpy())
-            weight = node.inputs[1].const_value if node.op_type in NOISY and node.inputs[1] is not None else None
-            if weight is not None and node.outputs[0].name:
-                outs = weight.shape[0] if node.op_type == "Conv" else weight.shape[-1]
-                self._macs[node.outputs[0].name] = int(weight.size) // max(int(outs), 1)  # type: ignore[arg-type]
-        self.macs_per_sample = 0.0
-        self.overflows = False
-
-    def run(
-        self, inputs: Mapping[str, Array], noise: NoiseSpec | None = None, keep: dict[str, Array] | None = None
-    ) -> dict[str, Array]:
-        """The outputs by name; inner values go into ``keep``.
-
-        Raises:
-            ReferenceUnavailable: A node cannot be evaluated.
-        """
-        if self._reference is None:
-            proto = onnx.load(self._path, load_external_data=False)
-            self._reference = OnnxReference(proto, self._path.parent)
-        macs, overflows = 0, False
-
-        def watch(name: str, value: Array) -> None:
-            nonlocal macs, overflows
-            macs += value.size * self._macs.get(name, 0)
-            if value.dtype.kind == "f" and value.size and name in self._limits:
-                sizes = np.abs(value[np.isfinite(value)])
-                overflows = overflows or bool(sizes.max(initial=0) > self._limits[name])
-            if keep is not None:
-                keep[name] = value
-
-        outputs = self._reference.run(inputs, noise=noise, watch=None if noise is not None and keep is None else watch)
-        if noise is None:
-            batch = next((a.shape[0] for a in inputs.values() if a.ndim), 1)
-            self.macs_per_sample, self.overflows = macs / max(batch, 1), overflows
-        return outputs
 
 
 def _float_weights(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     for value in model.graph.initializers.values():
         if value.const_value is not None and value.const_value.dtype.is_floating_point():
             yield value.const_value
-
-
-def _by_name(ports: Sequence[Port], inputs: ExampleInputs) -> dict[str, Array]:
-    from spdexport.arrays import to_numpy  # needs torch, as the inputs do
-
-    args = [to_numpy(t) for t in inputs.args]
-    return given_by_name(ports, args, {name: to_numpy(t) for name, t in inputs.kwargs.items()})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from spdexport.errors import UsageError
 from spdexport.factors import unit_rounding
 from spdexport.verification.result import SEVERITY, Status
 
@@ -17,6 +19,36 @@ if TYPE_CHECKING:
 
 FACTOR = 8.0
 """An error above this many floors fails. Correct files stay below 1; benchmarks/results/noise.md has the numbers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tolerance:
+    """A tolerance that the user set in the place of the model's own: an error up to ``atol + rtol * |right|`` passes.
+
+    It is about the size of finite errors alone: NaN, infinities, shapes, dtypes, integers and names are judged without.
+    """
+
+    atol: float
+    rtol: float
+
+    @classmethod
+    def of(cls, atol: float | None, rtol: float | None) -> Self | None:
+        """The tolerance; None where the user set neither. One that is not set is 0 beside the other.
+
+        Raises:
+            UsageError: A number is negative or not finite.
+        """
+        for name, value in (("atol", atol), ("rtol", rtol)):
+            if value is not None and not 0 <= value < math.inf:
+                raise UsageError(
+                    f"The tolerance is {value:g}, which no error can be compared with.",
+                    where=f"--{name}",
+                    hint="Give a finite number of at least 0, or leave it out for the model's own tolerance.",
+                )
+        return None if atol is None and rtol is None else cls(atol=atol or 0.0, rtol=rtol or 0.0)
+
+    def __str__(self) -> str:
+        return f"--atol {self.atol:g} --rtol {self.rtol:g}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +86,15 @@ def floor_of(reference: Array, own_dtype: Array, perturbed: Sequence[Array]) -> 
     return float(max(errors)) + float(ulp)
 
 
-def compare(name: str, value: Array, reference: Array, floor: float, *, stable: bool = True) -> Comparison:
+def compare(
+    name: str,
+    value: Array,
+    reference: Array,
+    floor: float,
+    *,
+    stable: bool = True,
+    tolerance: Tolerance | None = None,
+) -> Comparison:
     """Compare one tensor with its reference.
 
     Args:
@@ -63,6 +103,7 @@ def compare(name: str, value: Array, reference: Array, floor: float, *, stable: 
         reference: In float64, or of the tensor's own integer or bool dtype.
         floor: The size of error that rounding explains.
         stable: For integer tensors, whether simulated rounding leaves them alone; if not, a difference proves nothing.
+        tolerance: The user's, in the place of ``FACTOR`` floors.
     """
     if value.shape != reference.shape:
         return failed(f"{name} has shape {value.shape} where {reference.shape} is right")
@@ -90,16 +131,27 @@ def compare(name: str, value: Array, reference: Array, floor: float, *, stable: 
     error = np.where(finite & np.isfinite(got), np.abs(np.where(odd, 0, got) - np.where(odd, 0, reference)), 0.0)
     worst = float(error.max(initial=0.0))
     ratio = worst / floor if worst else 0.0
-    if ratio <= FACTOR:
-        return Comparison(status=Status.PASS, noise_ratio=ratio, max_abs=worst)
-    index = ", ".join(map(str, np.unravel_index(int(error.argmax()), error.shape)))
+    place = int(error.argmax()) if error.size else 0
+    if tolerance is None:
+        passes = ratio <= FACTOR
+    else:
+        excess = error - (tolerance.atol + tolerance.rtol * np.abs(np.where(odd, 0, reference)))
+        passes = not (excess > 0).any()
+        place = place if passes else int(excess.argmax())
+    if passes:
+        own = tolerance is None or ratio <= FACTOR
+        told = "" if own else f"{name} is within the user's {tolerance}, and {ratio:.3g} times what rounding explains"
+        return Comparison(status=Status.PASS, noise_ratio=ratio, max_abs=worst, reason=told)
+    index = ", ".join(map(str, np.unravel_index(place, error.shape)))
+    off = float(error.flat[place])
+    limit = "" if tolerance is None else f", more than the user's {tolerance}"
     return Comparison(
         status=Status.FAIL,
         noise_ratio=ratio,
         max_abs=worst,
         reason=(
             f"{name}[{index}] is {_at(got, index):.9g} where {_at(reference, index):.9g} is right: "
-            f"off by {worst:.3g}, {ratio:.3g} times what rounding explains"
+            f"off by {off:.3g}, {off / floor:.3g} times what rounding explains{limit}"
         ),
     )
 

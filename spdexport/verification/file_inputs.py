@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from spdexport.errors import ExampleInputError
+from spdexport.installed import require_torch
 from spdexport.verification.recipes import draw, generators, span_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
-    import numpy as np
     import onnx_ir as ir
 
     from spdexport.conv import Array
+    from spdexport.loading.model import ExampleInputs
 
 SIZES = (32, 64, 224, 16, 8, 4, 2, 1)
 """Sizes tried for dynamic axes other than the batch, where no example tells one that the model takes."""
@@ -130,6 +134,60 @@ def given_by_name(ports: Sequence[Port], args: Sequence[Array], kwargs: Mapping[
         if port.conflicts(found):
             raise ExampleInputError(f"The inputs have {found.describe()}.", where="--inputs", hint=hint)
     return {name: given[name] for name in names}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GivenArrays:
+    """The user's inputs as arrays, where there is no torch to hold them.
+
+    Attributes:
+        args: Positional ones.
+        kwargs: Those by name.
+        origin: Where they come from.
+    """
+
+    args: tuple[Array, ...]
+    kwargs: Mapping[str, Array]
+    origin: str
+
+
+def read_arrays(path: Path) -> GivenArrays:
+    """Inputs from a .npz file, by the file's names; one alone is positional, whatever its name.
+
+    Raises:
+        ExampleInputError: The file is no .npz file, or holds nothing.
+        RuntimeMissingError: It is of another kind, which torch is needed for.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            found = {name: archive[name] for name in archive.files} if hasattr(archive, "files") else None
+    except (OSError, ValueError, EOFError):
+        found = None
+    if found is None:
+        require_torch("Only .npz files of inputs are read without it.")
+        raise ExampleInputError("The inputs cannot be read.", where=str(path), hint="Save them with numpy.savez.")
+    # What --repro saves beside the inputs.
+    found = {name: value for name, value in found.items() if not name.startswith(("output:", "reference:"))}
+    if not found:
+        raise ExampleInputError("The file holds no arrays.", where=str(path), hint="Save the inputs by name.")
+    if len(found) == 1:
+        return GivenArrays(args=tuple(found.values()), kwargs={}, origin=str(path))
+    return GivenArrays(args=(), kwargs=found, origin=str(path))
+
+
+def given_tensors(ports: Sequence[Port], inputs: ExampleInputs | GivenArrays) -> dict[str, Array]:
+    """The same for example inputs as they were loaded.
+
+    Raises:
+        ExampleInputError: As ``given_by_name`` does.
+    """
+    if isinstance(inputs, GivenArrays):
+        return given_by_name(ports, inputs.args, inputs.kwargs)
+    from spdexport.arrays import to_numpy  # needs torch, as the inputs do
+    from spdexport.loading.model import named_tensors
+
+    args = [to_numpy(t) for t in replace(inputs, kwargs={}).tensors()]
+    return given_by_name(ports, args, {name: to_numpy(t) for name, t in named_tensors(inputs.kwargs).items()})
 
 
 def guesses(ports: Sequence[Port], example: Mapping[str, Array] | None) -> Iterator[tuple[int | None, dict[str, int]]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch.export.graph_signature import InputKind, TensorArgument
 
 from spdexport.arrays import to_numpy, to_torch
 from spdexport.loading.model import ExampleInputs
@@ -37,7 +38,7 @@ class Case:
     @property
     def batch(self) -> int:
         """The size of axis 0 of the first input that has axes."""
-        first = next((t for t in (*self.inputs.args, *self.inputs.kwargs.values()) if t.ndim), None)
+        first = next((t for t in self.inputs.tensors() if t.ndim), None)
         return 1 if first is None else int(first.shape[0])
 
 
@@ -56,26 +57,30 @@ def cases(program: ExportedProgram, example: ExampleInputs | None, *, own: bool,
         yield Case(name=f"given by {example.origin or 'the caller'}", inputs=example, own=True)
     symbol = _batch_symbol(program)
     values = _placeholders(program)
-    tensors = [*example.args, *example.kwargs.values()]
+    tensors = example.tensors()
     for recipe, random in generators(seed):
         made = [
             _redraw(tensor, _resized(tensor, fake, symbol, recipe.batch), recipe, random)
             for tensor, fake in zip(tensors, values, strict=True)
         ]
-        args = tuple(made[: len(example.args)])
-        kwargs = dict(zip(example.kwargs, made[len(example.args) :], strict=True))
         label = recipe.label(dynamic=symbol is not None)
-        yield Case(name=label, inputs=ExampleInputs(args=args, kwargs=kwargs, origin=label), own=False)
+        yield Case(name=label, inputs=example.with_tensors(made, origin=label), own=False)
 
 
 def feeds(program: ExportedProgram, inputs: ExampleInputs) -> Mapping[str, Array]:
     """The inputs by the names that they have in the program and in the exported file."""
-    flat = [to_numpy(t) for t in (*inputs.args, *inputs.kwargs.values())]
-    return dict(zip(program.graph_signature.user_inputs, flat, strict=True))
+    flat = [to_numpy(t) for t in inputs.tensors()]
+    return dict(zip(input_names(program), flat, strict=True))
+
+
+def input_names(program: ExportedProgram) -> list[str]:
+    """The names of a program's tensor inputs; what is no tensor (None, numbers) is no input of an ONNX file."""
+    specs = program.graph_signature.input_specs
+    return [s.arg.name for s in specs if s.kind is InputKind.USER_INPUT and isinstance(s.arg, TensorArgument)]
 
 
 def _placeholders(program: ExportedProgram) -> list[torch.Tensor]:
-    names = set(program.graph_signature.user_inputs)
+    names = set(input_names(program))
     return [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
 
 
@@ -105,9 +110,14 @@ def _redraw(tensor: torch.Tensor, shape: tuple[int, ...], recipe: Recipe, random
 def _from_signature(program: ExportedProgram) -> ExampleInputs:
     """Inputs of the traced sizes for a program that brought none."""
     spec = program.call_spec.in_spec
-    values: list[torch.Tensor] = []
-    for fake in _placeholders(program):
-        shape = tuple(int(d.node.hint) if isinstance(d, torch.SymInt) else d for d in fake.shape)
-        values.append(torch.zeros(shape, dtype=fake.dtype))
+    fakes = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    values: list[object] = []
+    for given in (s.arg for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT):
+        if isinstance(given, TensorArgument):
+            fake = fakes[given.name]
+            shape = tuple(int(d.node.hint) if isinstance(d, torch.SymInt) else d for d in fake.shape)
+            values.append(torch.zeros(shape, dtype=fake.dtype))
+        else:
+            values.append(getattr(given, "value", None))
     args, kwargs = torch.utils._pytree.tree_unflatten(values, spec)
     return ExampleInputs(args=tuple(args), kwargs=dict(kwargs), origin="the program's signature")

@@ -2,59 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from spdexport.runtime import RuntimeFailure, SessionSettings, open_session
-from spdexport.verification.compare import compare
+from spdexport.arrays import to_numpy
+from spdexport.names import layer_of_call
+from spdexport.reference.torch_reference import Noise, evaluate, evaluate_together
+from spdexport.rewrite.torch_graph import module_path
+from spdexport.runtime import RuntimeFailure, SessionSettings
 from spdexport.verification.layers import layer_of_weight
-from spdexport.verification.result import Status
-from spdexport.verification.trial import masked_floor
+from spdexport.verification.tapping import TAPPING_HIDES, channel_ratio, diverges, tapped
+from spdexport.verification.trial import NOISE_RUNS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     import torch
     from torch.export import ExportedProgram
 
     from spdexport.conv import Array
+    from spdexport.plan import Plan
     from spdexport.verification.inputs import Case
 
-TAPPING_HIDES = "with every layer tapped, which prevents fusions, no layer diverges"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Inner:
-    """The inner values of a model on one case, by name.
-
-    Attributes:
-        layers: The layer that computes each, in the order of computation.
-        exact: In float64.
-        own: In the model's dtype.
-        noisy: In float64 with simulated rounding.
-    """
-
-    layers: Sequence[tuple[str, str]]
-    exact: Mapping[str, Array]
-    own: Mapping[str, Array]
-    noisy: Mapping[str, Array]
-
-    def first_divergent(self, values: Mapping[str, Array]) -> str | None:
-        """The first layer at which some values are more than rounding off; None where none is."""
-        for name, layer in self.layers:
-            if name not in values or name not in self.exact or self.exact[name].dtype.kind != "f":
-                continue
-            exact = self.exact[name]
-            floor = masked_floor(exact, self.own[name], [self.noisy[name]])
-            if compare(name, values[name], exact, floor).status is Status.FAIL:
-                return layer
-        return None
+Visit = Callable[[str, "Array", "list[Array]", "Array"], bool]
+"""Told a node's name, its value in float64, the same in the model's dtype and with noise, and the value under
+suspicion; gives True where enough was seen."""
 
 
 def first_divergent_layer(
@@ -69,10 +44,21 @@ def first_divergent_layer(
         unit_rounding: Of the model's dtype.
     """
     values: dict[str, Array] = {}
-    names = {n.name for n in program.graph.nodes}
-    _watch(program, case, names, values)
-    inner = _inner(reference, case, names & {n.name for n in reference.graph.nodes}, unit_rounding)
-    return inner.first_divergent(values)
+    common = {n.name for n in program.graph.nodes} & {n.name for n in reference.graph.nodes}
+
+    def watch(name: str, tensor: torch.Tensor) -> None:
+        if name in common:
+            values[name] = to_numpy(tensor)
+
+    evaluate(program, case.inputs.args, case.inputs.kwargs, watch=watch)
+    return _first(reference, case, values, _paths(reference), unit_rounding)
+
+
+def first_divergent_node(
+    program: ExportedProgram, case: Case, values: Mapping[str, Array], *, unit_rounding: float
+) -> str | None:
+    """The layer of the first of some values, by node name, that is not what a program has for it."""
+    return _first(program, case, values, _paths(program), unit_rounding)
 
 
 def first_divergent_value(
@@ -99,92 +85,130 @@ def first_divergent_value(
     Returns:
         The layer, or None; and a remark for the report.
     """
-    known = {n.name for n in lowered.graph.nodes if n.op == "call_function"}
-    ends = [getattr(a, "name", "") for a in lowered.graph.output_node().args[0]]
-    renamed = dict(zip(outputs, [name for name in ends if name], strict=False))
     try:
-        found = tapped(path, {*known, *renamed}, inputs, settings)
+        values, weights = _tapped_nodes(path, lowered, inputs, settings, outputs)
     except RuntimeFailure as error:
         return None, f"the layers could not be tapped: {error}"
-    if not found:
+    if not values:
         return None, "no inner value of the file has a name of the program's"
-    values = {renamed.get(name, name): value for name, value in found.items()}
-    inner = _inner(lowered, case, values.keys(), unit_rounding)
     # A layer that another was folded into has only the weight's name to tell it by.
-    weights = {renamed.get(v.name or "", v.name): layer_of_weight(n) for n in ir.load(path).graph for v in n.outputs}
-    layers = [(name, weights.get(name) or layer) for name, layer in inner.layers]
-    layer = replace(inner, layers=layers).first_divergent(values)
+    paths = {name: weights.get(name) or layer for name, layer in _paths(lowered).items()}
+    layer = _first(lowered, case, values, paths, unit_rounding)
     return layer, "" if layer else TAPPING_HIDES
 
 
-def tapped(
-    path: Path, names: Collection[str], inputs: Mapping[str, Array], settings: SessionSettings
-) -> dict[str, Array]:
-    """The inner float values of a file as ONNX Runtime computes them, in one session.
+def layer_ratios(
+    path: Path,
+    lowered: ExportedProgram,
+    case: Case,
+    inputs: Mapping[str, Array],
+    *,
+    outputs: Sequence[str],
+    unit_rounding: float,
+    plan: Plan,
+) -> dict[str, float]:
+    """The noise ratio of each layer's output, in the worst channel, from one unoptimized session on the CPU.
 
     Args:
         path: The file.
-        names: Of the values wanted; those that the file does not have are left out.
-        inputs: By the file's names.
-        settings: Of the session.
+        lowered: The program whose nodes have the names of the file's values.
+        case: The inputs.
+        inputs: The same by the file's input names.
+        outputs: As for ``first_divergent_value``.
+        unit_rounding: Of the model's dtype.
+        plan: The layers.
+
+    Returns:
+        By the layers' names, without the number of a call; layers whose output has no name in the file are left out.
 
     Raises:
-        RuntimeFailure: The file with all values as outputs does not run.
+        RuntimeFailure: The file does not run with all its values as outputs.
     """
-    model = ir.load(path)
-    produced = [v for node in model.graph for v in node.outputs if v.name in names]
-    floats = [v for v in produced if v.dtype is not None and v.dtype.is_floating_point()]
-    model.graph.outputs.extend([v for v in floats if not v.is_graph_output()])
-    wanted = [v.name for v in floats if v.name]
-    if not wanted:
-        return {}
-    with _loadable(model, path) as source:
-        return open_session(source, settings).run(inputs, wanted)
+    values, weights = _tapped_nodes(path, lowered, inputs, SessionSettings(spinning=False), outputs)
+    ends: dict[str, tuple[str, int]] = {}
+    by_path = {path: name for name, path in _paths(lowered).items()}
+    for decision in plan.decisions:
+        layer = layer_of_call(decision.site.name)
+        axis = 1 if decision.site.spec.axes else -1
+        name = by_path.get(layer)
+        if name not in values:
+            # With a batch norm in it, the layer has that one's value, and is what reads its last weight.
+            name = next((n for n, reader in reversed(weights.items()) if reader == layer and n in values), None)
+        if name is not None:
+            ends[name] = (layer, axis)
+    found: dict[str, float] = {}
+
+    def visit(name: str, exact: Array, others: list[Array], value: Array) -> bool:
+        if name in ends:
+            layer, axis = ends[name]
+            ratio = channel_ratio(value, exact, others, unit_rounding, axis)
+            found[layer] = max(found.get(layer, 0.0), ratio)
+        return False
+
+    _visit(lowered, case, values, unit_rounding, visit, runs=NOISE_RUNS)
+    return found
 
 
-@contextlib.contextmanager
-def _loadable(model: ir.Model, path: Path) -> Iterator[bytes | Path]:
-    """The model as ONNX Runtime can load it: bytes, or where weights are outside, a file beside theirs."""
-    weights = (v.const_value for v in model.graph.initializers.values())
-    content = ir.to_proto(model).SerializeToString()
-    if not any(isinstance(w, ir.ExternalTensor) for w in weights):
-        yield content
-        return
-    try:
-        handle, name = tempfile.mkstemp(suffix=".onnx", dir=path.parent)
-    except OSError as error:
-        raise RuntimeFailure(f"no file can be written beside the weights: {error}") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        yield Path(name)
-    finally:
-        Path(name).unlink()
+def _paths(program: ExportedProgram) -> dict[str, str]:
+    """The module path of each node's layer, in the order of computation."""
+    return {n.name: module_path(n) or n.name for n in program.graph.nodes if n.op == "call_function"}
 
 
-def _inner(program: ExportedProgram, case: Case, names: Collection[str], unit_rounding: float) -> Inner:
-    from spdexport.reference.torch_reference import Noise
-    from spdexport.rewrite.torch_graph import module_path
+def _tapped_nodes(
+    path: Path,
+    lowered: ExportedProgram,
+    inputs: Mapping[str, Array],
+    settings: SessionSettings,
+    outputs: Sequence[str],
+) -> tuple[dict[str, Array], dict[str, str]]:
+    """The file's inner values by the names of the program's nodes, and the layer whose weight each was made with."""
+    known = {n.name for n in lowered.graph.nodes if n.op == "call_function"}
+    ends = [getattr(a, "name", "") for a in lowered.graph.output_node().args[0]]
+    renamed = dict(zip(outputs, [name for name in ends if name], strict=False))
+    found = tapped(path, {*known, *renamed}, inputs, settings)
+    weights = {
+        renamed.get(v.name or "", v.name or ""): layer_of_weight(n) for n in ir.load(path).graph for v in n.outputs
+    }
+    return {renamed.get(name, name): value for name, value in found.items()}, weights
 
-    exact: dict[str, Array] = {}
-    own: dict[str, Array] = {}
-    noisy: dict[str, Array] = {}
-    _watch(program, case, names, exact)
-    _watch(program, case, names, own, float64=False)
-    _watch(program, case, names, noisy, noise=Noise(seed=0, unit_rounding=unit_rounding))
-    layers = [(n.name, module_path(n) or n.name) for n in program.graph.nodes if n.op == "call_function"]
-    return Inner(layers=layers, exact=exact, own=own, noisy=noisy)
+
+def _first(
+    program: ExportedProgram, case: Case, values: Mapping[str, Array], layers: Mapping[str, str], unit_rounding: float
+) -> str | None:
+    """The first layer at which some values are more than rounding off from a program's."""
+    first: str | None = None
+
+    def visit(name: str, exact: Array, others: list[Array], value: Array) -> bool:
+        nonlocal first
+        if exact.dtype.kind == "f" and diverges(name, value, exact, others):
+            first = layers.get(name, name)
+        return first is not None
+
+    _visit(program, case, values, unit_rounding, visit, runs=1)
+    return first
 
 
-def _watch(
-    program: ExportedProgram, case: Case, names: Collection[str], into: dict[str, Array], **settings: object
+def _visit(
+    program: ExportedProgram,
+    case: Case,
+    values: Mapping[str, Array],
+    unit_rounding: float,
+    visit: Visit,
+    *,
+    runs: int,
 ) -> None:
-    from spdexport.arrays import to_numpy
-    from spdexport.reference.torch_reference import evaluate
+    """Evaluate a program in all ways at once, and show each node's values as they come; none is kept."""
 
-    def watch(name: str, tensor: torch.Tensor) -> None:
-        if name in names:
-            into[name] = to_numpy(tensor)
+    def watch(name: str, found: list[torch.Tensor]) -> bool:
+        if name not in values:
+            return False
+        exact, *others = (to_numpy(tensor) for tensor in found)
+        return visit(name, exact, others, values[name])
 
-    keep: Callable[[str, torch.Tensor], None] = watch
-    evaluate(program, case.inputs.args, case.inputs.kwargs, watch=keep, **settings)  # type: ignore[arg-type]
+    evaluate_together(
+        program,
+        case.inputs.args,
+        case.inputs.kwargs,
+        noises=[Noise(seed=run, unit_rounding=unit_rounding) for run in range(runs)],
+        watch=watch,
+    )

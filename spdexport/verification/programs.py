@@ -60,7 +60,7 @@ class _Run:
     def __init__(self, before: ExportedProgram, after: ExportedProgram, seed: int, progress: Progress) -> None:
         self._before, self._after, self._seed, self._progress = before, after, seed, progress
         sites, _ = list_sites(before)
-        self._macs = sum(site.weight.size * site.positions for site in sites)
+        self._macs = sum(site.weight.size * site.applications for site in sites)
         self._u = max((unit_rounding(site.weight.dtype) for site in sites), default=2.0**-24)
         self._edge = Edge("rewrite")
         self._notes: list[str] = []

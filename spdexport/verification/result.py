@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from spdexport.conv import Array
     from spdexport.plan import Plan
 
 
@@ -50,6 +51,56 @@ class EdgeResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerResult:
+    """One layer of the plan.
+
+    Attributes:
+        name: The layer, as ``LayerPlan.name``.
+        status: The worst of what is known of the layer; ``not_run`` where nothing is.
+        weights_ratio: The largest error of the file's composed weight over what rounding explains at that entry, as on
+            the weights edge: 0 for equal bits, infinite where nothing should have changed it and something did. None
+            where it was not compared.
+        output_ratio: The largest error of the layer's output over its floor, as ONNX Runtime computes it unoptimized on
+            the CPU, in the worst channel; what the layers before it did wrong is in it. None unless it was asked for.
+        bound: How far the error of the weight can move the layer's output at any one location, in 2-norm: the 2-norm of
+            the error as a matrix (out, in * k * k) times the largest 2-norm of a patch of its input, plus the 2-norm of
+            the bias's error. The patch is all input channels under the kernel at one location, zero padding included;
+            the largest is over all locations, samples and compared inputs. None where the weight was not compared.
+    """
+
+    name: str
+    status: Status
+    weights_ratio: float | None = None
+    output_ratio: float | None = None
+    bound: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WorstCase:
+    """The input on which ONNX Runtime was furthest from the reference: all that it takes to see it again.
+
+    Attributes:
+        edge: The edge it was seen on.
+        provider: The provider of that edge.
+        case: What the input is called among ``Verification.inputs``.
+        status: What was found on it.
+        noise_ratio: The largest error over the floor of rounding.
+        inputs: By the file's names.
+        outputs: What was computed, by name; empty where the session failed.
+        reference: What is right, by name, floats in float64.
+    """
+
+    edge: str
+    provider: str | None
+    case: str
+    status: Status
+    noise_ratio: float
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+    reference: Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Approximation:
     """What masks and dropped deltas change on purpose: dense model against the masked one, both in float64.
 
@@ -77,6 +128,11 @@ class Verification:
         versions: Of everything that took part.
         artifacts: SHA-256 of the files that were compared.
         plan: The decision for each layer; None where there was no source to plan from.
+        layers: What is known of each layer: of the plan, in its order; without a plan, those of the file where
+            thoroughness was asked for.
+        worst: The worst input on the edges that ran ONNX Runtime; None where none ran.
+        atol: The absolute tolerance that the user set in the place of the model's own; None for the model's own.
+        rtol: The relative tolerance that the user set; the two add up.
     """
 
     edges: tuple[EdgeResult, ...]
@@ -87,6 +143,10 @@ class Verification:
     versions: Mapping[str, str]
     artifacts: Mapping[str, str]
     plan: Plan | None = None
+    layers: tuple[LayerResult, ...] = ()
+    worst: WorstCase | None = None
+    atol: float | None = None
+    rtol: float | None = None
 
     @property
     def verdict(self) -> Status:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,22 +13,26 @@ import torch
 from torch.export.graph_signature import OutputKind, TensorArgument
 
 from spdexport.arrays import to_numpy
-from spdexport.capture import eval_mode
 from spdexport.factors import unit_rounding
 from spdexport.files.hashing import sha256_file
 from spdexport.installed import versions
 from spdexport.names import layer_of_call
 from spdexport.reference.torch_reference import Noise, evaluate
+from spdexport.runtime import RuntimeFailure
 from spdexport.verification.approximation import Change, approximation
-from spdexport.verification.compare import Comparison, failed
+from spdexport.verification.compare import Comparison, Tolerance, failed
 from spdexport.verification.edge import Edge, not_run
 from spdexport.verification.inputs import Case, cases, feeds
-from spdexport.verification.locate import first_divergent_layer, first_divergent_value
+from spdexport.verification.locate import first_divergent_layer, first_divergent_value, layer_ratios
+from spdexport.verification.masks import mask_fault
+from spdexport.verification.module_calls import call_module, first_divergent_module
+from spdexport.verification.per_layer import Patches, layer_results
 from spdexport.verification.result import EdgeResult, Status, Verification
 from spdexport.verification.sessions import SessionEdges
 from spdexport.verification.trial import Trial, make_trial
 from spdexport.verification.vacuous import Outputs
-from spdexport.verification.weights import weights_edge
+from spdexport.verification.weight_errors import WeightErrors
+from spdexport.verification.weights import compare_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -80,7 +85,14 @@ class Subject:
 
 
 def verify_subject(
-    subject: Subject, *, providers: Sequence[Provider], seed: int, progress: Progress = lambda _: None
+    subject: Subject,
+    *,
+    providers: Sequence[Provider],
+    seed: int,
+    thorough: bool = False,
+    atol: float | None = None,
+    rtol: float | None = None,
+    progress: Progress = lambda _: None,
 ) -> Verification:
     """Check every edge.
 
@@ -88,16 +100,31 @@ def verify_subject(
         subject: What is checked.
         providers: Providers beside the CPU on which the device edge runs.
         seed: Of generated inputs and simulated rounding.
+        thorough: Whether to compare every layer's output too, and to leave out no input for time.
+        atol: As ``Verification.atol``; it is about outputs, and the weights are judged without.
+        rtol: As ``Verification.rtol``.
         progress: Told what is being done.
+
+    Raises:
+        UsageError: A tolerance is negative or not finite.
     """
-    return _Run(subject, providers, seed, progress).verification()
+    return _Run(subject, providers, seed, thorough, Tolerance.of(atol, rtol), progress).verification()
 
 
 class _Run:
     """The state of one verification: edges collect comparisons while the cases go by."""
 
-    def __init__(self, subject: Subject, providers: Sequence[Provider], seed: int, progress: Progress) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        providers: Sequence[Provider],
+        seed: int,
+        thorough: bool,
+        tolerance: Tolerance | None,
+        progress: Progress,
+    ) -> None:
         self._subject, self._seed, self._progress = subject, seed, progress
+        self._thorough, self._tolerance = thorough, tolerance
         self._u = max((unit_rounding(d.site.weight.dtype) for d in subject.plan.decisions), default=2.0**-24)
         self._names = _output_names(subject)
         self._draws = _draws(subject.intended)
@@ -107,6 +134,9 @@ class _Run:
         self._compared: list[str] = []
         self._seen = Outputs()
         self._changes: list[Change] = []
+        self._errors = WeightErrors()
+        self._patches = Patches(subject.effective, subject.plan)
+        self._ratios: dict[str, float] = {}
 
     def verification(self) -> Verification:
         """Run all cases over all edges."""
@@ -115,7 +145,7 @@ class _Run:
         budget = MACS_BUDGET
         for index, case in enumerate(cases(subject.intended, subject.example, own=subject.own_inputs, seed=self._seed)):
             cost = subject.plan.macs_after * case.batch
-            if not case.own and index > 1 and cost > budget:
+            if not (case.own or self._thorough) and index > 1 and cost > budget:
                 self._notes.append(f"left out for time: {case.name}")
                 continue
             budget -= cost
@@ -134,6 +164,10 @@ class _Run:
             versions=versions(),
             artifacts={} if subject.file is None else {subject.name: sha256_file(subject.file)},
             plan=subject.plan,
+            layers=layer_results(subject.plan, self._errors.of, self._patches.of, self._ratios),
+            worst=None if self._sessions is None else self._sessions.worst,
+            atol=None if self._tolerance is None else self._tolerance.atol,
+            rtol=None if self._tolerance is None else self._tolerance.rtol,
         )
 
     @property
@@ -145,7 +179,14 @@ class _Run:
         if self._subject.file is None:
             return not_run("weights", NO_FILE)
         self._progress("comparing weights")
-        return weights_edge(ir.load(self._subject.file), self._subject.plain())
+        file = ir.load(self._subject.file)
+        found = compare_weights(file, self._subject.plain())
+        self._errors = found.layers
+        edge = mask_fault(file, self._subject.plan) or found.edge
+        del file
+        # Graphs refer to themselves in circles, and those that were compared hold several copies of the weights.
+        gc.collect()
+        return edge
 
     def _session_results(self) -> tuple[EdgeResult, ...]:
         if self._sessions is None:
@@ -173,7 +214,8 @@ class _Run:
             return
         self._compared.append(case.name)
         self._seen.add(trial.reference)
-        effective = self._outputs(subject.effective, case)
+        self._patches.watch_inputs(subject.effective, case)
+        effective = self._outputs(subject.effective, case, watch=self._patches.watch)
         self._compare_rewrite(trial, case, effective)
         if subject.module is not None:
             self._compare_capture(trial, case, effective)
@@ -184,6 +226,8 @@ class _Run:
         if self._sessions is not None:
             inputs = feeds(subject.intended, case.inputs)
             self._sessions.compare(trial, inputs, lambda settings: self._locate(case, inputs, settings))
+            if self._thorough:
+                self._compare_layers(case, inputs)
 
     def _unusable(self, trial: Trial, case: Case) -> str | None:
         """Why nothing can be compared with this reference; None where something can."""
@@ -212,13 +256,20 @@ class _Run:
             perturbed,
             seed=self._seed,
             unit_rounding=self._u,
+            tolerance=self._tolerance,
         )
 
     def _outputs(
-        self, program: ExportedProgram, case: Case, *, float64: bool = True, noise: Noise | None = None
+        self,
+        program: ExportedProgram,
+        case: Case,
+        *,
+        float64: bool = True,
+        noise: Noise | None = None,
+        watch: Callable[[str, torch.Tensor], None] | None = None,
     ) -> dict[str, Array]:
         """A program's tensor outputs by name; what is no tensor (None, numbers) has no place in an ONNX file."""
-        flat = evaluate(program, case.inputs.args, case.inputs.kwargs, float64=float64, noise=noise)
+        flat = evaluate(program, case.inputs.args, case.inputs.kwargs, float64=float64, noise=noise, watch=watch)
         tensors = [to_numpy(v) for v in flat if isinstance(v, torch.Tensor)]
         return dict(zip(self._names, tensors, strict=True))
 
@@ -239,28 +290,45 @@ class _Run:
             effective = self._outputs(self._subject.program, case)
             replaced = {}
             self._capture.remark = "with the source's own weights, since some are computed"
-        with eval_mode(module), torch.no_grad():
-            arguments = tuple(t.clone() for t in case.inputs.args)
-            keywords = {k: v.clone() for k, v in case.inputs.kwargs.items()}
-            try:
-                if replaced:
-                    result = torch.func.functional_call(module, replaced, arguments, keywords)
-                else:
-                    result = module(*arguments, **keywords)
-            except (
-                Exception
-            ) as error:  # a module may raise anything; that it does where the program does not is the fault
-                self._capture.add(
-                    case.name, failed(f"the module fails where the program does not: {_first_line(error)}")
-                )
-                return
+        try:
+            result = call_module(module, replaced, case)
+        # A module may raise anything; that it does where the program does not is the fault.
+        except Exception as error:
+            reason = f"the module fails where the program does not: {_first_line(error)}"
+            self._capture.add(case.name, failed(reason))
+            return
         leaves = torch.utils._pytree.tree_leaves(result)
         values = [to_numpy(v) for v in leaves if isinstance(v, torch.Tensor)]
         if len(values) != len(self._names):
             found = failed(f"the module gives {len(values)} tensors and the program {len(self._names)}")
         else:
             found = trial.compare(dict(zip(self._names, values, strict=True)), effective)
+        if found.status is Status.FAIL and self._capture.first is None:
+            program = self._subject.effective if replaced else self._subject.program
+            self._capture.first = first_divergent_module(module, replaced, program, case, unit_rounding=self._u)
         self._capture.add(case.name, found)
+
+    def _compare_layers(self, case: Case, inputs: Mapping[str, Array]) -> None:
+        assert self._subject.file is not None, "sessions run on a file"
+        self._progress(f"comparing layers: {case.name}")
+        try:
+            found = layer_ratios(
+                self._subject.file,
+                self._subject.lowered(),
+                case,
+                inputs,
+                outputs=self._names,
+                unit_rounding=self._u,
+                plan=self._subject.plan,
+            )
+        except RuntimeFailure as error:
+            note = f"the layers could not be tapped: {error}"
+            self._notes += [] if note in self._notes else [note]
+            return
+        for layer, ratio in found.items():
+            self._ratios[layer] = max(self._ratios.get(layer, 0.0), ratio)
+        if self._sessions is not None and self._tolerance is None:
+            self._sessions.add_layers(case.name, found)
 
     def _locate(self, case: Case, inputs: Mapping[str, Array], settings: SessionSettings) -> tuple[str | None, str]:
         assert self._subject.file is not None, "sessions run on a file"

@@ -1,5 +1,8 @@
 """The edges that ONNX Runtime takes part in: export, optimize, and device for each provider that was asked for.
 
+Each session runs twice on the first case, and again on every failure: what two runs of one session disagree on says
+nothing about the file, unless both are wrong.
+
 A device edge has two results. The first is the check: float32 means float32 (TF32 off, the algorithm pinned). The
 second has the provider's own settings, which a deployment has. Where only the second is off, and by no more than
 TF32's rounding explains, TF32 is named and the model is not blamed.
@@ -11,12 +14,13 @@ import contextlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import inf
 from typing import TYPE_CHECKING
 
 from spdexport.runtime import Provider, RuntimeFailure, Session, SessionSettings, open_session, provider_status
-from spdexport.verification.compare import Comparison, failed
+from spdexport.verification.compare import FACTOR, Comparison, failed
 from spdexport.verification.edge import Edge
-from spdexport.verification.result import EdgeResult, Status
+from spdexport.verification.result import SEVERITY, EdgeResult, Status, WorstCase
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,6 +62,7 @@ class SessionEdges:
 
     def __init__(self, file: Path, providers: Sequence[Provider]) -> None:
         self._file = file
+        self._worst: WorstCase | None = None
         self._running = [
             self._opened(Edge("export", Provider.CPU.value), SessionSettings(optimized=False, spinning=False)),
             self._opened(Edge("optimize", Provider.CPU.value), SessionSettings(optimized=True, spinning=False)),
@@ -83,6 +88,11 @@ class SessionEdges:
         for edge in self.open:
             edge.settle(status, reason)
 
+    @property
+    def worst(self) -> WorstCase | None:
+        """The case on which a session was furthest from the reference; None before the first."""
+        return self._worst
+
     def compare(self, trial: Trial, inputs: Mapping[str, Array], locate: Locate) -> None:
         """Run every open session on one case and compare.
 
@@ -98,14 +108,71 @@ class SessionEdges:
             try:
                 values = running.session.run(inputs)
             except RuntimeFailure as failure:
-                edge.add(trial.name, _failure(failure, "cannot run the file"))
+                found = _failure(failure, "cannot run the file")
+                self._remember(edge, trial, inputs, {}, found)
+                edge.add(trial.name, found)
                 continue
             found = trial.compare(values)
+            if (found.status is Status.FAIL or not edge.compared) and running.settings.optimized:
+                found = self._repeated(running.session, trial, inputs, values, found)
             if found.status is Status.FAIL and running.check is not None:
                 found = self._explained(running, trial, inputs, values, found)
             if found.status is Status.FAIL and edge.first is None and not edge.remark:
                 edge.first, edge.remark = locate(running.settings)
+            self._remember(edge, trial, inputs, values, found)
             edge.add(trial.name, found)
+
+    def add_layers(self, case: str, ratios: Mapping[str, float]) -> None:
+        """Take in what the layers' outputs are off in the export edge's session, in the order of computation."""
+        edge = self._running[0].edge
+        off = {layer: ratio for layer, ratio in ratios.items() if not ratio <= FACTOR}
+        if edge.given is not None or not off:
+            return
+        layer = next(iter(off))
+        edge.first = edge.first or layer
+        reason = f"the output of {layer} is off by {off[layer]:.3g} times what rounding explains in its worst channel"
+        edge.add(case, replace(failed(reason), noise_ratio=off[layer], max_abs=0.0))
+
+    def _remember(
+        self, edge: Edge, trial: Trial, inputs: Mapping[str, Array], values: Mapping[str, Array], found: Comparison
+    ) -> None:
+        """Keep the arrays of the worst case; of equally bad ones the first."""
+        rank = (SEVERITY.index(found.status), found.noise_ratio)
+        if self._worst is not None and rank <= (SEVERITY.index(self._worst.status), self._worst.noise_ratio):
+            return
+        self._worst = WorstCase(
+            edge=edge.edge,
+            provider=edge.provider,
+            case=trial.name,
+            status=found.status,
+            noise_ratio=found.noise_ratio,
+            inputs=inputs,
+            outputs=values,
+            reference=trial.reference,
+        )
+
+    def _repeated(
+        self,
+        session: Session,
+        trial: Trial,
+        inputs: Mapping[str, Array],
+        values: Mapping[str, Array],
+        found: Comparison,
+    ) -> Comparison:
+        """What was found, unless a second run of the same session gives something else."""
+        try:
+            again = session.run(inputs)
+        except RuntimeFailure as failure:
+            reason = f"nondeterministic: ONNX Runtime ran the file once and failed the second time: {failure}"
+            return replace(found, status=Status.INCONCLUSIVE, reason=reason)
+        spread = trial.spread(values, again)
+        if spread.status is not Status.FAIL:
+            return found
+        what = f" by {spread.max_abs:.3g}, {spread.noise_ratio:.3g} times what rounding explains"
+        reason = f"nondeterministic: two runs of one session on one input differ{what if spread.max_abs < inf else ''}"
+        if found.status is Status.FAIL and trial.compare(again).status is Status.FAIL:
+            return replace(found, reason=f"{found.reason}; {reason}")
+        return replace(found, status=Status.INCONCLUSIVE, reason=reason)
 
     def _opened(self, edge: Edge, settings: SessionSettings, check: Edge | None = None) -> _Running:
         session = None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import ml_dtypes
 import numpy as np
 
-from spdexport.verification.compare import Comparison, compare, failed, floor_of, worst
+from spdexport.verification.compare import Comparison, Tolerance, compare, failed, floor_of, worst
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,6 +37,7 @@ class Trial:
         stable: Whether simulated rounding leaves an integer output alone.
         perturb: Gives outputs with simulated rounding.
         seed: Of the simulated rounding.
+        tolerance: The user's; None for the model's own.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Trial:
     stable: Mapping[str, bool]
     perturb: Perturb
     seed: int
+    tolerance: Tolerance | None = None
 
     def compare(self, values: Mapping[str, Array], reference: Mapping[str, Array] | None = None) -> Comparison:
         """The worst of some outputs against the reference, or against another one to the same tolerance.
@@ -67,13 +69,29 @@ class Trial:
         """The worst of outputs that are in float64, whatever the model's dtypes are, against a reference."""
         return worst(
             [
-                compare(name, values[name], exact, self.floors[name], stable=self.stable[name])
+                compare(
+                    name,
+                    values[name],
+                    exact,
+                    self.floors[name],
+                    stable=self.stable[name],
+                    tolerance=self.tolerance,
+                )
                 for name, exact in reference.items()
             ]
         )
 
+    def spread(self, first: Mapping[str, Array], second: Mapping[str, Array]) -> Comparison:
+        """How far a second run is from a first one, by the same tolerance; an integer that differs counts."""
+        found = []
+        for name, value in first.items():
+            exact = value.astype(np.float64) if value.dtype.kind not in "biufc" else value
+            floor = self.floors.get(name, 0.0) or float(np.finfo(np.float64).tiny)
+            found.append(compare(name, second[name], exact, floor, tolerance=self.tolerance))
+        return worst(found)
+
     def rounded_to(self, unit_rounding: float) -> Trial:
-        """The same trial with the tolerance of another unit rounding."""
+        """The same trial with the model's tolerance at another unit rounding."""
         return make_trial(
             self.name, self.reference, self.own, self.perturb, seed=self.seed, unit_rounding=unit_rounding
         )
@@ -101,6 +119,7 @@ def make_trial(
     *,
     seed: int,
     unit_rounding: float,
+    tolerance: Tolerance | None = None,
 ) -> Trial:
     """Measure the tolerance of a case.
 
@@ -111,6 +130,7 @@ def make_trial(
         perturb: Gives outputs with simulated rounding.
         seed: Of the simulated rounding.
         unit_rounding: Of the model's dtype.
+        tolerance: As ``Trial.tolerance``.
     """
     u = max(unit_rounding, REFERENCE_UNIT_ROUNDING)
     noisy = [perturb(seed * 1000 + run, u) for run in range(NOISE_RUNS)]
@@ -123,7 +143,16 @@ def make_trial(
         else:
             floors[output] = 0.0
             stable[output] = all(np.array_equal(n, exact) for n in (own[output], *perturbed))
-    return Trial(name=name, reference=reference, own=own, floors=floors, stable=stable, perturb=perturb, seed=seed)
+    return Trial(
+        name=name,
+        reference=reference,
+        own=own,
+        floors=floors,
+        stable=stable,
+        perturb=perturb,
+        seed=seed,
+        tolerance=tolerance,
+    )
 
 
 def masked_floor(exact: Array, own: Array, perturbed: Sequence[Array]) -> float:

@@ -14,14 +14,18 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from spdexport.content import graph_hash
 from spdexport.factors import unit_rounding
 from spdexport.rewrite.onnx_fold import fold_onnx
+from spdexport.rewrite.onnx_names import node_name
 from spdexport.verification.compare import FACTOR
-from spdexport.verification.layers import layer_of
+from spdexport.verification.layers import layer_at, layer_of
 from spdexport.verification.result import EdgeResult, Status
+from spdexport.verification.weight_errors import WeightError, WeightErrors, error_of
 
 if TYPE_CHECKING:
-    from spdexport.conv import Array
+    from spdexport.conv import Array, FloatArray
+    from spdexport.rewrite.onnx_fold import FoldResult
 
 ROUNDINGS = 2
 """Roundings of the whole sum of |V| |U| that count as the floor of a composed weight; ``FACTOR`` of them are allowed.
@@ -51,28 +55,69 @@ class Mismatch:
     max_abs: float | None = None
 
 
-def weights_edge(file: ir.Model, plain: ir.Model) -> EdgeResult:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WeightsFound:
+    """What comparing the weights finds.
+
+    Attributes:
+        edge: The edge's result.
+        layers: The errors of each layer that was compared.
+    """
+
+    edge: EdgeResult
+    layers: WeightErrors
+
+
+def compare_weights(file: ir.Model, plain: ir.Model) -> WeightsFound:
     """Compare a file with the plain export of the dense model that has the plan's effective weights.
 
     Args:
         file: The file, as it was read back.
         plain: What ``export_onnx`` makes of the effective program.
     """
+    torn = _torn(file)
+    if torn is not None:
+        edge = EdgeResult(edge="weights", status=Status.FAIL, first_divergence=torn.layer, reason=torn.what)
+        return WeightsFound(edge=edge, layers=WeightErrors())
     # Whether the exporter folds a batch norm, and whether a sum is one of factorized layers, may differ between the
     # two: both are brought to the normal form in which lone layers fold as well.
     folded, magnitude = fold_onnx(file, lone=True), fold_onnx(_absolute(file), lone=True)
     wanted, wanted_magnitude = fold_onnx(plain, lone=True), fold_onnx(_absolute(plain), lone=True)
-    worst = _Worst()
+    found = WeightErrors()
+    for source, result in ((plain, wanted), (file, folded)):
+        layers = {node_name(node): layer_of(node) for node in source.graph}
+        for chain in result.folded:
+            found.compose(chain.name, {layers[name] for name in chain.nodes if name in layers})
     mismatch = _compare_opsets(file, plain) or _compare_graphs(
-        folded.model.graph, wanted.model.graph, magnitude.model.graph, wanted_magnitude.model.graph, worst
+        folded.model.graph, wanted.model.graph, magnitude.model.graph, wanted_magnitude.model.graph, found
     )
+    return WeightsFound(edge=_edge(mismatch, folded, found), layers=found)
+
+
+def _torn(file: ir.Model) -> Mismatch | None:
+    """A node that reads what nothing computes: such a graph cannot even be copied."""
+    for node in file.graph:
+        for value in node.inputs:
+            known = value is None or value.is_graph_input() or value.is_initializer() or value.producer() is not None
+            if not known and value is not None:
+                what = f"{node.op_type} reads {value.name}, which nothing computes"
+                return Mismatch(layer=layer_at(node) or layer_of(node), what=what, structural=True)
+    return None
+
+
+def weights_edge(file: ir.Model, plain: ir.Model) -> EdgeResult:
+    """The edge alone of ``compare_weights``."""
+    return compare_weights(file, plain).edge
+
+
+def _edge(mismatch: Mismatch | None, folded: FoldResult, found: WeightErrors) -> EdgeResult:
     if mismatch is None:
         count = len(folded.folded)
         return EdgeResult(
             edge="weights",
             status=Status.PASS,
-            noise_ratio=worst.ratio,
-            max_abs=worst.error,
+            noise_ratio=found.ratio,
+            max_abs=found.error,
             reason=f"{count} layers composed back to their effective weights; all else is equal bit for bit",
         )
     reason = mismatch.what
@@ -89,39 +134,35 @@ def weights_edge(file: ir.Model, plain: ir.Model) -> EdgeResult:
     )
 
 
-class _Worst:
-    """The largest error over its floor that was seen among composed weights."""
-
-    def __init__(self) -> None:
-        self.ratio = 0.0
-        self.error = 0.0
-
-
 def _compare_graphs(
-    file: ir.Graph, plain: ir.Graph, file_size: ir.Graph, plain_size: ir.Graph, worst: _Worst
+    file: ir.Graph, plain: ir.Graph, file_size: ir.Graph, plain_size: ir.Graph, found: WeightErrors
 ) -> Mismatch | None:
+    """The first difference; after one of values or attributes the rest is compared too, for what is told by layer."""
     ports = _compare_ports(file, plain)
-    if ports is not None:
+    if ports is not None and len(file.inputs) != len(plain.inputs):
         return ports
     nodes, others = list(file), list(plain)
     if [n.op_type for n in nodes] != [n.op_type for n in others]:
-        return _first_operator(nodes, others)
+        return ports or _first_operator(nodes, others)
     same: dict[ir.Value | None, ir.Value | None] = {None: None}
     same.update(zip(file.inputs, plain.inputs, strict=True))
+    first = ports
     for node, other, size, other_size in zip(nodes, others, file_size, plain_size, strict=True):
-        found = _compare_nodes(node, other, same) or _compare_constants(node, other, size, other_size, worst)
-        if found is not None:
-            return found
-        same.update(zip(node.outputs, other.outputs, strict=True))
-    for value, target in zip(file.outputs, plain.outputs, strict=True):
+        mismatch = _compare_nodes(node, other, same)
+        if mismatch is None:
+            mismatch = _compare_constants(node, other, size, other_size, found)
+        else:
+            found.add({mismatch.layer}, WeightError(ratio=float("inf"), norm=float("inf")))
+        first = first or mismatch
+        same.update(zip(node.outputs, other.outputs, strict=False))
+    for value, target in zip(file.outputs, plain.outputs, strict=False):
         mine, theirs = _constant(value), _constant(target)
         if mine is not None and theirs is not None and mine.dtype == theirs.dtype and np.array_equal(mine, theirs):
             continue
         if same.get(value) is not target:
-            return Mismatch(
-                layer=value.name or "", what=f"output {value.name} comes from another place", structural=True
-            )
-    return None
+            what = f"output {value.name} comes from another place"
+            first = first or Mismatch(layer=value.name or "", what=what, structural=True)
+    return first
 
 
 def _compare_opsets(file: ir.Model, plain: ir.Model) -> Mismatch | None:
@@ -152,14 +193,14 @@ def _port(value: ir.Value) -> str:
 def _first_operator(nodes: list[ir.Node], others: list[ir.Node]) -> Mismatch:
     for node, other in zip(nodes, others, strict=False):
         if node.op_type != other.op_type:
-            return Mismatch(
-                layer=layer_of(node),
-                what=f"the file has {node.op_type} where {other.op_type} is right",
-                structural=True,
-            )
+            # What should not be there has no name of the model's; the layer that it is in front of has.
+            layer = layer_at(node) or layer_at(other) or layer_of(node)
+            what = f"the file has {node.op_type} where {other.op_type} is right"
+            return Mismatch(layer=layer, what=what, structural=True)
     longer, more = (nodes, "has") if len(nodes) > len(others) else (others, "lacks")
     extra = longer[min(len(nodes), len(others))]
-    return Mismatch(layer=layer_of(extra), what=f"the file {more} a further {extra.op_type}", structural=True)
+    layer = layer_at(extra) or layer_of(extra)
+    return Mismatch(layer=layer, what=f"the file {more} a further {extra.op_type}", structural=True)
 
 
 def _compare_nodes(node: ir.Node, other: ir.Node, same: dict[ir.Value | None, ir.Value | None]) -> Mismatch | None:
@@ -189,6 +230,8 @@ def _attribute(node: ir.Node, name: str) -> object:
     value = attribute.value
     if isinstance(value, ir.TensorProtocol):
         return value.numpy().tobytes()
+    if isinstance(value, ir.Graph):
+        return f"a graph of SHA-256 {graph_hash(value)[:16]}"
     if isinstance(value, float):
         # A file keeps float32; an export in memory has what the exporter was given.
         return float(np.float32(value))
@@ -209,46 +252,80 @@ def _default(node: ir.Node, name: str) -> object:
 
 
 def _compare_constants(
-    node: ir.Node, other: ir.Node, size: ir.Node, other_size: ir.Node, worst: _Worst
+    node: ir.Node, other: ir.Node, size: ir.Node, other_size: ir.Node, found: WeightErrors
 ) -> Mismatch | None:
+    """The first difference of the constants that two nodes of the same kind read."""
+    first: Mismatch | None = None
     for index, (value, target) in enumerate(zip(node.inputs, other.inputs, strict=True)):
         mine, theirs = _constant(value), _constant(target)
         if mine is None and theirs is None:
             continue
         name = value.name if value is not None and value.name else layer_of(node)
         layer = name.rpartition(".")[0] or layer_of(node)
+        mismatch: Mismatch | None
+        added = WeightError(ratio=float("inf"), norm=float("inf"))
         if mine is None or theirs is None:
-            return Mismatch(
-                layer=layer, what=f"input {index} of {node.op_type} is constant in one only", structural=True
-            )
-        if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
+            what = f"input {index} of {node.op_type} is constant in one only"
+            mismatch = Mismatch(layer=layer, what=what, structural=True)
+        elif mine.shape != theirs.shape or mine.dtype != theirs.dtype:
             what = f"{name} is {mine.dtype}{mine.shape} where {theirs.dtype}{theirs.shape} is right"
-            return Mismatch(layer=layer, what=what, structural=True)
-        if mine.tobytes() == theirs.tobytes():
-            continue
-        bound = _bound(mine, size.inputs[index], other_size.inputs[index])
-        if bound is None or mine.dtype.kind in "biu":
-            wrong = int((mine != theirs).sum())
-            what = f"{name} differs in {wrong} of {mine.size} entries, and nothing should have changed it"
-            return Mismatch(layer=layer, what=what, structural=False, max_abs=_largest(mine, theirs))
-        odd = ~(np.isfinite(mine.astype(np.float64)) & np.isfinite(theirs.astype(np.float64)))
-        same = (np.isnan(mine) & np.isnan(theirs)) | (mine == theirs)
-        if (odd & ~same).any():
-            place = tuple(np.argwhere(odd & ~same)[0])
-            what = f"{_element(name, place)} is {mine[place]} where {theirs[place]} is right"
-            return Mismatch(layer=layer, what=what, structural=False)
-        error = np.where(odd, 0, np.abs(np.where(odd, 0, mine.astype(np.float64)) - np.where(odd, 0, theirs)))
-        ratios = np.divide(error, bound, out=np.where(error > 0, np.inf, 0.0), where=bound > 0)
-        ratio = float(ratios.max(initial=0.0))
-        if not ratio <= FACTOR:
-            place = np.unravel_index(int(np.argmax(ratios)), error.shape)
-            what = (
-                f"{_element(name, place)} is {mine[place]:.9g} where {theirs[place]:.9g} is right: "
-                f"{ratio:.3g} times what rounding explains"
+            mismatch = Mismatch(layer=layer, what=what, structural=True)
+        else:
+            mismatch, ratio, error = _compare_values(
+                name, layer, mine, theirs, size.inputs[index], other_size.inputs[index]
             )
-            return Mismatch(layer=layer, what=what, structural=False, ratio=ratio, max_abs=float(error.max()))
-        worst.ratio, worst.error = max(worst.ratio, ratio), max(worst.error, float(error.max()))
-    return None
+            added = error_of(node.op_type, index, error, ratio, _integer(node, "group"))
+            if mismatch is None:
+                found.ratio = max(found.ratio, ratio)
+                found.error = max(found.error, float(np.abs(error).max(initial=0.0)))
+        found.add({layer, name, layer_of(other)}, added)
+        first = first or mismatch
+    return first
+
+
+def _compare_values(
+    name: str, layer: str, mine: Array, theirs: Array, size: ir.Value | None, other_size: ir.Value | None
+) -> tuple[Mismatch | None, float, FloatArray]:
+    """Two constants of one shape and dtype: what is wrong, the largest error over its floor, and all errors, signed.
+
+    An error is infinite where one of the two is not finite and the other is something else.
+    """
+    if mine.tobytes() == theirs.tobytes():
+        return None, 0.0, np.zeros(mine.shape)
+    bound = _bound(mine, size, other_size)
+    odd = np.zeros(mine.shape, bool) if mine.dtype.kind in "biu" else ~(_finite(mine) & _finite(theirs))
+    same = (mine == theirs) | ((mine != mine) & (theirs != theirs))  # NaN is what differs from itself
+    signed = np.where(odd, 0, mine).astype(np.float64) - np.where(odd, 0, theirs).astype(np.float64)
+    signed = np.where(odd & ~same, np.inf, signed)
+    error = np.abs(signed)
+    if bound is None or mine.dtype.kind in "biu":
+        wrong = int((mine != theirs).sum())
+        what = f"{name} differs in {wrong} of {mine.size} entries, and nothing should have changed it"
+        largest = None if mine.dtype.kind in "biu" else float(np.where(odd, 0, error).max(initial=0.0))
+        return Mismatch(layer=layer, what=what, structural=False, max_abs=largest), float("inf"), signed
+    if (odd & ~same).any():
+        place = tuple(np.argwhere(odd & ~same)[0])
+        what = f"{_element(name, place)} is {mine[place]} where {theirs[place]} is right"
+        return Mismatch(layer=layer, what=what, structural=False), float("inf"), signed
+    ratios = np.divide(error, bound, out=np.where(error > 0, np.inf, 0.0), where=bound > 0)
+    ratio = float(ratios.max(initial=0.0))
+    if ratio <= FACTOR:
+        return None, ratio, signed
+    place = np.unravel_index(int(np.argmax(ratios)), error.shape)
+    what = (
+        f"{_element(name, place)} is {mine[place]:.9g} where {theirs[place]:.9g} is right: "
+        f"{ratio:.3g} times what rounding explains"
+    )
+    return Mismatch(layer=layer, what=what, structural=False, ratio=ratio, max_abs=float(error.max())), ratio, signed
+
+
+def _finite(values: Array) -> Array:
+    return np.isfinite(values.astype(np.float64))
+
+
+def _integer(node: ir.Node, name: str) -> int:
+    attribute = node.attributes.get(name)
+    return 1 if attribute is None else attribute.as_int()
 
 
 def _element(name: str, place: tuple[np.intp, ...]) -> str:
@@ -297,9 +374,3 @@ def _absolute(model: ir.Model) -> ir.Model:
                 name=tensor.name,
             )
     return model
-
-
-def _largest(a: Array, b: Array) -> float | None:
-    if a.dtype.kind in "biu":
-        return None
-    return float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max(initial=0.0))

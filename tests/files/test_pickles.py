@@ -213,3 +213,11 @@ def test_the_guard_is_lifted_again(monkeypatch):
     with weights_only_forced():
         assert os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] == "1"
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+
+
+def test_what_is_no_model_is_not_told_to_allow_pickle(tmp_path: Path) -> None:
+    torch.save({"a": Payload(tmp_path / "ran")}, tmp_path / "masks.pt")
+    for error, said in ((SourceError, True), (MaskError, False)):
+        with pytest.raises(PickleRefusedError) as caught:
+            load_weights_only(tmp_path / "masks.pt", error=error)
+        assert ("--allow-pickle" in caught.value.hint) is said

@@ -10,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from spdexport.conv import ConvSpec
+from spdexport.conv import ConvSpec, stored_weight
 from spdexport.factors import Factors, expected_shapes
 
 if TYPE_CHECKING:
@@ -28,7 +28,10 @@ class Layer:
 
 @st.composite
 def specs(draw: st.DrawFn) -> ConvSpec:
-    """Linear layers, and convolutions over one to three axes with any stride, padding, dilation and groups."""
+    """Linear layers, and convolutions over one to three axes with any stride, padding, dilation and groups.
+
+    A third of the convolutions are transposed.
+    """
     axes = draw(st.integers(0, 3))
     small = st.integers(1, 3)
 
@@ -36,6 +39,7 @@ def specs(draw: st.DrawFn) -> ConvSpec:
         return tuple(draw(values) for _ in range(axes))
 
     groups = draw(st.sampled_from((1, 1, 2, 3))) if axes else 1
+    transposed = axes > 0 and draw(st.sampled_from((False, False, True)))
     return ConvSpec(
         in_channels=groups * draw(st.integers(1, 4)),
         out_channels=groups * draw(st.integers(1, 4)),
@@ -44,6 +48,8 @@ def specs(draw: st.DrawFn) -> ConvSpec:
         padding=tuple((draw(st.integers(0, 2)), draw(st.integers(0, 2))) for _ in range(axes)),
         dilation=each(st.integers(1, 2)),
         groups=groups,
+        transposed=transposed,
+        output_padding=each(st.integers(0, 1)) if transposed else (),
     )
 
 
@@ -83,7 +89,9 @@ def run(stage: Stage, x: torch.Tensor) -> torch.Tensor:
     """What a stage computes, by PyTorch's own convolutions in float64."""
     spec = stage.spec
     weight = torch.from_numpy(np.ascontiguousarray(stage.weight, dtype=np.float64))
-    if spec.axes:
+    if spec.transposed:
+        y = _transposed(spec, weight, x)
+    elif spec.axes:
         pads = [p for before_after in reversed(spec.padding) for p in before_after]
         conv = (functional.conv1d, functional.conv2d, functional.conv3d)[spec.axes - 1]
         y = conv(functional.pad(x, pads), weight, stride=spec.stride, dilation=spec.dilation, groups=spec.groups)
@@ -97,9 +105,21 @@ def run(stage: Stage, x: torch.Tensor) -> torch.Tensor:
     return y
 
 
+def _transposed(spec: ConvSpec, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """PyTorch's transposed convolution without padding, which is then cropped and padded."""
+    stored = torch.from_numpy(np.ascontiguousarray(stored_weight(weight.numpy(), spec)))
+    conv = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)[spec.axes - 1]
+    y = conv(x, stored, stride=spec.stride, dilation=spec.dilation, groups=spec.groups)
+    # Locations are added before the output is cropped: a small output may have more to crop than it has.
+    y = functional.pad(y, [m for extra in reversed(spec.output_padding) for m in (0, extra)])
+    return functional.pad(y, [-p for before_after in reversed(spec.padding) for p in before_after])
+
+
 def example_input(spec: ConvSpec, rng: np.random.Generator) -> torch.Tensor:
     """Two samples that are at least as large as the dilated kernel."""
     sizes = [(k - 1) * d + 1 + int(rng.integers(0, 3)) for k, d in zip(spec.kernel, spec.dilation, strict=True)]
+    if spec.transposed:
+        sizes = [size + sum(crop) for size, crop in zip(sizes, spec.padding, strict=True)]
     return torch.from_numpy(rng.standard_normal((2, spec.in_channels, *sizes)))
 
 

@@ -119,7 +119,24 @@ def test_what_code_gives():
     assert sizes({"y": y}) == ([], {"y": 2})
     assert sizes(((x,), {"y": y})) == ([1], {"y": 2})
     assert as_example_inputs(np.ones(3), "f").args[0].dtype is torch.float64
-    with pytest.raises(ExampleInputError, match="Input 1 is a int, not a tensor"):
-        as_example_inputs((x, 3), "factory")
+    with pytest.raises(ExampleInputError, match="Input 1 is a set, not a tensor"):
+        as_example_inputs((x, {3}), "factory")
+    with pytest.raises(ExampleInputError, match="The example inputs is a int, not a tensor"):
+        as_example_inputs(3, "factory")
     with pytest.raises(ExampleInputError, match="Input 'a' is a ndarray of object"):
         as_example_inputs({"a": np.array([{}])}, "factory")
+
+
+def test_nested_inputs_and_constants():
+    x, y = torch.ones(1), np.ones(2, dtype=np.float32)
+    inputs = as_example_inputs({"image": x, "boxes": [y, {"mask": None, "scale": 2.5}]}, "f")
+    assert inputs.kwargs["boxes"][1] == {"mask": None, "scale": 2.5}
+    assert [tuple(t.shape) for t in inputs.tensors()] == [(1,), (2,)]
+    other = inputs.with_tensors([torch.zeros(3), torch.zeros(4)], origin="g")
+    assert other.kwargs["boxes"][0].shape == (4,)
+    assert (other.kwargs["boxes"][1], other.origin) == ({"mask": None, "scale": 2.5}, "g")
+    twice = as_example_inputs((x, x), "f").copied()
+    assert twice.args[0] is not twice.args[1]
+    assert as_example_inputs((([x, x], {"a": x}), {}), "f").args[1]["a"] is not None
+    with pytest.raises(ExampleInputError, match=r"Input 'boxes'\[1\]\['a'\] is a set, not a tensor"):
+        as_example_inputs({"boxes": [x, {"a": {1}}]}, "factory")

@@ -240,7 +240,7 @@ def test_a_folder_without_a_run(tmp_path):
 
 def test_onnx_and_other_kinds(tmp_path):
     onnx.save(helper.make_model(helper.make_graph([], "g", [], [])), tmp_path / "m.onnx")
-    with pytest.raises(SourceError, match="ONNX files are not a source yet"):
+    with pytest.raises(SourceError, match="An ONNX file holds no torch model"):
         load(tmp_path / "m.onnx")
     np.savez(tmp_path / "n.npz", a=np.ones(1))
     with pytest.raises(SourceError, match=r"A NumPy archive \(.npz\) is not a model"):

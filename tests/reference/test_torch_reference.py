@@ -83,3 +83,26 @@ def test_the_program_and_the_default_dtype_are_left_alone() -> None:
     evaluate(traced, (X,), noise=Noise(seed=0, unit_rounding=1e-3))
     assert torch.get_default_dtype() is torch.float32
     assert all(torch.equal(t, before[name]) and t.dtype == before[name].dtype for name, t in traced.state_dict.items())
+
+
+@pytest.mark.parametrize("float64", [True, False])
+def test_a_model_that_writes_to_its_inputs_and_buffers_writes_to_copies(float64: bool) -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+            self.register_buffer("total", torch.zeros(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls.add_(1)
+            x.mul_(2)
+            self.total.add_(x.sum(0))
+            return x + self.calls + self.total
+
+    x = torch.arange(6.0).reshape(2, 3)
+    program = torch.export.export(Counting(), (x.clone(),))
+    kept = x.clone()
+    for _ in range(2):
+        (found,) = evaluate(program, (kept,), float64=float64)
+        torch.testing.assert_close(found.double(), (2 * x + 1 + (2 * x).sum(0)).double())
+        assert torch.equal(kept, x)

@@ -7,7 +7,7 @@ import numpy as np
 from spdexport.conv import ConvSite, ConvSpec, Skipped
 from spdexport.pipeline import Conversion, Inspection
 from spdexport.plan import Decision, LayerPlan, Plan, PlanOptions
-from spdexport.verification.result import Approximation, EdgeResult, Status, Verification
+from spdexport.verification.result import Approximation, EdgeResult, LayerResult, Status, Verification, WorstCase
 
 SPEC = ConvSpec.pointwise(2, 3, axes=0)
 
@@ -50,6 +50,28 @@ def edge(name, status=Status.PASS, **changes):
 NO_DEVICE = edge(
     "device", Status.NOT_RUN, noise_ratio=None, max_abs=None, reason="no provider beside the CPU was asked for"
 )
+
+
+def check(name="conv1", status=Status.PASS, **changes):
+    """What was found of a layer."""
+    fields = {"name": name, "status": status, "weights_ratio": 0.25, "output_ratio": 0.5, "bound": 1e-6}
+    return LayerResult(**{**fields, **changes})
+
+
+def worst(**changes):
+    """The worst input, of one value."""
+    fields = {
+        "edge": "export", "provider": "cpu", "case": "normal, batch 1", "status": Status.FAIL, "noise_ratio": 900.0,
+        "inputs": {"x": np.ones((1, 2), np.float32)}, "outputs": {"y": np.full((1, 3), 2, np.float32)},
+        "reference": {"y": np.full((1, 3), 1.0)},
+    }  # fmt: skip
+    return WorstCase(**{**fields, **changes})
+
+
+WEIGHTS_FAIL = edge(
+    "weights", Status.FAIL, noise_ratio=2.1e5, max_abs=0.01, first_divergence="conv2",
+    reason="conv2.weight[0, 0, 1, 1] is 0.135 where 0.125 is right: 2.1e+05 times what rounding explains",
+)  # fmt: skip
 
 
 def verification(*edges, **changes):

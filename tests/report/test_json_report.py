@@ -2,7 +2,7 @@ import json
 import math
 
 import pytest
-from results import SPEC, conversion, edge, inspection, layer, left, verification
+from results import SPEC, check, conversion, edge, inspection, layer, left, verification
 
 from spdexport.conv import Skipped
 from spdexport.errors import UsageError
@@ -13,7 +13,7 @@ from spdexport.verification.result import Status
 
 KEYS = {
     "schema_version", "verdict", "layers", "skipped", "edges", "approximation", "inputs", "notes", "seed", "versions",
-    "artifacts",
+    "artifacts", "layer_checks", "tolerance",
 }  # fmt: skip
 LAYER_KEYS = {
     "name", "kind", "form", "components", "live", "rank", "macs_before", "macs_after", "delta_ratio", "reason",
@@ -59,6 +59,20 @@ def test_a_conversion():
     assert report["outputs"] == ["m.onnx"]
     assert (report["seed"], report["versions"]["torch"]) == (3, "2.13.0")
     assert (report["macs_before"], report["macs_after"]) == (590_000, 476_000)
+
+
+def test_what_was_found_of_layers():
+    found = verification(
+        layers=(check("conv1"), check("fc", Status.FAIL, weights_ratio=math.inf, bound=None)), atol=1e-5
+    )
+    report = to_json(conversion(layer("conv1"), layer("fc"), layer("fc2"), found=found))
+    ratios = [(x["weights_ratio"], x["output_ratio"]) for x in report["layers"]]
+    assert ratios == [(0.25, 0.5), (None, 0.5), (None, None)]
+    assert report["layer_checks"] == [
+        {"name": "conv1", "status": "pass", "weights_ratio": 0.25, "output_ratio": 0.5, "bound": 1e-6},
+        {"name": "fc", "status": "fail", "weights_ratio": None, "output_ratio": 0.5, "bound": None},
+    ]
+    assert report["tolerance"] == {"atol": 1e-5, "rtol": None}
 
 
 def test_without_verification_the_verdict_is_not_run():

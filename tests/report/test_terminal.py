@@ -1,7 +1,7 @@
 import io
 
 import pytest
-from results import NO_DEVICE, SPEC, conversion, dear, edge, inspection, layer, left, verification
+from results import NO_DEVICE, SPEC, check, conversion, dear, edge, inspection, layer, left, verification
 from rich.console import Console
 
 from spdexport.conv import Skipped
@@ -118,6 +118,154 @@ def test_a_failure_says_where_and_why(tmp_path):
     assert "first diverges at conv2: output logits differs, on input normal, batch 2 (largest error 0.25)" in text
     assert "The check failed: the file has this name instead of the one asked for" in text
     assert "spdexport fold" not in text
+
+
+ALIKE = {"approximation": None, "notes": ()}
+
+WEIGHTS_GOLDEN = """
+not equivalent: what the file computes differs by more than rounding
+edge          status      noise
+capture       pass          0.5  6 inputs compared
+weights       fail     3.45e+06  first diverges at conv2: conv2.weight[0, 7, 2,
+                                 1] is 0.248897538 where 0.0934757069 is right:
+                                 3.45e+06 times what rounding explains (largest
+                                 error 0.155)
+export (cpu)  fail     5.16e+04  first diverges at conv2: output[0, 2] is
+                                 -2251.69897 where -2186.71609 is right: off by
+                                 65, 5.16e+04 times what rounding explains, on
+                                 input large, batch 1
+device        not run         -  no provider beside the CPU was asked for
+
+1 layer of 2 failed
+  conv2: weights: an error of 3.45e+06 times what rounding explains, above 8
+  fails; the error of the weights moves the output by at most 651
+
+weights: what this means
+  the file does not hold the weights and operators of the intended model
+  to do: if the file was edited, or its source has changed since, convert again;
+  if the file is new, report it
+
+noise: the largest error over what rounding alone explains; above 8 fails
+inputs: normal, batch 2
+"""
+
+
+def test_golden_a_weight_that_was_changed():
+    found = verification(
+        edge("capture"),
+        edge("weights", Status.FAIL, noise_ratio=3.45e6, max_abs=0.155, first_divergence="conv2",
+             reason="conv2.weight[0, 7, 2, 1] is 0.248897538 where 0.0934757069 is right: "
+             "3.45e+06 times what rounding explains"),
+        edge("export", Status.FAIL, provider="cpu", noise_ratio=5.16e4, max_abs=65.0, first_divergence="conv2",
+             reason="output[0, 2] is -2251.69897 where -2186.71609 is right: off by 65, "
+             "5.16e+04 times what rounding explains, on input large, batch 1"),
+        NO_DEVICE,
+        layers=(check("conv1"), check("conv2", Status.FAIL, weights_ratio=3.45e6, output_ratio=None, bound=651.0)),
+        **ALIKE,
+    )  # fmt: skip
+    assert shown(found) == WEIGHTS_GOLDEN
+
+
+OPTIMIZE_GOLDEN = """
+not equivalent: what the file computes differs by more than rounding
+edge            status   noise
+export (cpu)    pass       0.5  6 inputs compared
+optimize (cpu)  fail       212  output[0, 2] is 1.25 where 1.125 is right: off
+                                by 0.125, 212 times what rounding explains, on
+                                input normal, batch 2; with every layer tapped,
+                                which prevents fusions, no layer diverges
+device          not run      -  no provider beside the CPU was asked for
+
+optimize (cpu): what this means
+  ONNX Runtime's graph optimizations change what the file computes; without them
+  it is right
+  to do: set graph_optimization_level to ORT_DISABLE_ALL in the SessionOptions,
+  or try another version of ONNX Runtime
+
+noise: the largest error over what rounding alone explains; above 8 fails
+inputs: normal, batch 2
+"""
+
+
+def test_golden_an_optimization_that_is_wrong():
+    found = verification(
+        edge("export", provider="cpu"),
+        edge("optimize", Status.FAIL, provider="cpu", noise_ratio=212.0, max_abs=0.125,
+             reason="output[0, 2] is 1.25 where 1.125 is right: off by 0.125, 212 times what rounding explains, on "
+             "input normal, batch 2; with every layer tapped, which prevents fusions, no layer diverges"),
+        NO_DEVICE,
+        **ALIKE,
+    )  # fmt: skip
+    assert shown(found) == OPTIMIZE_GOLDEN
+
+
+CUDA_GOLDEN = """
+inconclusive: the check could not decide
+edge            status        noise
+export (cpu)    pass            0.5  6 inputs compared
+optimize (cpu)  pass            0.5  6 inputs compared
+device (cuda)   inconclusive      -  missing libcudnn.so.9: `pip install
+                                     nvidia-cudnn-cu13` brings it
+
+device (cuda): what this means
+  nothing was shown about this provider, neither for nor against it
+  to do: mend what is named above and check again, or check the CPU alone with
+  --provider cpu
+
+noise: the largest error over what rounding alone explains; above 8 fails
+inputs: normal, batch 2
+"""
+
+
+def test_golden_cuda_that_cannot_run():
+    found = verification(
+        edge("export", provider="cpu"),
+        edge("optimize", provider="cpu"),
+        edge("device", Status.INCONCLUSIVE, provider="cuda", noise_ratio=None, max_abs=None,
+             reason="missing libcudnn.so.9: `pip install nvidia-cudnn-cu13` brings it"),
+        **ALIKE,
+    )  # fmt: skip
+    assert shown(found) == CUDA_GOLDEN
+
+
+VACUOUS_GOLDEN = """
+inconclusive: the check could not decide
+edge          status        noise
+weights       pass            0.5  6 inputs compared
+export (cpu)  inconclusive      -  no output reacts to the inputs, so that they
+                                   agree shows nothing
+device        not run           -  no provider beside the CPU was asked for
+
+export (cpu): what this means
+  the check ran and shows nothing, neither for nor against the file
+  to do: give inputs of your own, such as the model meets in use, with --inputs
+  FILE
+
+noise: the largest error over what rounding alone explains; above 8 fails
+inputs: normal, batch 2
+"""
+
+
+def test_golden_an_output_that_does_not_react():
+    found = verification(
+        edge("weights"),
+        edge("export", Status.INCONCLUSIVE, provider="cpu", noise_ratio=None, max_abs=None,
+             reason="no output reacts to the inputs, so that they agree shows nothing"),
+        NO_DEVICE,
+        **ALIKE,
+    )  # fmt: skip
+    assert shown(found) == VACUOUS_GOLDEN
+
+
+def test_many_failing_layers_are_not_all_listed():
+    many = verification(edge("weights", Status.FAIL), layers=tuple(check(f"conv{i}", Status.FAIL) for i in range(20)))
+    assert "20 layers of 20 failed" in shown(many)
+    assert "and 16 more; --verbose shows all" in shown(many)
+    assert "conv19: " in shown(many, verbose=True)
+
+
+def test_a_tolerance_of_the_users_own_is_called_theirs():
+    assert "tolerance: atol 1e-05, set by the user" in joined(shown(verification(atol=1e-5)))
 
 
 def test_an_edge_that_did_not_run_says_why():

@@ -388,21 +388,145 @@ def test_an_intermediate_that_a_subgraph_uses_is_declined() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "options"),
-    [((5, 4, 3, 3), {}), ((5, 4, 1, 1), {"strides": [2, 2]}), ((5, 4, 1, 1), {"pads": [1, 1, 1, 1]})],
+    ("shape", "options", "reason"),
+    [
+        ((5, 4, 3, 3), {"pads": [0, 1, 0, 1]}, "the second pads along axis 1, where the first would go on"),
+        ((5, 4, 1, 1), {"pads": [0, 0, 1, 1]}, "the second pads along axis 0, where the first would go on"),
+        ((4, 5, 2, 2), {"strides": [2, 2]}, "strides keep the two from being one kind"),
+    ],
 )
-def test_a_second_convolution_that_is_not_pointwise_is_declined(
-    shape: tuple[int, ...], options: dict[str, Any]
+def test_a_second_convolution_that_is_no_one_with_the_first_is_declined(
+    shape: tuple[int, ...], options: dict[str, Any], reason: str
 ) -> None:
-    nodes = [V_U[0], ("Conv", "v U", "y", options)]
-    reason = "the second is not a 1x1 convolution with stride 1 and without padding"
-    check_declines(graph(nodes, {**CONV, "U": weight(*shape)}), reason)
+    op_type = "ConvTranspose" if "strides" in options else "Conv"
+    nodes = [("Conv", "x V", "v", {"strides": [2, 2]}), (op_type, "v U", "y", options)]
+    model = graph(nodes, {**CONV, "U": weight(*shape)})
+    (declined,) = fold_onnx(model).declined
+    assert reason in declined.reason
+    assert serialized(fold_onnx(model).model) == serialized(model)
 
 
-def test_a_second_convolution_that_mixes_groups_is_declined() -> None:
-    nodes = [("Conv", "x V", "v", {"group": 3}), ("Conv", "v U", "y")]
-    model = graph(nodes, {"V": weight(6, 1, 3, 3), "U": weight(5, 6, 1, 1)})
-    check_declines(model, "the second, with 1 groups, mixes the 3 groups of the first")
+def test_a_bias_in_front_of_a_padded_convolution_is_declined_and_one_in_front_of_another_folds() -> None:
+    arrays = {"P": weight(4, 3, 1, 1), "p": weight(4), "K": weight(5, 4, 3, 3), "b": weight(5)}
+    padded = [("Conv", "x P p", "v"), ("Conv", "v K b", "y", {"pads": [1] * 4})]
+    check_declines(
+        graph(padded, arrays), "the first has a bias, and the second pads with zeros what the bias is added to"
+    )
+    check_folds(graph([padded[0], ("Conv", "v K b", "y")], arrays), "Conv")
+    check_folds(graph([("Conv", "x P", "v"), padded[1]], {k: v for k, v in arrays.items() if k != "p"}), "Conv")
+
+
+# --- chains of other forms ---
+
+
+def test_a_spatial_pair() -> None:
+    nodes = [
+        ("Conv", "x A", "v", {"pads": [1, 0, 1, 0], "strides": [2, 1]}),
+        ("Conv", "v B b", "y", {"pads": [0, 2, 0, 2], "dilations": [1, 2], "strides": [1, 3]}),
+    ]
+    arrays = {"A": weight(4, 3, 3, 1), "B": weight(5, 4, 1, 3), "b": weight(5)}
+    (chain,) = check_folds(graph(nodes, arrays), "Conv").folded
+    assert chain.spec.describe() == "3>5 3x3 s2x3 p1x2 d1x2"
+    # The first runs at 3 x 6 locations, the second at 3 x 2.
+    assert (chain.macs_before, chain.macs_after) == (4 * 9 * 3 + 5 * 12, 5 * 27)
+
+
+def test_tucker_2_with_biases_where_they_are_exact() -> None:
+    nodes = [("Conv", "x A", "v"), ("Conv", "v K k", "w", {"pads": [1] * 4, "group": 2}), ("Conv", "w B b", "y")]
+    arrays = {"A": weight(4, 3, 1, 1), "K": weight(6, 2, 3, 3), "k": weight(6), "B": weight(5, 6, 1, 1), "b": weight(5)}
+    (chain,) = check_folds(graph(nodes, arrays), "Conv").folded
+    assert chain.spec.describe() == "3>5 3x3 p1"
+
+
+def test_cp_with_depthwise_stages_and_batch_norm_between() -> None:
+    nodes = [
+        ("Conv", "x A", "t"),
+        ("Conv", "t H", "u", {"group": 4, "pads": [1, 0, 1, 0]}),
+        ("Conv", "u W", "v", {"group": 4, "pads": [0, 1, 0, 1]}),
+        ("BatchNormalization", "v g g m g", "w"),
+        ("Sub", "w s", "z"),
+        ("Div", "z d", "q"),
+        ("Conv", "q B", "y"),
+    ]
+    arrays = {
+        "A": weight(4, 3, 1, 1), "H": weight(4, 1, 3, 1), "W": weight(4, 1, 1, 3), "B": weight(5, 4, 1, 1),
+        "g": np.abs(weight(4)) + 1, "m": weight(4), "s": weight(4, 1, 1), "d": np.abs(weight(1)) + 1,
+    }  # fmt: skip
+    (chain,) = check_folds(graph(nodes, arrays), "Conv").folded
+    assert chain.spec.describe() == "3>5 3x3 p1"
+    assert (chain.macs_before, chain.macs_after) == (12 + 12 + 12 + 20, 135)
+
+
+def test_a_sum_of_a_chain_and_a_smaller_kernel() -> None:
+    nodes = [("Conv", "x V", "v", {"pads": [1] * 4}), ("Conv", "v U", "u"), ("Conv", "x S", "s"), ("Add", "u s", "y")]
+    (chain,) = check_folds(graph(nodes, {**CONV, "S": weight(5, 3, 1, 1)}), "Conv").folded
+    assert chain.spec.describe() == "3>5 3x3 p1"
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_transposed_convolution_in_any_place(groups: int) -> None:
+    options = {"strides": [2, 1], "pads": [1, 0, 0, 1], "output_padding": [1, 0], "dilations": [1, 2], "group": groups}
+    after = [("ConvTranspose", "x T a", "v", options), ("Conv", "v U b", "y", {"group": groups})]
+    arrays = {"T": weight(4, 6 // groups, 3, 2), "a": weight(6), "U": weight(4, 6 // groups, 1, 1), "b": weight(4)}
+    result = check_folds(graph(after, arrays, x=(2, 4, 5, 4)), "ConvTranspose")
+    assert result.folded[0].spec.kind == "conv_transpose2d"
+    before = [("Conv", "x P", "v", {"group": groups}), ("ConvTranspose", "v T a", "y", options)]
+    arrays = {"P": weight(4, 4 // groups, 1, 1), "T": arrays["T"], "a": arrays["a"]}
+    check_folds(graph(before, arrays, x=(2, 4, 5, 4)), "ConvTranspose")
+    pair = [
+        ("ConvTranspose", "x A", "v", {"strides": [2, 1]}),
+        ("ConvTranspose", "v B", "y", {"strides": [1, 2], "pads": [0, 1, 0, 1], "output_padding": [0, 1]}),
+    ]
+    check_folds(graph(pair, {"A": weight(3, 4, 3, 1), "B": weight(4, 5, 1, 3)}), "ConvTranspose")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"output_shape": [12, 12], "strides": [2, 2]}, "its output_shape decides about the padding"),
+        ({"auto_pad": "SAME_UPPER", "strides": [2, 2]}, "its padding is SAME_UPPER"),
+    ],
+)
+def test_a_transposed_convolution_whose_padding_is_not_known_is_declined(options: dict[str, Any], reason: str) -> None:
+    nodes = [("ConvTranspose", "x T", "v", options), ("Conv", "v U", "y")]
+    model = graph(nodes, {"T": weight(3, 4, 3, 3), "U": weight(5, 4, 1, 1)})
+    (declined,) = fold_onnx(model).declined
+    assert reason in declined.reason
+
+
+# --- what a fold costs ---
+
+
+def test_only_what_gets_cheaper_is_folded_if_asked() -> None:
+    low_rank = [("Conv", "x V", "v"), ("Conv", "v U", "y")]
+    arrays = {"V": weight(1, 3, 3, 3), "U": weight(5, 1, 1, 1)}
+    result = fold_onnx(graph(low_rank, arrays), if_cheaper=True)
+    assert [node.op_type for node in result.model.graph] == ["Conv", "Conv"]
+    (declined,) = result.declined
+    assert declined.reason == (
+        "its layers have 32 multiply-accumulates at each output location, and one layer would have 135"
+    )
+    assert len(fold_onnx(graph(V_U, CONV), if_cheaper=True).folded) == 0
+    assert len(fold_onnx(graph(V_U, {**CONV, "V": weight(4, 3, 1, 1)}), if_cheaper=True).folded) == 1
+
+
+def test_of_a_chain_that_does_not_get_cheaper_the_parts_that_do_are_folded() -> None:
+    """What comes before is dear, and so would be one layer for that and what follows."""
+    nodes = [*V_U[:1], ("Conv", "v U", "u"), ("Conv", "u D", "w", {"group": 5}), ("Conv", "w E", "y")]
+    arrays = {"V": weight(6, 3, 1, 1), "U": weight(5, 6, 1, 1), "D": weight(5, 1, 3, 3), "E": weight(20, 5, 1, 1)}
+    result = fold_onnx(graph(nodes, arrays), if_cheaper=True)
+    assert [chain.nodes for chain in result.folded] == [("n_v", "n_u", "n_w")]
+    assert [node.op_type for node in result.model.graph] == ["Conv"] * 2
+    assert len(fold_onnx(graph(nodes, arrays)).folded[0].nodes) == 4
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 7, 7), ("batch", 3, "height", "width")])
+def test_locations_count_where_the_graph_tells_them(shape: tuple[Any, ...]) -> None:
+    """A kernel as large as its input, behind a layer that runs at all 49 locations, or at as many as the output."""
+    nodes = [("Conv", "x P", "v"), ("Conv", "v K", "y")]
+    arrays = {"P": weight(4, 3, 1, 1), "K": weight(5, 4, 7, 7)}
+    (chain,) = fold_onnx(graph(nodes, arrays, x=shape)).folded
+    assert chain.macs_before == (49 * 12 if shape[0] == 2 else 12) + 5 * 4 * 49
 
 
 @pytest.mark.parametrize("options", [{"strides": [2, 2]}, {"dilations": [1, 2]}])
@@ -488,9 +612,9 @@ def test_a_layer_that_overflows_its_type_is_declined() -> None:
 
 
 def test_a_residual_of_another_geometry_is_left_alone() -> None:
-    nodes = [("Conv", "x V", "v", {"pads": [1] * 4}), ("Conv", "v U", "u"), ("Conv", "x S", "s"), ("Add", "u s", "y")]
-    result = check_folds(graph(nodes, {**CONV, "S": weight(5, 3, 1, 1)}), "Conv", "Conv", "Add")
-    assert [skipped.reason for skipped in result.declined] == ["what is added to it has another geometry"]
+    nodes = [*V_U[:1], ("Conv", "v U", "u"), ("Conv", "x S", "s", {"strides": [5, 5]}), ("Add", "u s", "y")]
+    result = check_folds(graph(nodes, {**CONV, "S": weight(5, 3, 6, 6)}), "Conv", "Conv", "Add")
+    assert [skipped.reason for skipped in result.declined] == ["what is added to it has another stride"]
 
 
 def test_a_sum_with_another_input_is_left_alone() -> None:

@@ -5,7 +5,7 @@ import torch
 from networks import CalledTwice, Functional, SmallNet
 from torch import nn
 
-from spdexport.conv import ConvSite, ConvSpec, Skipped
+from spdexport.conv import ConvSite, ConvSpec, Skipped, stored_weight
 from spdexport.rewrite.torch_graph import list_sites
 
 
@@ -59,6 +59,27 @@ def test_one_to_three_spatial_axes_and_the_lowered_operator(axes: int) -> None:
         assert site.positions == 4**axes
 
 
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_transposed_convolutions_have_the_weight_in_the_layout_of_the_others(axes: int) -> None:
+    cls = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[axes - 1]
+    layer = cls(4, 6, 3, stride=3, padding=1, output_padding=2, groups=2, dilation=2)
+    program = torch.export.export(layer.eval(), (torch.randn(1, 4, *(5,) * axes),))
+    for each in (program, program.run_decompositions()):
+        (site,), _ = list_sites(each)
+        assert site.spec == ConvSpec(
+            in_channels=4, out_channels=6, kernel=(3,) * axes, stride=(3,) * axes, padding=((1, 1),) * axes,
+            dilation=(2,) * axes, groups=2, transposed=True, output_padding=(2,) * axes,
+        )  # fmt: skip
+        assert site.spec.kind == f"conv_transpose{axes}d"
+        assert site.weight.shape == site.spec.weight_shape
+        assert (site.positions, site.input_positions) == (17**axes, 5**axes)
+        assert site.applications == 5**axes
+        weight = layer.weight.detach().numpy()
+        # The second group's first output reads its second input by this entry.
+        assert (site.weight[3, 1] == weight[3, 0]).all()
+        assert (stored_weight(site.weight, site.spec) == weight).all()
+
+
 def test_a_lowered_linear_layer_and_a_product_with_a_stored_transpose() -> None:
     class Transposed(nn.Module):
         def __init__(self) -> None:
@@ -108,8 +129,41 @@ def test_padding_of_another_module_is_not_the_layers_own() -> None:
 
 
 class _Dynamic(nn.Module):
+    def __init__(self, *, transposed: bool = False) -> None:
+        super().__init__()
+        self.transposed = transposed
+
     def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        return nn.functional.conv2d(x, w)
+        return nn.functional.conv_transpose2d(x, w) if self.transposed else nn.functional.conv2d(x, w)
+
+
+class _Geometry(nn.Module):
+    """The padding is a number that the graph reads from the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 4, 3, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv_transpose2d(x, self.weight, stride=x.shape[2])
+
+
+class _Complex(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3, 1, 1, dtype=torch.complex64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(x, self.weight)
+
+
+class _Integer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.ones(4, 3, 1, 1, dtype=torch.int32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(x, self.weight)
 
 
 class _DynamicBias(nn.Module):
@@ -144,8 +198,16 @@ class _Scaled(nn.Module):
 @pytest.mark.parametrize(
     ("module", "inputs", "kind", "reason"),
     [
-        (nn.ConvTranspose2d(3, 4, 3), (torch.randn(1, 3, 5, 5),), "conv_transpose2d", "transposed"),
-        (nn.ConvTranspose1d(3, 4, 3), (torch.randn(1, 3, 5),), "conv_transpose1d", "transposed"),
+        (
+            _Dynamic(transposed=True),
+            (torch.randn(1, 3, 5, 5), torch.randn(3, 4, 1, 1)),
+            "conv_transpose2d",
+            "its weight",
+        ),
+        (nn.ConvTranspose1d(3, 4, 3), (torch.randn(3, 5),), "conv_transpose1d", "its input has no batch axis"),
+        (_Geometry(), (torch.randn(1, 3, 5, 5),), "conv_transpose2d", "its geometry depends on the input"),
+        (_Complex(), (torch.randn(1, 3, 5, 5, dtype=torch.complex64),), "conv2d", "its weight is torch.complex64"),
+        (_Integer(), (torch.ones(1, 3, 5, 5, dtype=torch.int32),), "conv2d", "its weight is torch.int32"),
         (nn.Embedding(7, 4), (torch.tensor([1, 2]),), "embedding", "a table"),
         (_Dynamic(), (torch.randn(1, 3, 5, 5), torch.randn(4, 3, 1, 1)), "conv2d", "its weight depends on the input"),
         (_DynamicBias(), (torch.randn(1, 3, 5, 5),), "conv2d", "its bias depends on the input"),
@@ -157,7 +219,9 @@ class _Scaled(nn.Module):
 def test_what_is_left_alone_has_its_reason(
     module: nn.Module, inputs: tuple[torch.Tensor, ...], kind: str, reason: str
 ) -> None:
-    sites, (skipped,) = sites_of(module, *inputs)
+    dynamic = {2: torch.export.Dim.DYNAMIC} if isinstance(module, _Geometry) else None
+    shapes = None if dynamic is None else (dynamic,)
+    sites, (skipped,) = list_sites(torch.export.export(module.eval(), inputs, dynamic_shapes=shapes))
     assert sites == ()
     assert skipped.kind == kind
     assert reason in skipped.reason
@@ -169,3 +233,9 @@ def test_a_product_of_two_activations_is_no_layer() -> None:
             return torch.mm(x, x.T)
 
     assert sites_of(Product(), torch.randn(3, 4)) == ((), ())
+
+
+def test_a_convolution_of_a_single_sample_without_a_batch_axis_is_left_alone() -> None:
+    sites, skipped = sites_of(nn.Sequential(nn.Conv2d(3, 4, 3)), torch.randn(3, 8, 8))
+    assert sites == ()
+    assert [(s.name, s.reason) for s in skipped] == [("0", "its input has no batch axis")]

@@ -90,6 +90,7 @@ def rename_output(model: onnx.ModelProto) -> None:
     model.graph.output[0].name = new
     for node in model.graph.node:
         node.output[:] = [new if o == old else o for o in node.output]
+        node.input[:] = [new if i == old else i for i in node.input]
 
 
 def remove_output(model: onnx.ModelProto) -> None:

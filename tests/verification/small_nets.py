@@ -135,6 +135,32 @@ def linear_double() -> Net:
     return settled(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double(), x)
 
 
+def deep() -> Net:
+    """200 convolutions in a row, with residual connections every two of them."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + 0.1 * self.second(torch.relu(self.first(x)))
+
+    torch.manual_seed(0)
+    return settled(nn.Sequential(*(Block() for _ in range(100))), image(4, 6))
+
+
+def near_100() -> Net:
+    """Outputs near 100 from an unnormalized network, not by a constant that is added."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(4))
+    module, inputs = settled(net, image())
+    module(*inputs)
+    with torch.no_grad():
+        module[-1].weight *= 300  # type: ignore[index,operator]
+    return module, inputs
+
+
 class Logits(nn.Module):
     """A transformers model with its logits as the only output."""
 
@@ -158,7 +184,8 @@ def mobilenet() -> Net:
     from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
 
     torch.manual_seed(0)
-    config = MobileNetV2Config(image_size=32, depth_multiplier=0.25, num_labels=4)
+    # With weights of the default size, nothing of the input arrives at the output.
+    config = MobileNetV2Config(image_size=32, depth_multiplier=0.25, num_labels=4, initializer_range=0.25)
     return settled(Logits(MobileNetV2ForImageClassification(config)), image(3, 32))
 
 
@@ -183,7 +210,7 @@ def vit() -> Net:
 
 SMALL: tuple[Callable[[], Net], ...] = (
     conv_bn, five_convs, geometries, two_outputs, argmax, large_outputs, tiny_outputs, exact_zeros, softmax, half,
-    half_bn, linear_double,
+    half_bn, linear_double, near_100,
 )  # fmt: skip
 
 TRANSFORMERS: tuple[Callable[[], Net], ...] = (resnet, mobilenet, convnext, vit)

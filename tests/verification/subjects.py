@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from spdexport import pipeline
 from spdexport.export import export_onnx
 from spdexport.model_files import write_onnx
 from spdexport.options import Options
 from spdexport.prepare import prepare
-
-if TYPE_CHECKING:
-    from spdexport.verification.run import Subject
+from spdexport.verification.run import Subject
 
 DIGITS = Path(__file__).parents[2] / "examples" / "01_digits"
 
@@ -27,5 +23,17 @@ def make_subject(folder: Path, source: Any, options: dict[str, Any]) -> Subject:
     exported = export_onnx(intended, axes=prepared.captured.axes)
     file = folder / "model.onnx"
     write_onnx(exported.model, file, file)
-    subject = pipeline._subject(file, file.name, prepared, intended, chosen, lambda: exported)
-    return replace(subject, plain=cache(subject.plain))
+    effective = prepared.effective()
+    return Subject(
+        file=file,
+        name=file.name,
+        module=prepared.loaded.module,
+        program=prepared.captured.program,
+        effective=effective,
+        intended=intended,
+        lowered=lambda: exported.lowered,
+        plain=cache(lambda: export_onnx(effective, axes=prepared.captured.axes).model),
+        plan=prepared.plan,
+        example=prepared.captured.inputs,
+        own_inputs=not chosen.input_shape,
+    )

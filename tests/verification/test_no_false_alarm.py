@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from small_nets import SMALL, TRANSFORMERS, image, settled
+from small_nets import SMALL, TRANSFORMERS, deep, image, near_100, settled
 
 from spdexport import pipeline
 from spdexport.verification.compare import FACTOR
@@ -101,3 +101,19 @@ def test_outputs_that_do_not_react_are_inconclusive(tmp_path: Path) -> None:
     assert done.verification is not None
     found = next(e for e in done.verification.edges if e.edge == "export")
     assert found.reason == "no output reacts to the inputs, so that they agree shows nothing"
+
+
+def test_outputs_near_100_are_near_100() -> None:
+    module, inputs = near_100()
+    with torch.no_grad():
+        assert 30 < module(*inputs).abs().max() < 1000
+
+
+@pytest.mark.slow
+def test_a_model_200_layers_deep_passes(tmp_path: Path) -> None:
+    module, inputs = deep()
+    done = pipeline.convert(module, tmp_path / "m.onnx", inputs=inputs, thorough=True)
+    assert done.verification is not None
+    assert done.verdict is Status.PASS, done.verification.edges
+    assert len(done.verification.layers) == 200
+    assert all(layer.status is Status.PASS for layer in done.verification.layers)

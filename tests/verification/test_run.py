@@ -80,3 +80,31 @@ def _one_weight_off(subject: Subject) -> torch.nn.Module:
     with torch.no_grad():
         module[4].weight[0, 0, 0, 0] *= 1.5  # type: ignore[index,operator]
     return module
+
+
+class Drawing(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.conv(x)
+        return y + torch.randn_like(y)
+
+
+@pytest.mark.parametrize(
+    ("module", "x", "why"),
+    [
+        (Drawing(), image(), "the output is random"),
+        (torch.nn.Conv2d(3, 4, 3), torch.ones(0, 3, 8, 8), "the outputs are empty"),
+    ],
+    ids=["random", "empty"],
+)
+def test_outputs_that_cannot_be_compared_are_inconclusive(
+    module: torch.nn.Module, x: torch.Tensor, why: str, tmp_path: Path
+) -> None:
+    subject = make_subject(tmp_path, module, {"inputs": x})
+    found = {e.edge: e for e in verify_subject(subject, providers=(), seed=0).edges}
+    for edge in ("capture", "rewrite", "export", "optimize"):
+        assert found[edge].status is Status.INCONCLUSIVE
+        assert found[edge].reason.startswith(why)

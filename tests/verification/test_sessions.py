@@ -141,3 +141,49 @@ def test_a_correct_file_passes_on_cuda_and_tf32_is_only_named(five_convs: Subjec
 def test_a_coarser_unit_rounding_gives_a_coarser_tolerance() -> None:
     fine = trial()
     assert fine.rounded_to(2.0**-11).floors["y"] > 1000 * fine.floors["y"]
+
+
+class Counted:
+    """Gives another result at each call."""
+
+    def __init__(self, *shifts: float) -> None:
+        self._shifts = list(shifts)
+
+    def __call__(self, settings: SessionSettings) -> Array:
+        if settings.provider is Provider.CPU or settings.tf32 is None:
+            return X @ W
+        return X @ W + np.float32(self._shifts.pop(0) if self._shifts else 0)
+
+
+def test_runs_that_differ_beyond_tolerance_are_inconclusive_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The first run is right, the second is not; and the other way round.
+    for shifts in ((0.0, 0.5), (0.5, 0.0)):
+        check, _ = run(monkeypatch, Counted(*shifts))
+        assert check.status is Status.INCONCLUSIVE
+        assert check.reason.startswith(
+            "TF32 off: nondeterministic: two runs of one session on one input differ by 0.5, "
+        )
+
+
+def test_runs_that_are_both_wrong_fail_whatever_their_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    check, _ = run(monkeypatch, Counted(0.5, -0.5))
+    assert check.status is Status.FAIL
+    assert "nondeterministic" in check.reason
+
+
+def test_a_spread_within_rounding_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    check, _ = run(monkeypatch, Counted(0.0, 1e-6))
+    assert check.status is Status.PASS
+
+
+def test_a_second_run_that_fails_is_inconclusive(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = iter((False, True))
+
+    def compute(settings: SessionSettings) -> Array:
+        if settings.provider is Provider.CUDA and settings.tf32 is False and next(calls):
+            raise RuntimeFailure("out of memory")
+        return X @ W
+
+    check, _ = run(monkeypatch, compute)
+    assert check.status is Status.INCONCLUSIVE
+    assert "failed the second time: out of memory" in check.reason

@@ -1,0 +1,159 @@
+"""What plain ``torch.onnx.export`` does on many architectures, and what spdexport does, with exact SVD and no mask.
+
+    python benchmarks/zoo.py > benchmarks/results/zoo.md
+    python benchmarks/zoo.py --rows rows.jsonl DPT GLPN     # these alone; rows that are in the file are not run again
+
+"Plain" is the dynamo exporter with the same example inputs, and one run of its file on ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import tempfile
+import time
+import warnings
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+from zoo_models import ZOO, Entry
+
+from spdexport import pipeline
+from spdexport.errors import SpdExportError
+from spdexport.installed import versions
+from spdexport.quiet import quiet
+
+KNOWN = {
+    "BiT": "a fault of ONNX Runtime, found rightly: its optimizer puts a Pad with zeros into the MaxPool behind it, "
+    "which pads with minus infinity, and activations are negative here; the plain export's file has it too"
+}
+"""What is known of a verdict that is not ``pass``."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="architectures; all where none is named")
+    parser.add_argument("--rows", type=Path, help="a file of results, which grows by those that it lacks")
+    options = parser.parse_args()
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    rows: dict[str, dict[str, Any]] = {}
+    if options.rows and options.rows.exists():
+        rows = {row["name"]: row for row in map(json.loads, options.rows.read_text().splitlines())}
+    for entry in ZOO:
+        if entry.name in rows or (options.names and entry.name not in options.names):
+            continue
+        rows[entry.name] = row = measure(entry)
+        if options.rows:
+            with options.rows.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+    print_table([rows[entry.name] for entry in ZOO if entry.name in rows])
+
+
+def measure(entry: Entry) -> dict[str, Any]:
+    """One row: the plain export first, then ours, each on a module of its own made from the same seed."""
+    with tempfile.TemporaryDirectory() as folder:
+        plain = _plain(entry, Path(folder) / "plain.onnx")
+        ours = _ours(entry, Path(folder) / "ours.onnx")
+    return {"name": entry.name, "kind": entry.kind, "plain": plain, **ours}
+
+
+def _made(entry: Entry) -> Any:
+    torch.manual_seed(0)
+    module, inputs = entry.make()
+    return module.eval(), inputs
+
+
+def _plain(entry: Entry, file: Path) -> str:
+    module, inputs = _made(entry)
+    args, kwargs = ((), inputs) if isinstance(inputs, dict) else ((inputs,), {})
+    try:
+        with quiet(), torch.no_grad():
+            torch.onnx.export(module, args, file, kwargs=kwargs, dynamo=True, verbose=False)
+    # An exporter may fail with anything, and that it does is the result.
+    except Exception as error:
+        return f"export fails: {_root(error)}"
+    try:
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        values = inputs.values() if isinstance(inputs, dict) else [inputs]
+        names = [value.name for value in session.get_inputs()]
+        session.run(None, {n: v.numpy() for n, v in zip(names, values, strict=True)})
+    except Exception as error:
+        return f"ONNX Runtime fails: {_root(error)}"
+    return "works"
+
+
+def _ours(entry: Entry, file: Path) -> dict[str, Any]:
+    module, inputs = _made(entry)
+    start = time.perf_counter()
+    try:
+        result = pipeline.convert(module, file, inputs=inputs)
+    # A fault of spdexport's own is a row too.
+    except Exception as error:
+        why = error.what if isinstance(error, SpdExportError) else f"a fault of spdexport's own: {_root(error)}"
+        return {"verdict": type(error).__name__, "seconds": time.perf_counter() - start, "why": [why]}
+    found = result.verification
+    assert found is not None
+    bad = [e for e in found.edges if e.status.value in ("fail", "inconclusive")]
+    return {
+        "verdict": found.verdict.value,
+        "seconds": time.perf_counter() - start,
+        "decomposed": sum(layer.form != "dense" for layer in result.plan.layers),
+        "alone": sum(layer.form == "dense" for layer in result.plan.layers) + len(result.plan.skipped),
+        "noise": max(e.noise_ratio or 0.0 for e in found.edges),
+        "why": [
+            *(f"{e.edge}: {e.reason}" + (f" (at {e.first_divergence})" if e.first_divergence else "") for e in bad),
+            *result.notes,
+            *found.notes,
+        ],
+    }
+
+
+def _root(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:120] if lines else ''}"
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """The table as Markdown, with versions and date."""
+    found = versions()
+    names = ("python", "torch", "onnx", "onnxruntime")
+    stack = ", ".join(f"{name} {found[name]}" for name in names if name in found)
+    print("# The zoo: architectures of transformers, converted and verified\n")
+    print(f"`python benchmarks/zoo.py` on {date.today().isoformat()}, with {stack}, transformers {_transformers()}.\n")
+    print(
+        "Small configurations, random weights, exact SVD factors, no mask. Plain: what `torch.onnx.export` (dynamo) and"
+    )
+    print(
+        "one run on ONNX Runtime do. Decomposed: layers as V and U; alone: layers left as they are. Noise: the largest"
+    )
+    print("error over what rounding explains, above 8 fails.\n")
+    works = [row for row in rows if row["plain"] == "works"]
+    passed = [row for row in works if row["verdict"] == "pass"]
+    more = [row for row in rows if row["plain"] != "works" and row["verdict"] == "pass"]
+    print(f"{len(rows)} architectures. The plain export works for {len(works)}; spdexport converts and verifies")
+    print(f"{len(passed)} of these, and {len(more)} of the {len(rows) - len(works)} others.\n")
+    print("| architecture | kind | plain | spdexport | decomposed | alone | noise | seconds | remarks |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        noise = f"{row['noise']:.2g}" if "noise" in row else ""
+        why = [*row["why"], *([KNOWN[row["name"]]] if row["name"] in KNOWN and row["verdict"] != "pass" else [])]
+        cells = [row["name"], row["kind"], row["plain"], row["verdict"], row.get("decomposed", ""),
+                 row.get("alone", ""), noise, f"{row['seconds']:.1f}", "; ".join(why)]  # fmt: skip
+        print("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+
+
+def _transformers() -> str:
+    import transformers
+
+    return str(transformers.__version__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Tracing a module, in the first of several ways that works."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from spdexport.capture.axes import BATCH, Axes, DynamicAxes, check_axes, dynamic_shapes, with_batch
+from spdexport.capture.call import bound_arguments, first_line
+from spdexport.errors import CaptureError
+from spdexport.loading.model import named_tensors
+from spdexport.quiet import quiet
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from spdexport.loading.model import ExampleInputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Traced:
+    """A program and how it came about.
+
+    Attributes:
+        program: The program.
+        inputs: What it was traced with.
+        axes: The dynamic axes that it has.
+        notes: What had to be given up for it.
+    """
+
+    program: ExportedProgram
+    inputs: ExampleInputs
+    axes: Axes
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Way:
+    inputs: ExampleInputs
+    axes: Axes
+    strict: bool = False
+
+
+def trace(module: torch.nn.Module, inputs: ExampleInputs, dynamic: DynamicAxes) -> Traced:
+    """Trace a module in eval mode.
+
+    Tried in turn: with a dynamic batch, where that is wanted; with a fixed one; and both again with torch's symbolic
+    evaluation of the module's bytecode (``strict``), which traces some modules that running it does not.
+
+    Args:
+        module: The module.
+        inputs: Its inputs, no tensor of which is there twice.
+        dynamic: The axes that may change at run time.
+
+    Raises:
+        UsageError: A dynamic axis names no input or no axis.
+        CaptureError: No way works; tells what is wrong with the least demanding of them.
+    """
+    axes = {name: dict(found) for name, found in (dynamic.named or {}).items()}
+    names = named_tensors(bound_arguments(module, inputs))
+    check_axes(axes, names)
+    ways = [_Way(inputs=inputs, axes=axes)]
+    if dynamic.batch:
+        tiled, batched = with_batch(inputs, names)
+        wanted = {name: {0: BATCH} | axes.get(name, {}) for name in batched}
+        wanted |= {name: found for name, found in axes.items() if name not in batched}
+        ways.insert(0, _Way(inputs=tiled, axes=wanted))
+    if not isinstance(module, torch.jit.ScriptModule):
+        ways += [_Way(inputs=way.inputs, axes=way.axes, strict=True) for way in ways]
+    failures: list[CaptureError] = []
+    for way in ways:
+        try:
+            program = _export(module, way)
+        except CaptureError as error:
+            failures.append(error)
+            continue
+        notes = []
+        if way.strict:
+            notes.append(f"traced by torch's strict mode, because the other one fails: {failures[0].what}")
+        elif failures:
+            notes.append(
+                f"the batch size is fixed at the example's, because the trace depends on it: {failures[0].what}"
+            )
+        if way.strict and dynamic.batch and way.axes is axes:
+            notes.append("the batch size is fixed at the example's, because the trace depends on it")
+        return Traced(program=program, inputs=way.inputs, axes=way.axes, notes=tuple(notes))
+    raise next(e for e, way in zip(failures, ways, strict=True) if way.axes is axes and not way.strict)
+
+
+def _export(module: torch.nn.Module, way: _Way) -> ExportedProgram:
+    # A trace may write to its inputs, and torch.export keeps these as the program's example.
+    inputs = way.inputs.copied()
+    names = named_tensors(bound_arguments(module, inputs))
+    if isinstance(module, torch.jit.ScriptModule):
+        module = _from_torchscript(module, inputs)
+    try:
+        with torch.no_grad(), quiet():
+            return torch.export.export(
+                module,
+                inputs.args,
+                dict(inputs.kwargs),
+                dynamic_shapes=dynamic_shapes(module, inputs, way.axes, names),
+                strict=way.strict,
+            )
+    # The tracer runs the module, and either may raise anything.
+    except Exception as error:
+        raise CaptureError(
+            f"torch.export cannot trace the model: {first_line(error)}",
+            where=type(module).__name__,
+            hint="Try torch.export.export on the module by itself; its message says which line to change.",
+        ) from error
+
+
+def _from_torchscript(module: torch.jit.ScriptModule, inputs: ExampleInputs) -> torch.nn.Module:
+    """The TorchScript program as a module that torch.export can trace again; sizes of 1 become constants in it."""
+    from torch._export.converter import TS2EPConverter
+
+    try:
+        with quiet():
+            converted: torch.nn.Module = TS2EPConverter(module, inputs.args).convert().module()
+    # The converter raises whatever it trips over.
+    except Exception as error:
+        raise CaptureError(
+            f"The TorchScript archive cannot be converted: {first_line(error)}",
+            where="torch's TorchScript converter",
+            hint="Export the original module with torch.export instead, or give its state dict and --factory.",
+        ) from error
+    # The converter calls inputs after TorchScript's own values (`x_1`); torch.export takes the names from here.
+    names = [argument.name for argument in module.forward.schema.arguments]  # type: ignore[attr-defined]
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    type(converted).forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return converted

@@ -1,0 +1,295 @@
+"""The first half of every command for an ONNX file as the source: read it, list its layers, decide about them.
+
+There is nothing to trace and nothing to export: the graph of the file is the graph that is rewritten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from spdexport.errors import SourceError, UsageError
+from spdexport.files.hashing import sha256_file
+from spdexport.model_files import INLINE_UP_TO, METADATA_PREFIX, external_files, load_onnx
+from spdexport.prepare import decide, example_inputs
+from spdexport.rewrite.onnx_graph import is_operator
+from spdexport.rewrite.onnx_rewrite import place_onnx_forms
+from spdexport.rewrite.onnx_sites import LAYERS, list_onnx_sites, node_keys, source_of
+from spdexport.verification.file_inputs import given_tensors, input_ports
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from spdexport.conv import Array
+    from spdexport.loading.model import ExampleInputs
+    from spdexport.options import Options
+    from spdexport.plan import Plan
+
+OLDEST = 7
+"""The oldest opset that is taken as it is: ONNX Runtime runs none before, and Mul and Add broadcast otherwise there."""
+
+LIFTED_TO = 13
+"""The opset that older files are lifted to: operators changed less up to there than they did later."""
+
+OLDEST_IR = 4
+"""The version of the format from which initializers need not be inputs as well."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PreparedOnnx:
+    """An ONNX model ready to be rewritten.
+
+    Attributes:
+        path: The file.
+        model: As it is read: the file's own, lifted where that was needed. Its weights stay in their file until they
+            are read.
+        as_written: Whether ``model`` is just what the file holds.
+        is_external: Whether the source keeps weights in files beside it.
+        inputs: The user's example inputs, or None.
+        plan: The decision for each layer.
+        components: Where V and U come from: ``spd``, ``file`` or ``svd``.
+        hashes: SHA-256 of source, components and masks, as far as there are any.
+        notes: What the user should know.
+    """
+
+    path: Path
+    model: ir.Model
+    as_written: bool
+    is_external: bool
+    inputs: ExampleInputs | None
+    plan: Plan
+    components: str
+    hashes: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    def factorized(self) -> ir.Model:
+        """The model with every layer in the form that the plan names, without what spdexport noted in the source."""
+        model = place_onnx_forms(self.model, self.plan.forms())
+        for key in [key for key in model.metadata_props if key.startswith(METADATA_PREFIX)]:
+            del model.metadata_props[key]
+        return model
+
+    def effective(self) -> ir.Model:
+        """The model with dense effective weights; the model itself where no weight changes."""
+        changed = [d for d in self.plan.decisions if d.changes]
+        return place_onnx_forms(self.model, ((d.site, d.dense_form()) for d in changed)) if changed else self.model
+
+    def plain(self) -> ir.Model:
+        """The effective model with all layers that have factors written anew: what composing V and U gives back.
+
+        A Gemm that stored its weight transposed, or scaled it, is the plain one there.
+        """
+        made = ((d.site, d.dense_form()) for d in self.plan.decisions if d.factors is not None)
+        return place_onnx_forms(self.model, made)
+
+
+def prepare_onnx(path: Path, options: Options, progress: Callable[[str], None] = lambda _: None) -> PreparedOnnx:
+    """Read an ONNX file and decide about its layers.
+
+    Args:
+        path: The file.
+        options: How.
+        progress: Told what is being done.
+
+    Raises:
+        UsageError: An option has no meaning for an ONNX file, names nothing, or does not go together with another one.
+        InputError: The file, components, masks or inputs cannot be used.
+    """
+    _refuse(options)
+    progress("loading")
+    original = load_onnx(path)
+    _check(path)
+    files = external_files(original)
+    _load_small(original)
+    model, notes = _readable(original, options.opset, path)
+    inputs = example_inputs(options)
+    ports = input_ports(model)
+    given = None if inputs is None else given_tensors(ports, inputs)
+    sizes = _sizes(model, given)
+    sites, skipped = list_onnx_sites(model, sizes)
+    decided = decide(sites, skipped, None, options, progress)
+    nodes = node_keys(model.graph)
+    if unknown := [site.name for site in sites if nodes[site.node].outputs[0].name not in sizes]:
+        notes.append(
+            f"the file does not tell the output sizes of {_some(unknown)}: MACs are those of one location; "
+            "--input-shape tells them"
+        )
+    data = {f"source {file.name}": sha256_file(file) for file in files}
+    return PreparedOnnx(
+        path=path,
+        model=model,
+        as_written=model is original,
+        is_external=bool(files),
+        inputs=inputs,
+        plan=decided.plan,
+        components=decided.components,
+        hashes={"source": sha256_file(path), **data, **decided.hashes},
+        notes=tuple(notes),
+    )
+
+
+def _refuse(options: Options) -> None:
+    """Refuse what tells how a module is made or traced."""
+    if options.factory is not None:
+        raise UsageError(
+            "The source is an ONNX file, which needs no factory.",
+            where=f"--factory {options.factory}",
+            hint="Leave out either --factory or the source.",
+        )
+    if options.dynamic or not options.dynamic_batch:
+        raise UsageError(
+            "An ONNX file says itself which of its axes are dynamic.",
+            where="--dynamic" if options.dynamic else "--static-batch",
+            hint="Leave the option out.",
+        )
+
+
+def _check(path: Path) -> None:
+    try:
+        onnx.checker.check_model(path)
+    # The checker raises its own class, and others for files that it cannot even read.
+    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+        raise SourceError(
+            f"onnx.checker refuses the file: {_first_line(error)}",
+            where=str(path),
+            hint="Export it again; what is invalid before cannot be proved equal after.",
+        ) from error
+
+
+def _load_small(model: ir.Model) -> None:
+    """Read the weights that are written into the model itself, wherever they came from."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= INLINE_UP_TO:
+                (value.const_value,) = ir.external_data.convert_tensors_from_external([tensor])
+
+
+def _readable(model: ir.Model, opset: int | None, path: Path) -> tuple[ir.Model, list[str]]:
+    """The model in the opset that is needed, with the weights of layers constant; and what was done, in words."""
+    notes: list[str] = []
+    if model.ir_version < OLDEST_IR:
+        notes.append(f"the file's format, version {model.ir_version}, becomes version {OLDEST_IR}")
+    current = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
+    target = LIFTED_TO if 0 < current < OLDEST else current
+    if opset is not None and opset < current:
+        raise UsageError(
+            f"The source is of opset {current}, and ONNX files are converted to newer opsets only.",
+            where=f"--opset {opset}",
+            hint=f"Leave --opset out, or ask for {current} or more.",
+        )
+    target = max(target, opset or 0)
+    if 0 < current != target:
+        model = _lifted(model, target, path)
+        why = "--opset" if opset is not None else f"opsets before {OLDEST} have other operators"
+        notes.append(f"lifted from opset {current} to {target} ({why}); functions, if any, are inlined by that")
+    defaults = {value.name or "" for value in _defaults(model)}
+    inside = [(node, attribute) for node in model.graph.all_nodes() for attribute in node.attributes.values()]
+    if not defaults and not any(isinstance(attribute.value, ir.ExternalTensor) for _, attribute in inside):
+        return model, notes
+    copy = model.clone()
+    kept = [value for value in copy.graph.inputs if value.name not in defaults]
+    copy.graph.inputs.clear()
+    copy.graph.inputs.extend(kept)
+    if defaults and model.ir_version >= OLDEST_IR:
+        notes.append(f"inputs with a layer's weight as their default are constants now: {_some(sorted(defaults))}")
+    copy.ir_version = max(model.ir_version, OLDEST_IR)
+    for node in copy.graph.all_nodes():
+        for name, attribute in list(node.attributes.items()):
+            # A tensor inside of a node has no place in the data file that is written.
+            if isinstance(attribute.value, ir.ExternalTensor):
+                node.attributes[name] = ir.AttrTensor(name, ir.tensor(attribute.value.numpy().copy()))
+    return copy, notes
+
+
+def _defaults(model: ir.Model) -> list[ir.Value]:
+    """Initializers that are inputs as well, and are taken as constants.
+
+    Old files had to list every initializer as an input, and so do files that are exported to look like them. Before
+    version 4 of the format no caller could override them; later, those of layers are taken as constants, and others,
+    which a caller may mean to set, are left alone.
+    """
+    listed = {value for value in model.graph.inputs if value.is_initializer()}
+    if model.ir_version < OLDEST_IR:
+        return list(listed)
+    used = [source_of(value) for node in model.graph if is_operator(node, *LAYERS) for value in node.inputs[1:3]]
+    return list(dict.fromkeys(value for value in used if value in listed))
+
+
+def _lifted(model: ir.Model, target: int, path: Path) -> ir.Model:
+    """A copy in another opset, by the version converters of onnxscript and onnx."""
+    from onnxscript.version_converter import ConvertVersionPass  # it takes as long to import as all of onnx
+
+    current = model.opset_imports.get("", 0)
+    reason = "the converter gives another opset"
+    with _heard("onnxscript.version_converter") as failures:
+        try:
+            lifted = ConvertVersionPass(target, fallback=True)(model.clone()).model
+            if lifted.opset_imports.get("", 0) == target:
+                lifted.ir_version = max(lifted.ir_version, OLDEST_IR)
+                return lifted
+            reason = failures[-1] if failures else reason
+        # The converters raise whatever they trip over.
+        except Exception as error:
+            reason = _first_line(error)
+    raise SourceError(
+        f"The file is of opset {current}, and the version converter cannot lift it to {target}: {reason}",
+        where=str(path),
+        hint="Export the model again with a newer opset.",
+    )
+
+
+@contextlib.contextmanager
+def _heard(name: str) -> Iterator[list[str]]:
+    """Collects the errors that a logger tells instead of raising them, and keeps them from being printed."""
+    found: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.exc_info and record.exc_info[1] is not None:
+                found.append(_first_line(record.exc_info[1]))
+
+    logger, listener = logging.getLogger(name), Listener()
+    propagate = logger.propagate
+    logger.addHandler(listener)
+    logger.propagate = False
+    try:
+        yield found
+    finally:
+        logger.removeHandler(listener)
+        logger.propagate = propagate
+
+
+def _sizes(model: ir.Model, given: Mapping[str, Array] | None) -> dict[str, tuple[int, ...]]:
+    """The sizes of the main graph's values by name, as far as the file, or inputs, tell them; a batch counts as 1."""
+    model = model.clone()
+    for value in model.graph.inputs:
+        if given is not None and (name := value.name or "") in given:
+            value.shape = ir.Shape(given[name].shape)
+    with _heard("onnx_ir.passes.common"):
+        ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    sizes = {}
+    for value in (*model.graph.inputs, *(v for node in model.graph for v in node.outputs)):
+        if value.name is None or value.shape is None:
+            continue
+        dims = [d if isinstance(d, int) else None for d in value.shape]
+        known = [1, *dims[1:]] if dims else dims
+        if None not in known:
+            sizes[value.name] = tuple(d for d in known if d is not None)
+    return sizes
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,30 @@
+"""What all reports take: the result of a command, and the verification in it."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from spdexport.folding import Folding
+from spdexport.pipeline import Conversion, Inspection
+from spdexport.verification.result import Verification
+
+Result: TypeAlias = Conversion | Inspection | Folding | Verification
+"""What the commands give."""
+
+
+def verification_of(result: Result) -> Verification | None:
+    """The verification that a result is or holds; None where nothing was verified."""
+    match result:
+        case Verification():
+            return result
+        case Conversion() | Folding():
+            return result.verification
+    return None
+
+
+def names_of(result: Result) -> str:
+    """What a report is about: the names of the files that were compared or written, without folders."""
+    names = list(result.artifacts) if isinstance(result, Verification) else []
+    if isinstance(result, Conversion | Folding):
+        names = [path.name for path in result.outputs]
+    return ", ".join(names) or "the model"

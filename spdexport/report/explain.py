@@ -1,0 +1,150 @@
+"""Edges and layers in words: what each is called everywhere, what a failure means, and what to do about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from spdexport.report.numbers import ratio
+from spdexport.verification.compare import FACTOR
+from spdexport.verification.result import EdgeResult, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from spdexport.verification.result import LayerResult, Verification
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    """What a result that is no pass says to someone who does not know how the check works.
+
+    Attributes:
+        edge: The edge it is about, as ``edge_names`` calls it.
+        means: What the status of this edge means.
+        to_do: What the user can do.
+    """
+
+    edge: str
+    means: str
+    to_do: str
+
+
+_FAILURES = {
+    "capture": (
+        "what torch.export traced is not what the module computes",
+        "in the forward of the layer that is named, look for branches that depend on values, and for state it changes",
+    ),
+    "weights": (
+        "the file does not hold the weights and operators of the intended model",
+        "if the file was edited, or its source has changed since, convert again; if the file is new, report it",
+    ),
+    "rewrite": (
+        "the factors compute something else than the layers whose place they took",
+        "this is a fault of spdexport: report it with the model; --exclude LAYER leaves a layer as it is",
+    ),
+    "export": (
+        "ONNX Runtime computes something else than it should, even with its optimizations off",
+        "if the weights edge passes, suspect the exporter or ONNX Runtime: try --opset N, and another version of each",
+    ),
+    "optimize": (
+        "ONNX Runtime's graph optimizations change what the file computes; without them it is right",
+        "set graph_optimization_level to ORT_DISABLE_ALL in the SessionOptions, or try another version of ONNX Runtime",
+    ),
+    "device": (
+        "nothing fails on the CPU, and this provider computes something else",
+        "do not deploy on it with these settings; --repro FILE.npz saves what it takes to report this to its makers",
+    ),
+}
+"""For each edge, what a failure means where no edge before it fails, and what to do."""
+
+_UNDECIDED = {
+    "device": (
+        "nothing was shown about this provider, neither for nor against it",
+        "mend what is named above and check again, or check the CPU alone with --provider cpu",
+    ),
+}
+_UNDECIDED_ELSEWHERE = (
+    "the check ran and shows nothing, neither for nor against the file",
+    "give inputs of your own, such as the model meets in use, with --inputs FILE",
+)
+
+
+def edge_names(edges: Sequence[EdgeResult]) -> list[str]:
+    """What each edge is called: ``export (cpu)``; with its setting where one provider ran in two.
+
+    The names are unique, and the same for the same checks in every run: programs that collect reports rely on it.
+    """
+    plain = [f"{edge.edge} ({edge.provider})" if edge.provider else edge.edge for edge in edges]
+    names: list[str] = []
+    for edge, name in zip(edges, plain, strict=True):
+        setting = edge.reason.partition(": ")[0] if ": " in edge.reason else ""
+        full = f"{name}, {setting}" if plain.count(name) > 1 and setting else name
+        number = 2
+        while full in names:
+            full, number = f"{name} #{number}", number + 1
+        names.append(full)
+    return names
+
+
+def edge_reason(edge: EdgeResult) -> str:
+    """Why an edge has its status, with the layer and the size of the error where it failed."""
+    said = edge.reason
+    if edge.first_divergence:
+        said = f"first diverges at {edge.first_divergence}: {said}"
+    if edge.status is Status.FAIL and edge.max_abs is not None and "off by" not in said:
+        said += f" (largest error {ratio(edge.max_abs)})"
+    return said
+
+
+def layer_reason(layer: LayerResult) -> str:
+    """Why a layer has its status."""
+    if layer.status is Status.NOT_RUN:
+        return "nothing of this layer was compared"
+    said = []
+    if layer.weights_ratio is not None:
+        said.append(f"weights: {_times(layer.weights_ratio)}")
+    if layer.output_ratio is not None:
+        said.append(f"output: {_times(layer.output_ratio)}")
+    if layer.bound:
+        said.append(f"the error of the weights moves the output by at most {ratio(layer.bound)}")
+    return "; ".join(said) or "the edge that checks it says why"
+
+
+def _times(number: float) -> str:
+    if number == 0:
+        return "no error"
+    if number == float("inf"):
+        return "an error that rounding cannot explain at all"
+    return f"an error of {ratio(number)} times what rounding explains" + (
+        f", above {FACTOR:g} fails" if number > FACTOR else ""
+    )
+
+
+def failing_layers(verification: Verification) -> list[LayerResult]:
+    """The layers that fail, in the model's order."""
+    return [layer for layer in verification.layers if layer.status is Status.FAIL]
+
+
+def advice(verification: Verification) -> Advice | None:
+    """What to make of a verdict that is no pass: of the first edge that has it, since later ones follow from it."""
+    verdict = verification.verdict
+    names = edge_names(verification.edges)
+    for edge, name in zip(verification.edges, names, strict=True):
+        if edge.status is not verdict:
+            continue
+        if verdict is Status.FAIL:
+            means, to_do = _FAILURES[edge.edge]
+            return Advice(edge=name, means=means, to_do=to_do)
+        if verdict is Status.INCONCLUSIVE:
+            means, to_do = _UNDECIDED.get(edge.edge, _UNDECIDED_ELSEWHERE)
+            return Advice(edge=name, means=means, to_do=to_do)
+    return None
+
+
+def tolerance(verification: Verification) -> str:
+    """What the check allows, in words."""
+    given = [f"{name} {value:g}" for name in ("atol", "rtol") if (value := getattr(verification, name)) is not None]
+    if given:
+        return f"tolerance: {' and '.join(given)}, set by the user in the place of the model's own"
+    return f"noise: the largest error over what rounding alone explains; above {FACTOR:g} fails"

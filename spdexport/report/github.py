@@ -1,0 +1,114 @@
+"""What GitHub Actions shows of a result: annotations on the run, and a summary in Markdown.
+
+Names and reasons come from models and files that nobody vouches for: here they can neither command nor format.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spdexport.report.common import names_of, verification_of
+from spdexport.report.explain import advice, edge_names, edge_reason, failing_layers, layer_reason, tolerance
+from spdexport.report.numbers import ratio
+from spdexport.report.tables import words
+from spdexport.report.terminal import VERDICTS, what_is
+from spdexport.report.text import printable
+from spdexport.report.workflow_commands import annotation
+from spdexport.verification.result import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from spdexport.report.common import Result
+    from spdexport.verification.result import Verification
+
+LAYERS_SHOWN = 50
+"""Layers in the summary, whose size GitHub limits; the other reports have them all."""
+
+_SPECIAL = "&<>\"'|`*_[]\\~@#"
+"""Characters that mean something in HTML or in GitHub's Markdown."""
+
+_LEVELS = {Status.FAIL: "error", Status.INCONCLUSIVE: "warning"}
+_MARKS = {Status.PASS: "✅", Status.FAIL: "❌", Status.INCONCLUSIVE: "⚠️", Status.NOT_RUN: "⚪"}
+
+
+def tell(result: Result, say: Callable[[str], object]) -> None:
+    """Annotate the run with a result, and add the result to the summary of the job where it has one.
+
+    Args:
+        result: What a command gives.
+        say: Prints a line on standard output, which the runner reads.
+    """
+    for command in commands(result):
+        say(command)
+    path = os.environ.get("GITHUB_STEP_SUMMARY")
+    if path:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(summary(result))
+
+
+def commands(result: Result) -> list[str]:
+    """A command to the runner for each edge that failed or is inconclusive."""
+    verification = verification_of(result)
+    if verification is None:
+        return []
+    hint = advice(verification)
+    lines = []
+    for edge, name in zip(verification.edges, edge_names(verification.edges), strict=True):
+        if edge.status in _LEVELS:
+            said = edge_reason(edge)
+            if hint is not None and hint.edge == name:
+                said += f"\nwhat this means: {hint.means}\nto do: {hint.to_do}"
+            title = f"spdexport, {names_of(result)}: {name} {words(edge.status)}"
+            lines.append(annotation(_LEVELS[edge.status], title, said))
+    return lines
+
+
+def summary(result: Result) -> str:
+    """A result as GitHub's Markdown; empty where nothing was verified."""
+    verification = verification_of(result)
+    if verification is None:
+        return ""
+    verdict = verification.verdict
+    title = f"### {_MARKS[verdict]} spdexport: {VERDICTS[verdict]}{what_is(verification)}"
+    lines = [title, "", f"<code>{_cell(names_of(result))}</code>", "", *_edges(verification)]
+    hint = advice(verification)
+    if hint is not None:
+        lines += ["", f"**{_cell(hint.edge)}**: {_cell(hint.means)}. To do: {_cell(hint.to_do)}."]
+    lines += ["", *_layers(verification)]
+    if verification.approximation is not None:
+        change = verification.approximation.relative_l2
+        lines += ["", f"Approximation, intended: masks and dropped deltas change the outputs by {change:.1%} in norm."]
+    lines += ["", f"<sub>{_cell(tolerance(verification))}</sub>", "", ""]
+    return "\n".join(lines)
+
+
+def _edges(verification: Verification) -> Iterator[str]:
+    yield "| edge | status | noise | |"
+    yield "|---|---|---:|---|"
+    for edge, name in zip(verification.edges, edge_names(verification.edges), strict=True):
+        status = f"{_MARKS[edge.status]} {words(edge.status)}"
+        yield f"| {_cell(name)} | {status} | {ratio(edge.noise_ratio)} | {_cell(edge_reason(edge))} |"
+
+
+def _layers(verification: Verification) -> Iterator[str]:
+    wrong = failing_layers(verification)
+    if not wrong:
+        return
+    yield f"<details><summary>{len(wrong)} of {len(verification.layers)} layers failed</summary>"
+    yield ""
+    yield "| layer | why |"
+    yield "|---|---|"
+    for layer in wrong[:LAYERS_SHOWN]:
+        yield f"| <code>{_cell(layer.name)}</code> | {_cell(layer_reason(layer))} |"
+    if len(wrong) > LAYERS_SHOWN:
+        yield f"| and {len(wrong) - LAYERS_SHOWN} more | the other reports have them |"
+    yield ""
+    yield "</details>"
+
+
+def _cell(text: str) -> str:
+    """Text that is neither HTML nor Markdown nor a mention, on one line of a table."""
+    return "".join(f"&#{ord(c)};" if c in _SPECIAL else c for c in " ".join(printable(text).split()))

@@ -1,0 +1,243 @@
+"""The ONNX side of the rewrite, first half: list the layers of a model that came as a file.
+
+`onnx_rewrite` puts forms in their places. A layer is found again by its node's key, which a copy of the model shares.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import chain, count
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from spdexport.conv import ConvSite, Skipped
+from spdexport.names import layer_of_parameter
+from spdexport.rewrite.onnx_constants import constant
+from spdexport.rewrite.onnx_graph import is_operator, read_layer
+from spdexport.rewrite.onnx_names import layer_name, node_name
+from spdexport.rewrite.stages import ReadStage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from spdexport.rewrite.onnx_graph import OnnxStage
+
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""The operators that are layers where their weight is constant."""
+
+FACTORS = ("V", "U", "mask", "delta")
+"""Last parts of names that belong to factors: what they stand behind is several layers here, each with its own name."""
+
+QUANTIZED = ("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul")
+"""Operators on integers."""
+
+OTHER_LAYERS = ("FusedConv", "FusedGemm", "FusedMatMul", "NhwcConv", "NhwcFusedConv", "DeformConv", "MatMulNBits")
+"""Operators with a weight that have no form, of ONNX Runtime's own domains or the standard."""
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+PADDINGS = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
+"""Modes of a Pad other than constants, and what torch calls them."""
+
+
+def node_keys(graph: ir.Graph) -> dict[str, ir.Node]:
+    """The nodes of a graph by their names made unique; the same keys for every copy of it."""
+    keys: dict[str, ir.Node] = {}
+    for node in graph:
+        key, number = node_name(node), 1
+        while key in keys:
+            number += 1
+            key = f"{node_name(node)}#{number}"
+        keys[key] = node
+    return keys
+
+
+def list_onnx_sites(
+    model: ir.Model, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> tuple[tuple[ConvSite, ...], tuple[Skipped, ...]]:
+    """All Conv, ConvTranspose, Gemm and MatMul of the main graph whose weight is constant, and what is left alone.
+
+    Args:
+        model: The model; it is not changed. Weights are read from their file here, and are views where that can be had.
+        shapes: Sizes of values by name, as far as they are known, for counting output locations.
+    """
+    namer = _Namer()
+    sites: list[ConvSite] = []
+    skipped: list[Skipped] = []
+    for key, node in node_keys(model.graph).items():
+        read = read_layer(node)
+        found: ConvSite | Skipped | None
+        if isinstance(read, ReadStage):
+            found = _site(read, namer(read, key), key, shapes or {})
+        else:
+            reason = _unfit(node) if read is None else read.reason
+            found = None if reason is None else Skipped(name=_name_of(node, key), kind=_kind(node), reason=reason)
+        if isinstance(found, ConvSite):
+            sites.append(found)
+        elif found is not None:
+            skipped.append(found)
+    return tuple(sites), (*skipped, *_inside(model))
+
+
+def _site(read: OnnxStage, name: str, key: str, shapes: Mapping[str, tuple[int, ...]]) -> ConvSite | Skipped:
+    spec = read.stage.spec
+    stored = constant(read.weight)
+    assert stored is not None, "a layer that was read has a constant weight"
+    dtype = stored.dtype
+    if dtype.name not in FLOATS:
+        reason = f"its weight is of {dtype.name}, which has no float components"
+        return Skipped(name=name, kind=spec.kind, reason=reason)
+    bias = read.stage.bias
+    return ConvSite(
+        name=name,
+        spec=spec,
+        # Gemm's alpha and beta make them float64; they go into the graph in its own dtype.
+        weight=read.stage.weight.astype(dtype, copy=False),
+        bias=None if bias is None else np.asarray(bias).astype(dtype, copy=False),
+        node=key,
+        positions=_positions(read.node.outputs[0], spec.axes, shapes) or 1,
+        input_positions=_positions(read.data, spec.axes, shapes) if spec.transposed else None,
+        padding_mode=_padding_mode(read),
+    )
+
+
+def _unfit(node: ir.Node) -> str | None:
+    """Why an operator that no stage stands for is no layer; None where it has no constant weight, or nothing to say."""
+    if node.op_type in QUANTIZED:
+        return "its weight is quantized, and integers have no float components"
+    if node.op_type in OTHER_LAYERS:
+        domain = node.domain or "ONNX"
+        return f"{node.op_type} of {domain} is another operator than the convolutions and products that are decomposed"
+    if not is_operator(node, "MatMul", "Gemm") or constant(node.inputs[0]) is not None:
+        return None
+    weight = constant(node.inputs[1])
+    if weight is None:
+        return None
+    return "its weight is a vector" if weight.ndim == 1 else f"its weight has {weight.ndim} axes, a matrix for each"
+
+
+def _inside(model: ir.Model) -> Iterator[Skipped]:
+    """The layers of subgraphs and functions, which are left alone."""
+    for owner in model.graph:
+        for node in _nodes_inside(owner):
+            if _is_layer(node):
+                reason = f"it is inside {owner.op_type} {node_name(owner)}"
+                yield Skipped(name=_name_of(node, node_name(node)), kind=_kind(node), reason=reason)
+    for function in model.functions.values():
+        for node in function.all_nodes():
+            if _is_layer(node):
+                name = f"{function.name}.{node_name(node)}"
+                yield Skipped(name=name, kind=_kind(node), reason=f"it is inside the function {function.name}")
+
+
+def _nodes_inside(node: ir.Node) -> Iterator[ir.Node]:
+    """The nodes of the graphs that an If, Loop or Scan has, however deep."""
+    for attribute in node.attributes.values():
+        graphs = [attribute.value] if attribute.type is ir.AttributeType.GRAPH else []
+        graphs += attribute.value if attribute.type is ir.AttributeType.GRAPHS else []
+        for graph in graphs:
+            for inner in graph:
+                yield inner
+                yield from _nodes_inside(inner)
+
+
+def _is_layer(node: ir.Node) -> bool:
+    """Whether a node is a layer; a product only where its second operand is constant."""
+    if not is_operator(node, *LAYERS):
+        return False
+    return node.op_type != "MatMul" or constant(node.inputs[1]) is not None
+
+
+def _kind(node: ir.Node) -> str:
+    """What a node is as torch calls it, as far as its weight's shape is known; else the operator."""
+    if is_operator(node, "Gemm", "MatMul"):
+        return "linear"
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    shape = None if weight is None else weight.shape
+    if shape is None or not is_operator(node, "Conv", "ConvTranspose"):
+        return node.op_type
+    return f"{'conv' if node.op_type == 'Conv' else 'conv_transpose'}{len(shape) - 2}d"
+
+
+def _positions(value: ir.Value, axes: int, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """Locations that one sample of a value has; None where its sizes are not known."""
+    shape = shapes.get(value.name or "")
+    if shape is None:
+        return None
+    return math.prod(shape[len(shape) - axes :] if axes else shape[1:-1])
+
+
+def _padding_mode(read: OnnxStage) -> str:
+    """The mode of a Pad in front of a layer, where the two have the same parent in their names."""
+    pad = read.data.producer()
+    if not is_operator(pad, "Pad"):
+        return "zeros"
+    assert pad is not None
+    parents = [(node.name or "").rpartition("/")[0] for node in (pad, read.node)]
+    if not parents[0] or parents[0] != parents[1]:
+        return "zeros"
+    return PADDINGS.get(pad.attributes.get_string("mode", "constant"), "zeros")
+
+
+def source_of(value: ir.Value | None) -> ir.Value | None:
+    """The initializer, or the output of a Constant node, that a constant is made of."""
+    while value is not None and (node := value.producer()) is not None and node.op_type != "Constant":
+        value = node.inputs[0] if node.inputs else None
+    return value
+
+
+def _name_of(node: ir.Node, key: str) -> str:
+    """What to call a layer that is left alone: by its weight, else by its node."""
+    weight = source_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    name = (weight.name or "") if weight is not None and weight.is_initializer() else ""
+    return _base(name) or key
+
+
+def _base(weight: str) -> str:
+    """The layer that a weight's name tells, ``layer1.conv1`` of ``layer1.conv1.weight``; empty where it tells none."""
+    layer, _, last = weight.rpartition(".")
+    return weight if layer and last in FACTORS else layer_of_parameter(weight) if layer else ""
+
+
+class _Namer:
+    """Names layers: by the weight, else by the bias or the exporter's notes, else by the node.
+
+    Further uses of one weight get ``#2``, ``#3``. Where another weight has the name already, the weight's own name in
+    full is taken, then the node's.
+    """
+
+    def __init__(self) -> None:
+        self._owners: dict[str, list[OnnxStage]] = {}
+
+    def __call__(self, read: OnnxStage, key: str) -> str:
+        weight = source_of(read.weight)
+        own = (weight.name or "") if weight is not None and weight.is_initializer() else ""
+        base = _base(own) or layer_name((read,), source_of(read.bias or _bias_behind(read.node)))
+        name = next(n for n in chain((base, own), _numbered(key)) if n and self._is_free(n, read))
+        uses = self._owners.setdefault(name, [])
+        uses.append(read)
+        return name if len(uses) == 1 else f"{name}#{len(uses)}"
+
+    def _is_free(self, name: str, read: OnnxStage) -> bool:
+        """Whether nothing has a name, or what has it is the same layer: the same weight, in the same orientation."""
+        if name not in self._owners:
+            return True
+        first = self._owners[name][0]
+        same = source_of(first.weight) is source_of(read.weight)
+        return same and np.array_equal(first.stage.weight, read.stage.weight)
+
+
+def _numbered(key: str) -> Iterator[str]:
+    yield key
+    yield from (f"{key}_{number}" for number in count(2))
+
+
+def _bias_behind(node: ir.Node) -> ir.Value | None:
+    """The bias of a MatMul that an Add brings: exporters keep its name where they transpose the weight."""
+    users = [use.node for use in node.outputs[0].uses()]
+    if node.op_type != "MatMul" or len(users) != 1 or not is_operator(users[0], "Add"):
+        return None
+    values = [v for v in users[0].inputs if v is not None and v.is_initializer() and (v.name or "").endswith(".bias")]
+    return values[0] if values else None

@@ -1,0 +1,229 @@
+"""The two ways from a source to an ONNX file that is checked: through a traced program, or within the ONNX graph."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from spdexport import __version__
+from spdexport.content import content_hash
+from spdexport.errors import UsageError
+from spdexport.files.sniff import FileKind, sniff
+from spdexport.installed import require_torch
+from spdexport.model_files import write_metadata
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import onnx_ir as ir
+    from torch.export import ExportedProgram
+
+    from spdexport.export import Exported
+    from spdexport.onnx_prepare import PreparedOnnx
+    from spdexport.options import Options
+    from spdexport.plan import Plan
+    from spdexport.prepare import Prepared, Source
+    from spdexport.runtime import Provider
+    from spdexport.verification.result import Verification
+
+
+class Decided(Protocol):
+    """What both kinds of prepared sources tell."""
+
+    @property
+    def plan(self) -> Plan: ...  # noqa: D102
+    @property
+    def components(self) -> str: ...  # noqa: D102
+    @property
+    def hashes(self) -> Mapping[str, str]: ...  # noqa: D102
+    @property
+    def notes(self) -> tuple[str, ...]: ...  # noqa: D102
+
+
+class Route(Protocol):
+    """A source that was read and decided about, on its way to a file."""
+
+    @property
+    def prepared(self) -> Decided:
+        """What was read and decided."""
+
+    @property
+    def external_from(self) -> int | None:
+        """As ``write_onnx`` has it: from how many bytes on weights go to a file of their own."""
+
+    def program(self) -> ExportedProgram:
+        """The factorized program of torch."""
+
+    def model(self) -> ir.Model:
+        """The factorized ONNX model, with metadata."""
+
+    def verify(
+        self,
+        file: Path | None,
+        name: str,
+        *,
+        providers: Sequence[Provider],
+        thorough: bool,
+        atol: float | None,
+        rtol: float | None,
+        progress: Callable[[str], None],
+    ) -> Verification:
+        """Check a file against the source; None for the factorized program alone.
+
+        Args:
+            file: The file.
+            name: The name that it has or is to have.
+            providers: Providers beside the CPU.
+            thorough: As for ``convert``.
+            atol: As for ``convert``.
+            rtol: As for ``convert``.
+            progress: Told what is being done.
+        """
+
+
+def is_onnx(source: Source) -> bool:
+    """Whether a source is an ONNX file, by its content."""
+    return isinstance(source, str | Path) and sniff(source) is FileKind.ONNX
+
+
+def find_route(source: Source, options: Options, progress: Callable[[str], None]) -> Route:
+    """Read a source of either kind and decide about its layers.
+
+    Raises:
+        UsageError, InputError, CaptureError: As ``prepare`` and ``prepare_onnx`` do.
+    """
+    if is_onnx(source):
+        from spdexport.onnx_prepare import prepare_onnx
+
+        return OnnxRoute(prepare_onnx(Path(str(source)), options, progress), options)
+    require_torch()
+    from spdexport.prepare import prepare
+
+    return TorchRoute(prepare(source, options, progress), options)
+
+
+def no_program(source: Source, where: str) -> UsageError:
+    """What there is to say of a torch program that is asked for where the source has none."""
+    return UsageError(
+        f"{Path(str(source)).name} is an ONNX file, of which no torch program can be made.",
+        where=where,
+        hint="Write an ONNX file, or give the torch model as the source.",
+    )
+
+
+def _write_metadata(model: ir.Model, prepared: Decided, options: Options, source: str) -> None:
+    entries: dict[str, Any] = {
+        "content": content_hash(model),
+        "version": __version__,
+        "options": options.recorded(),
+        "plan": prepared.plan.as_json(),
+        "sha256": dict(prepared.hashes),
+        "components": prepared.components,
+        "source": source,
+    }
+    write_metadata(model, entries)
+
+
+class TorchRoute:
+    """Through a traced program and torch's exporter."""
+
+    external_from = None
+
+    def __init__(self, prepared: Prepared, options: Options) -> None:
+        self.prepared = prepared
+        self._options = options
+
+    def program(self) -> ExportedProgram:
+        """The factorized program of torch."""
+        return self._intended
+
+    def model(self) -> ir.Model:
+        """The factorized ONNX model, with metadata."""
+        _write_metadata(self._exported.model, self.prepared, self._options, "torch")
+        return self._exported.model
+
+    def verify(self, file: Path | None, name: str, **settings: Any) -> Verification:
+        """Check a file against the module and the program; see ``Route``."""
+        from spdexport.verification.run import Subject, verify_subject
+
+        prepared, options = self.prepared, self._options
+        subject = Subject(
+            file=file,
+            name=name,
+            module=prepared.loaded.module,
+            program=prepared.captured.program,
+            effective=self._effective,
+            intended=self._intended,
+            lowered=lambda: self._exported.lowered,
+            plain=lambda: self._plain,
+            plan=prepared.plan,
+            example=prepared.captured.inputs,
+            own_inputs=not options.input_shape,
+        )
+        return verify_subject(subject, seed=options.seed, **settings)
+
+    @cached_property
+    def _intended(self) -> ExportedProgram:
+        return self.prepared.factorized()
+
+    @cached_property
+    def _effective(self) -> ExportedProgram:
+        return self.prepared.effective()
+
+    @cached_property
+    def _exported(self) -> Exported:
+        return self._export(self._intended)
+
+    @cached_property
+    def _plain(self) -> ir.Model:
+        return self._export(self._effective).model
+
+    def _export(self, program: ExportedProgram) -> Exported:
+        from spdexport.export import export_onnx
+
+        return export_onnx(program, opset=self._options.opset, axes=self.prepared.captured.axes)
+
+
+class OnnxRoute:
+    """Within the graph of an ONNX file."""
+
+    def __init__(self, prepared: PreparedOnnx, options: Options) -> None:
+        self.prepared = prepared
+        self._options = options
+
+    @property
+    def external_from(self) -> int | None:
+        """A source that keeps its weights beside it gives a file that does, whatever their size."""
+        return 0 if self.prepared.is_external else None
+
+    def program(self) -> ExportedProgram:
+        """There is none."""
+        raise no_program(self.prepared.path, "the source")
+
+    def model(self) -> ir.Model:
+        """The factorized model, with metadata."""
+        model = self.prepared.factorized()
+        _write_metadata(model, self.prepared, self._options, "onnx")
+        return model
+
+    def verify(self, file: Path | None, name: str, **settings: Any) -> Verification:
+        """Check a file against the source file; see ``Route``."""
+        from spdexport.verification.source_file import FileSubject, verify_against_file
+
+        prepared, options = self.prepared, self._options
+        assert file is not None, "an ONNX source gives an ONNX file"
+        effective = prepared.effective()
+        subject = FileSubject(
+            file=file,
+            name=name,
+            source=prepared.path,
+            own=None if prepared.as_written else prepared.model,
+            effective=None if effective is prepared.model else effective,
+            intended=prepared.factorized(),
+            plain=prepared.plain,
+            plan=prepared.plan,
+            inputs=prepared.inputs,
+            own_inputs=not options.input_shape,
+        )
+        return verify_against_file(subject, seed=options.seed, **settings)

@@ -1,0 +1,173 @@
+"""The float64 evaluation of a file, and the layers of a file judged by that of its own or of another one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+
+from spdexport.reference.onnx_reference import NOISY, NoiseSpec, OnnxReference
+from spdexport.runtime import SessionSettings
+from spdexport.verification.layers import layer_of
+from spdexport.verification.tapping import channel_ratio, diverges, tapped
+from spdexport.verification.trial import NOISE_RUNS, largest_finite, rounded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    import onnx_ir as ir
+
+    from spdexport.conv import Array
+
+
+class Evaluated:
+    """The float64 evaluation of a file, with what is learned on the way.
+
+    Attributes:
+        macs_per_sample: Multiply-accumulates of the last run without noise, over the size of its batch.
+        overflows: Whether an inner value of that run was too large for the dtype that the file has it in.
+    """
+
+    def __init__(self, path: Path, model: ir.Model) -> None:
+        self._path = path
+        self._reference: OnnxReference | None = None
+        self._limits: dict[str, float] = {}
+        self._macs: dict[str, int] = {}
+        for node in model.graph:
+            for value in node.outputs:
+                if value.name and value.dtype is not None and value.dtype.is_floating_point():
+                    self._limits[value.name] = largest_finite(value.dtype.numpy())
+            weight = node.inputs[1].const_value if node.op_type in NOISY and node.inputs[1] is not None else None
+            if weight is not None and node.outputs[0].name:
+                outs = weight.shape[0] if node.op_type == "Conv" else weight.shape[-1]
+                self._macs[node.outputs[0].name] = int(weight.size) // max(int(outs), 1)  # type: ignore[arg-type]
+        self.macs_per_sample = 0.0
+        self.overflows = False
+
+    def run(
+        self,
+        inputs: Mapping[str, Array],
+        noise: NoiseSpec | None = None,
+        watch: Callable[[str, Array], None] | None = None,
+    ) -> dict[str, Array]:
+        """The outputs by name; ``watch`` is shown the inner values as they come.
+
+        Raises:
+            ReferenceUnavailable: A node cannot be evaluated.
+        """
+        if self._reference is None:
+            proto = onnx.load(self._path, load_external_data=False)
+            self._reference = OnnxReference(proto, self._path.parent)
+        macs, overflows = 0, False
+
+        def see(name: str, value: Array) -> None:
+            nonlocal macs, overflows
+            macs += value.size * self._macs.get(name, 0)
+            if value.dtype.kind == "f" and value.size and name in self._limits:
+                sizes = np.abs(value[np.isfinite(value)])
+                overflows = overflows or bool(sizes.max(initial=0) > self._limits[name])
+            if watch is not None:
+                watch(name, value)
+
+        outputs = self._reference.run(inputs, noise=noise, watch=watch if noise is not None else see)
+        if noise is None:
+            batch = next((a.shape[0] for a in inputs.values() if a.ndim), 1)
+            self.macs_per_sample, self.overflows = macs / max(batch, 1), overflows
+        return outputs
+
+
+def first_divergent(
+    path: Path,
+    model: ir.Model,
+    evaluated: Evaluated,
+    inputs: Mapping[str, Array],
+    settings: SessionSettings,
+    *,
+    unit_rounding: float,
+) -> str | None:
+    """The first layer, in the order of computation, whose value in a session is more than rounding off.
+
+    Args:
+        path: The file that runs.
+        model: The model that is right; its values are known by their names.
+        evaluated: Its evaluation.
+        inputs: By name.
+        settings: Of the session.
+        unit_rounding: Of the model's dtype.
+
+    Raises:
+        RuntimeFailure: The file does not run with all its values as outputs.
+    """
+    layers = {v.name: layer_of(node) for node in model.graph for v in node.outputs if v.name}
+    values = tapped(path, layers, inputs, settings)
+    exact = {name: value for name, value in _exact(evaluated, inputs, values).items() if value.dtype.kind == "f"}
+    off: list[str] = []
+
+    def watch(name: str, noisy: Array) -> None:
+        if name in exact and not off and diverges(name, values[name], exact[name], _others(name, values, exact, noisy)):
+            off.append(name)
+
+    evaluated.run(inputs, NoiseSpec(seed=0, unit_rounding=unit_rounding), watch=watch)
+    return layers[off[0]] if off else None
+
+
+def layer_ratios(
+    path: Path, model: ir.Model, evaluated: Evaluated, inputs: Mapping[str, Array], *, unit_rounding: float
+) -> dict[str, float]:
+    """The noise ratio of each layer's output, in the worst channel, from one unoptimized session on the CPU.
+
+    A layer is what has a constant weight: of several nodes that have the same layer's weights, the last counts.
+
+    Args:
+        path: The file that runs.
+        model: The model that is right.
+        evaluated: Its evaluation.
+        inputs: By name.
+        unit_rounding: Of the model's dtype.
+
+    Raises:
+        RuntimeFailure: The file does not run with all its values as outputs.
+    """
+    ends: dict[str, str] = {}
+    axes: dict[str, int] = {}
+    for node in model.graph:
+        weight = node.inputs[1] if node.op_type in NOISY and len(node.inputs) > 1 else None
+        name = node.outputs[0].name if node.outputs else None
+        if weight is not None and weight.const_value is not None and name:
+            ends[layer_of(node)] = name
+            axes[name] = 1 if node.op_type in ("Conv", "ConvTranspose") else -1
+    layers = {name: layer for layer, name in ends.items()}
+    values = tapped(path, layers, inputs, SessionSettings(spinning=False))
+    exact = _exact(evaluated, inputs, values)
+    explained: dict[str, list[Array]] = {name: [] for name in exact}
+    for run in range(NOISE_RUNS):
+
+        def watch(name: str, noisy: Array) -> None:
+            if name in exact:
+                explained[name].append(noisy)
+
+        evaluated.run(inputs, NoiseSpec(seed=run, unit_rounding=unit_rounding), watch=watch)
+    return {
+        layers[name]: channel_ratio(
+            values[name], exact[name], [*_others(name, values, exact), *explained[name]], unit_rounding, axes[name]
+        )
+        for name in exact
+    }
+
+
+def _exact(evaluated: Evaluated, inputs: Mapping[str, Array], wanted: Mapping[str, Array]) -> dict[str, Array]:
+    kept: dict[str, Array] = {}
+
+    def watch(name: str, value: Array) -> None:
+        if name in wanted:
+            kept[name] = value
+
+    evaluated.run(inputs, watch=watch)
+    return kept
+
+
+def _others(name: str, values: Mapping[str, Array], exact: Mapping[str, Array], *noisy: Array) -> list[Array]:
+    """What an honest evaluation in the file's dtype would give, and runs with noise."""
+    return [rounded(exact[name], values[name].dtype), *noisy]

@@ -1,0 +1,59 @@
+"""Masks that stay visible in a file: dead components are dead there, and live ones alive."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from spdexport.names import layer_of_call
+from spdexport.verification.result import EdgeResult, Status
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from spdexport.conv import Array
+    from spdexport.plan import Plan
+
+
+def mask_fault(file: ir.Model, plan: Plan) -> EdgeResult | None:
+    """The weights edge as a failure, where a visible mask is not the plan's: None where there is nothing to say.
+
+    The composed weights show a wrong mask too, unless the component that it wakes or kills hardly counts; and they do
+    not say that it is the mask. A mask that the file has not under its own name is left to them.
+    """
+    if not plan.options.keep_masks:
+        return None
+    for decision in plan.decisions:
+        layer = layer_of_call(decision.site.name)
+        stored = file.graph.initializers.get(f"{layer}.mask")
+        wanted = None if decision.factors is None else decision.factors.mask
+        if stored is None or stored.const_value is None or wanted is None:
+            continue
+        what = _difference(stored.const_value.numpy().reshape(-1), wanted.reshape(-1))
+        if what is not None:
+            reason = f"the mask of {layer} is not the one given: {what}"
+            return EdgeResult(
+                edge="weights",
+                status=Status.FAIL,
+                noise_ratio=float("inf"),
+                first_divergence=decision.site.name,
+                reason=reason,
+            )
+    return None
+
+
+def _difference(mask: Array, wanted: Array) -> str | None:
+    if mask.shape != wanted.shape:
+        return f"it has {mask.size} components, and there are {wanted.size}"
+    right = wanted.astype(mask.dtype)
+    woken, killed = np.flatnonzero((right == 0) & ~(mask == 0)), np.flatnonzero((right != 0) & (mask == 0))
+    parts = []
+    if woken.size:
+        parts.append(f"component {woken[0]} is dead and has {mask[woken[0]]:g} ({woken.size} such)")
+    if killed.size:
+        parts.append(f"component {killed[0]} is live, with {right[killed[0]]:g}, and has 0 ({killed.size} such)")
+    other = np.flatnonzero(~(mask == right))
+    if not parts and other.size:
+        parts.append(f"component {other[0]} has {mask[other[0]]:.9g} where {right[other[0]]:.9g} is right")
+    return "; ".join(parts) or None

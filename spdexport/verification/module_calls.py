@@ -1,0 +1,82 @@
+"""Running the module itself, as the capture edge does, and finding the first of its parts that diverges."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from spdexport.arrays import to_numpy
+from spdexport.capture import eval_mode
+from spdexport.rewrite.torch_graph import module_path
+from spdexport.verification.locate import first_divergent_node
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from torch.export import ExportedProgram
+
+    from spdexport.conv import Array
+    from spdexport.verification.inputs import Case
+
+
+def call_module(module: torch.nn.Module, replaced: Mapping[str, torch.Tensor], case: Case) -> Any:
+    """What the module returns, in eval mode, with other parameters in the place of some of its own.
+
+    The module itself may raise anything.
+    """
+    given = case.inputs.copied()
+    with eval_mode(module), torch.no_grad():
+        if replaced:
+            return torch.func.functional_call(module, dict(replaced), given.args, dict(given.kwargs))
+        return module(*given.args, **given.kwargs)
+
+
+def first_divergent_module(
+    module: torch.nn.Module,
+    replaced: Mapping[str, torch.Tensor],
+    program: ExportedProgram,
+    case: Case,
+    *,
+    unit_rounding: float,
+) -> str | None:
+    """The first part of the module, in the order of computation, whose output is not what the program has for it.
+
+    Only parts that contain no others and run once are looked at, and none of a scripted module, which takes no hooks.
+
+    Args:
+        module: The module, which runs on the case.
+        replaced: As for ``call_module``.
+        program: What the module should compute.
+        case: The inputs that showed the fault.
+        unit_rounding: Of the model's dtype.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        return None
+    seen: dict[str, list[torch.Tensor]] = {}
+
+    def watch(path: str, output: object) -> None:
+        seen.setdefault(path, []).append(output.clone() if isinstance(output, torch.Tensor) else torch.empty(0))
+
+    with _hooks(module, watch):
+        call_module(module, replaced, case)
+    last = {module_path(node): node.name for node in program.graph.nodes if node.op == "call_function"}
+    values: dict[str, Array] = {
+        last[path]: to_numpy(found[0]) for path, found in seen.items() if path in last and len(found) == 1
+    }
+    return first_divergent_node(program, case, values, unit_rounding=unit_rounding)
+
+
+@contextlib.contextmanager
+def _hooks(module: torch.nn.Module, watch: Callable[[str, object], None]) -> Iterator[None]:
+    """Shows what every part without parts gives, while the block runs."""
+    with contextlib.ExitStack() as stack:
+        for path, part in module.named_modules():
+            if path and not any(part.children()):
+
+                def hook(_: torch.nn.Module, __: object, output: object, path: str = path) -> None:
+                    watch(path, output)
+
+                stack.callback(part.register_forward_hook(hook).remove)
+        yield

@@ -1,0 +1,261 @@
+"""Verification against an ONNX file as the source: the model that was meant is itself an ONNX model.
+
+The reference is the factorized model that the plan makes of the source, in float64. There is nothing to trace, so the
+first edge tells that what was read of the source is what ONNX Runtime makes of it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from spdexport.files.hashing import sha256_file
+from spdexport.model_files import INLINE_UP_TO
+from spdexport.reference.onnx_reference import NoiseSpec, ReferenceUnavailable
+from spdexport.runtime import RuntimeFailure, Session, SessionSettings, open_session
+from spdexport.verification.alone import FileRun
+from spdexport.verification.approximation import Change, approximation
+from spdexport.verification.compare import Tolerance
+from spdexport.verification.edge import Edge
+from spdexport.verification.inner import Evaluated
+from spdexport.verification.layers import layer_of
+from spdexport.verification.masks import mask_fault
+from spdexport.verification.per_layer import layer_results
+from spdexport.verification.result import EdgeResult, Status, Verification
+from spdexport.verification.tapping import diverges
+from spdexport.verification.trial import Trial, make_trial, rounded
+from spdexport.verification.weight_errors import WeightErrors
+from spdexport.verification.weights import compare_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from spdexport.conv import Array
+    from spdexport.loading.model import ExampleInputs
+    from spdexport.plan import Plan
+    from spdexport.runtime import Provider
+    from spdexport.verification.file_inputs import FileCase, GivenArrays
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FileSubject:
+    """Everything that takes part in a verification.
+
+    Attributes:
+        file: The file to check.
+        name: The name that it has or is to have.
+        source: The source, as the user gave it.
+        own: The source as it was read, with its own weights; None where that is just what its file holds.
+        effective: The same with the plan's effective weights; None where no weight changes.
+        intended: The model in the plan's forms, which the file is to compute.
+        plain: Gives the effective model with the layers that have factors written as folding gives them back.
+        plan: The decisions.
+        inputs: The user's example inputs, or None.
+        own_inputs: Whether these are the user's own values.
+    """
+
+    file: Path
+    name: str
+    source: Path
+    own: ir.Model | None
+    effective: ir.Model | None
+    intended: ir.Model
+    plain: Callable[[], ir.Model]
+    plan: Plan
+    inputs: ExampleInputs | None
+    own_inputs: bool
+
+
+def verify_against_file(
+    subject: FileSubject,
+    *,
+    providers: Sequence[Provider],
+    seed: int,
+    thorough: bool = False,
+    atol: float | None = None,
+    rtol: float | None = None,
+    progress: Progress = lambda _: None,
+) -> Verification:
+    """Check every edge.
+
+    Args:
+        subject: What is checked.
+        providers: Providers beside the CPU on which the device edge runs.
+        seed: Of generated inputs and simulated rounding.
+        thorough: Whether to compare every layer's output too, and to leave out no input for time.
+        atol: As ``Verification.atol``.
+        rtol: As ``Verification.rtol``.
+        progress: Told what is being done.
+
+    Raises:
+        ExampleInputError: The inputs do not fit the file, or none can be generated for it.
+        UsageError: A tolerance is negative or not finite.
+    """
+    with tempfile.TemporaryDirectory(prefix="spdexport.") as folder:
+        run = _Run(subject, Path(folder), providers, seed, thorough, Tolerance.of(atol, rtol), progress)
+        return run.verification(subject.inputs, subject.own_inputs)
+
+
+class _Run(FileRun):
+    """The state of one verification."""
+
+    def __init__(
+        self,
+        subject: FileSubject,
+        folder: Path,
+        providers: Sequence[Provider],
+        seed: int,
+        thorough: bool,
+        tolerance: Tolerance | None,
+        progress: Progress,
+    ) -> None:
+        intended = _written(subject.intended, folder / "intended.onnx")
+        super().__init__(subject.file, subject.name, intended, providers, seed, thorough, tolerance, progress)
+        self._subject = subject
+        own = subject.source if subject.own is None else _written(subject.own, folder / "source.onnx")
+        self._own_model = ir.load(own)
+        self._own = Evaluated(own, self._own_model)
+        self._effective = self._own
+        if subject.effective is not None:
+            effective = _written(subject.effective, folder / "effective.onnx")
+            self._effective = Evaluated(effective, ir.load(effective))
+        self._capture, self._rewrite = Edge("capture"), Edge("rewrite")
+        self._source = self._opened()
+        self._changes: list[Change] = []
+        self._errors = WeightErrors()
+
+    def verification(self, inputs: ExampleInputs | GivenArrays | None, own: bool) -> Verification:
+        """Run all cases over all edges."""
+        found = super().verification(inputs, own)
+        subject = self._subject
+        return replace(
+            found,
+            edges=(self._capture.result(), found.edges[1], self._rewrite.result(), *map(self._fair, found.edges[3:])),
+            approximation=approximation(self._changes),
+            artifacts={
+                f"source {subject.source.name}": sha256_file(subject.source),
+                subject.name: sha256_file(subject.file),
+            },
+            plan=subject.plan,
+            layers=layer_results(subject.plan, self._errors.of, lambda _: None, self._ratios),
+        )
+
+    def _fair(self, edge: EdgeResult) -> EdgeResult:
+        """That ONNX Runtime does not run a file is no fault of the conversion where it does not run the source."""
+        refused = any(f"ONNX Runtime {what} the file" in edge.reason for what in ("does not load", "cannot run"))
+        if self._source is not None or edge.status is not Status.FAIL or not refused:
+            return edge
+        return replace(edge, status=Status.INCONCLUSIVE, reason=f"{edge.reason} (nor does it run the source)")
+
+    @property
+    def _open(self) -> list[Edge]:
+        return [edge for edge in (self._capture, self._rewrite) if edge.given is None] + super()._open
+
+    def _opened(self) -> Session | None:
+        """The source itself on ONNX Runtime."""
+        try:
+            return open_session(self._subject.source, SessionSettings(optimized=False, spinning=False))
+        except RuntimeFailure as failure:
+            self._capture.settle(Status.NOT_RUN, f"ONNX Runtime does not load the source itself: {failure}")
+            return None
+
+    def _weights(self) -> EdgeResult:
+        self._progress("comparing weights")
+        found = compare_weights(self._model, self._subject.plain())
+        self._errors = found.layers
+        fault = mask_fault(self._model, self._subject.plan) or self._touched()
+        return found.edge if found.edge.status is Status.FAIL or fault is None else fault
+
+    def _touched(self) -> EdgeResult | None:
+        """The weights edge as a failure, where a weight that is no layer's is not the source's, inside bodies too."""
+        own, planned = (m.graph.initializers for m in (self._own_model, self._right))
+        for name, value in self._model.graph.initializers.items():
+            if name not in own or name not in planned:
+                continue
+            mine, right, meant = (v.const_value for v in (value, own[name], planned[name]))
+            if mine is None or right is None or meant is None or not _equal(right, meant):
+                continue
+            if not _equal(mine, right):
+                reason = f"{name} is not what it is in the source, and nothing should have changed it"
+                return EdgeResult(edge="weights", status=Status.FAIL, first_divergence=name, reason=reason)
+        return None
+
+    def _compare(self, case: FileCase, trial: Trial) -> None:
+        effective = self._effective.run(case.inputs)
+        found = trial.compare_exact(effective, trial.reference)
+        if found.status is Status.FAIL and self._rewrite.first is None:
+            self._rewrite.first = self._first_divergent(case)
+        self._rewrite.add(case.name, found)
+        if self._subject.effective is None:
+            self._compare_source(case, trial, effective)
+        elif case.own or not self._changes:
+            # Generated inputs say little about how good an approximation is: one ordinary kind of them is enough.
+            dense = self._own.run(case.inputs)
+            self._changes.append(Change.between(dense, trial.reference))
+            self._compare_source(case, self._own_trial(case, trial, dense), dense)
+
+    def _own_trial(self, case: FileCase, trial: Trial, dense: Mapping[str, Array]) -> Trial:
+        """The tolerance of the source with its own weights."""
+
+        def perturbed(seed: int, u: float) -> Mapping[str, Array]:
+            return self._own.run(case.inputs, NoiseSpec(seed=seed, unit_rounding=u))
+
+        own = {name: rounded(value, trial.own[name].dtype) for name, value in dense.items()}
+        return make_trial(
+            case.name,
+            dense,
+            own,
+            perturbed,
+            seed=self._seed,
+            unit_rounding=self._u,
+            tolerance=self._tolerance,
+        )
+
+    def _compare_source(self, case: FileCase, trial: Trial, right: Mapping[str, Array]) -> None:
+        """What ONNX Runtime makes of the source itself."""
+        if self._source is None or self._capture.given is not None:
+            return
+        try:
+            values = self._source.run(case.inputs)
+        except RuntimeFailure as failure:
+            self._capture.settle(Status.NOT_RUN, f"ONNX Runtime cannot run the source itself: {failure}")
+            self._source = None
+            return
+        self._capture.add(case.name, trial.compare(values, right))
+
+    def _first_divergent(self, case: FileCase) -> str | None:
+        """The first layer at which the factorized model and the dense one differ in float64."""
+        exact: dict[str, Array] = {}
+        noisy: dict[str, Array] = {}
+        values: dict[str, Array] = {}
+        layers = {v.name: layer_of(node) for node in self._right.graph for v in node.outputs if v.name}
+        try:
+            self._effective.run(case.inputs, watch=exact.__setitem__)
+            noise = NoiseSpec(seed=0, unit_rounding=self._u)
+            self._effective.run(case.inputs, noise, watch=noisy.__setitem__)
+            self._evaluated.run(case.inputs, watch=values.__setitem__)
+        except ReferenceUnavailable:
+            return None
+        for name, layer in layers.items():
+            if name in values and name in exact and exact[name].dtype.kind == "f":
+                own = rounded(exact[name], values[name].dtype)
+                if diverges(name, values[name], exact[name], [own, noisy[name]]):
+                    return layer
+        return None
+
+
+def _equal(a: ir.TensorProtocol, b: ir.TensorProtocol) -> bool:
+    return a.dtype == b.dtype and a.numpy().tobytes() == b.numpy().tobytes()
+
+
+def _written(model: ir.Model, path: Path) -> Path:
+    """A model on disk, with its weights beside it, so that they are read one at a time."""
+    ir.save(model, path, external_data=f"{path.stem}.data", size_threshold_bytes=INLINE_UP_TO)
+    return path

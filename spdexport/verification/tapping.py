@@ -1,0 +1,107 @@
+"""The inner values of a file as ONNX Runtime computes them, and how each is judged."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from spdexport.runtime import RuntimeFailure, SessionSettings, open_session
+from spdexport.verification.compare import compare
+from spdexport.verification.result import Status
+from spdexport.verification.trial import masked_floor
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
+    from spdexport.conv import Array
+
+TAPPING_HIDES = "with every layer tapped, which prevents fusions, no layer diverges"
+
+
+def diverges(name: str, value: Array, exact: Array, others: Sequence[Array]) -> bool:
+    """Whether an inner value is more than rounding off; ``others`` has the model's dtype first, then noise."""
+    floor = masked_floor(exact, others[0], others[1:])
+    return compare(name, value, exact, floor).status is Status.FAIL
+
+
+def channel_ratio(value: Array, exact: Array, others: Sequence[Array], u: float, axis: int) -> float:
+    """The largest error of any channel over the channel's own floor, which is never below an ulp of the layer's output.
+
+    Args:
+        value: As it was computed.
+        exact: In float64.
+        others: The same in the model's own dtype, and with simulated rounding.
+        u: The unit rounding of the dtype.
+        axis: Of the channels.
+    """
+    if value.shape != exact.shape:
+        return float("inf")
+    got = value.astype(np.float64)
+    odd = ~np.isfinite(got) | ~np.isfinite(exact)
+    if (odd & ~((got == exact) | (np.isnan(got) & np.isnan(exact)))).any():
+        return float("inf")
+    channels = exact.shape[axis] if exact.ndim else 1
+
+    def largest(values: Array) -> Array:
+        rows = np.moveaxis(np.where(odd, 0, np.abs(values)), axis, 0) if exact.ndim else np.abs(values)
+        largest: Array = rows.reshape(channels, -1).max(axis=1, initial=0.0)
+        return largest
+
+    with np.errstate(invalid="ignore"):  # of infinities, which are left out
+        error = largest(got - exact)
+        explained = [largest(other.astype(np.float64) - exact) for other in others]
+    # An ulp of the whole tensor's largest value: where batch norm cancels, a channel is as inexact as its parts were.
+    floor = np.max(explained, axis=0) + 2 * u * largest(exact).max(initial=0.0)
+    ratios = np.divide(error, floor, out=np.where(error > 0, np.inf, 0.0), where=floor > 0)
+    return float(ratios.max(initial=0.0))
+
+
+def tapped(
+    path: Path, names: Collection[str], inputs: Mapping[str, Array], settings: SessionSettings
+) -> dict[str, Array]:
+    """The inner float values of a file as ONNX Runtime computes them, in one session.
+
+    Args:
+        path: The file.
+        names: Of the values wanted; those that the file does not have are left out.
+        inputs: By the file's names.
+        settings: Of the session.
+
+    Raises:
+        RuntimeFailure: The file with all values as outputs does not run.
+    """
+    model = ir.load(path)
+    produced = [v for node in model.graph for v in node.outputs if v.name in names]
+    floats = [v for v in produced if v.dtype is not None and v.dtype.is_floating_point()]
+    model.graph.outputs.extend([v for v in floats if not v.is_graph_output()])
+    wanted = [v.name for v in floats if v.name]
+    if not wanted:
+        return {}
+    with _loadable(model, path) as source:
+        return open_session(source, settings).run(inputs, wanted)
+
+
+@contextlib.contextmanager
+def _loadable(model: ir.Model, path: Path) -> Iterator[bytes | Path]:
+    """The model as ONNX Runtime can load it: bytes, or where weights are outside, a file beside theirs."""
+    weights = (v.const_value for v in model.graph.initializers.values())
+    content = ir.to_proto(model).SerializeToString()
+    if not any(isinstance(w, ir.ExternalTensor) for w in weights):
+        yield content
+        return
+    try:
+        handle, name = tempfile.mkstemp(suffix=".onnx", dir=path.parent)
+    except OSError as error:
+        raise RuntimeFailure(f"no file can be written beside the weights: {error}") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        yield Path(name)
+    finally:
+        Path(name).unlink()
