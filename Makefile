@@ -2,22 +2,26 @@
 # make test   install what tests need, check types and style, run all tests
 # make check  types and style alone
 # make quick  the tests without whole models
+# make test-long   all tests, the long ones too, which do not fit the time of continuous integration
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check quick clean
+.PHONY: demo test test-long check quick clean
 
 demo: $(VENV)/.demo
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/01_digits/demo.sh
 
 test: check
+	$(BIN)/python -m pytest --numprocesses auto -m "not long"
+
+test-long: check
 	$(BIN)/python -m pytest --numprocesses auto
 
 quick: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses auto -m "not slow"
+	$(BIN)/python -m pytest --numprocesses auto -m "not slow and not long"
 
 check: $(VENV)/.dev
 	$(BIN)/python -m ruff check .

@@ -65,7 +65,8 @@ class LayerResult:
         bound: How far the error of the weight can move the layer's output at any one location, in 2-norm: the 2-norm of
             the error as a matrix (out, in * k * k) times the largest 2-norm of a patch of its input, plus the 2-norm of
             the bias's error. The patch is all input channels under the kernel at one location, zero padding included;
-            the largest is over all locations, samples and compared inputs. None where the weight was not compared.
+            the largest is over all locations, samples and compared inputs. Where both sides of the matrix are
+            above 512, a bound of its 2-norm takes its place. None where the weight was not compared.
     """
 
     name: str

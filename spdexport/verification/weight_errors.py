@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Array, FloatArray
 
-EXACT_NORM_UP_TO = 2048
+EXACT_NORM_UP_TO = 512
 """The smaller side of a matrix up to which its 2-norm is computed; above, a bound of it that costs no eigenvalues."""
 
 

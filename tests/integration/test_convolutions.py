@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 X1, X2, X3 = (3, 4, 9), (3, 4, 9, 8), (2, 4, 5, 6, 5)
 
+pytestmark = pytest.mark.long
+
 
 class StandardizedConv(nn.Conv2d):
     """Weight standardization, as in Big Transfer: the weight is an expression of the parameter."""

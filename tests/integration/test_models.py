@@ -19,6 +19,8 @@ from spdexport.verification.result import Status
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+pytestmark = pytest.mark.long
+
 
 def converted(module: nn.Module, inputs: Any, folder: Path, **options: Any) -> tuple[Conversion, dict[str, list[Any]]]:
     """The conversion, and the inputs and outputs of the file: name to shape."""

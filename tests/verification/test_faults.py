@@ -256,3 +256,32 @@ def test_verify_against_the_source_fails_on_a_planted_file(tmp_path: Path) -> No
     planted(tmp_path / "m.onnx", weight("0.V", one_off), tmp_path / "planted.onnx")
     assert pipeline.verify(tmp_path / "m.onnx", against=module, inputs=x).verdict is Status.PASS
     assert_blames(pipeline.verify(tmp_path / "planted.onnx", against=module, inputs=x), "0", *ALL)
+
+
+@pytest.mark.parametrize(("change", "part"), [("eps", "1"), ("weight", "3")])
+def test_a_module_that_is_not_what_was_traced_is_named_by_its_part(change: str, part: str, conv_bn: Subject) -> None:
+    import copy
+    from dataclasses import replace
+
+    from spdexport.verification.run import verify_subject
+
+    module = copy.deepcopy(conv_bn.module)
+    assert isinstance(module, torch.nn.Sequential)
+    if change == "eps":
+        module[1].eps = 1e-3  # type: ignore[assignment]
+    else:
+        with torch.no_grad():
+            module[3].bias[0] += 0.01  # type: ignore[index]
+    found = edge(verify_subject(replace(conv_bn, module=module), providers=(), seed=0), "capture")
+    assert found.status is Status.FAIL
+    assert found.first_divergence == part
+
+
+def test_a_graph_with_a_missing_value_fails_and_says_so(five_convs: Subject, check: Check, tmp_path: Path) -> None:
+    def edit(model: onnx.ModelProto) -> None:
+        next(n for n in model.graph.node if "4.V" in n.input).input[0] = "nowhere"
+
+    found = check(five_convs, planted(five_convs.file, edit, tmp_path / "planted.onnx"))
+    assert_blames(found, "4", "weights")
+    assert edge(found, "weights").reason == "Conv reads nowhere, which nothing computes"
+    assert edge(found, "export").status is Status.FAIL
