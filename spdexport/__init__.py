@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from spdexport.folding import Folding, fold
     from spdexport.options import Options, OptionsDict
     from spdexport.pipeline import Conversion, Inspection, convert, factorize, inspect, verify
-    from spdexport.plan import LayerPlan, Plan
+    from spdexport.planning import LayerPlan, Plan
     from spdexport.sources.components import ComponentSet
     from spdexport.sources.spd import load_components
     from spdexport.verification.result import EdgeResult, Status, Verification
@@ -84,13 +84,13 @@ _HOME = {
     "Folding": "folding",
     "InputError": "errors",
     "Inspection": "pipeline",
-    "LayerPlan": "plan",
+    "LayerPlan": "planning",
     "MaskError": "errors",
     "ModelError": "errors",
     "Options": "options",
     "OptionsDict": "options",
     "PickleRefusedError": "errors",
-    "Plan": "plan",
+    "Plan": "planning",
     "RuntimeMissingError": "errors",
     "SourceError": "errors",
     "SpdExportError": "errors",

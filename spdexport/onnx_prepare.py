@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from spdexport.conv import Array
     from spdexport.loading.model import ExampleInputs
     from spdexport.options import Options
-    from spdexport.plan import Plan
+    from spdexport.planning import Plan
 
 OLDEST = 7
 """The oldest opset that is taken as it is: ONNX Runtime runs none before, and Mul and Add broadcast otherwise there."""

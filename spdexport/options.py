@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict
 
 from spdexport.errors import UsageError
-from spdexport.plan import Delta, FormChoice, PlanOptions
+from spdexport.planning import Delta, FormChoice, PlanOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from spdexport.loading.model import ExampleInputs
-    from spdexport.plan import Plan
+    from spdexport.planning import Plan
     from spdexport.prepare import Source
 
 Progress = Callable[[str], None]

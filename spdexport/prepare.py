@@ -16,7 +16,7 @@ from spdexport.files.hashing import sha256_tensors
 from spdexport.loading import ExampleInputs, LoadedModel, load
 from spdexport.loading.inputs import inputs_from_file, inputs_from_shapes
 from spdexport.masks import fit_masks, read_masks
-from spdexport.plan import FactorSource, Plan, check_patterns, make_plan, matches
+from spdexport.planning import FactorSource, Plan, check_patterns, make_plan, matches
 from spdexport.rewrite.torch_graph import list_sites
 from spdexport.rewrite.torch_place import place_forms
 from spdexport.sources.match import check_target, match_components

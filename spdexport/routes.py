@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from spdexport.export import Exported
     from spdexport.onnx_prepare import PreparedOnnx
     from spdexport.options import Options
-    from spdexport.plan import Plan
+    from spdexport.planning import Plan
     from spdexport.prepare import Prepared, Source
     from spdexport.runtime import Provider
     from spdexport.verification.result import Verification

@@ -23,7 +23,7 @@ LAYERS = (
     ("loading",),
     # Graphs: traced, decided about, rewritten, exported, evaluated.
     ("capture", "rewrite", "export", "runtime"),
-    ("plan", "reference"),
+    ("planning", "reference"),
     ("options",),
     ("prepare",),
     # What is concluded, told and asked.

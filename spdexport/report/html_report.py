@@ -26,7 +26,7 @@ from spdexport.report.text import printable
 from spdexport.verification.result import Status, Verification
 
 if TYPE_CHECKING:
-    from spdexport.plan import Plan
+    from spdexport.planning import Plan
     from spdexport.report.common import Result
 
 NAMES_SHOWN = 12

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from spdexport.conv import Skipped
-    from spdexport.plan import Plan
+    from spdexport.planning import Plan
     from spdexport.report.common import Result
     from spdexport.rewrite.fold_result import FoldedChain
 

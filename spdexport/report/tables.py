@@ -14,7 +14,7 @@ from spdexport.verification.result import EdgeResult, Status
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from spdexport.plan import LayerPlan
+    from spdexport.planning import LayerPlan
 
 MANY = 30
 """Layers up to which all are shown."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from spdexport.conv import Skipped
-    from spdexport.plan import LayerPlan
+    from spdexport.planning import LayerPlan
     from spdexport.report.common import Result
 
 VERDICTS = {

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from spdexport.conv import Array
-    from spdexport.plan import Plan
+    from spdexport.planning import Plan
     from spdexport.verification.inputs import Case
 
 Visit = Callable[[str, "Array", "list[Array]", "Array"], bool]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from spdexport.conv import Array
-    from spdexport.plan import Plan
+    from spdexport.planning import Plan
 
 
 def mask_fault(file: ir.Model, plan: Plan) -> EdgeResult | None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from spdexport.conv import ConvSpec
-    from spdexport.plan import Plan
+    from spdexport.planning import Plan
     from spdexport.verification.inputs import Case
     from spdexport.verification.result import LayerResult
     from spdexport.verification.weight_errors import WeightError

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from spdexport.conv import Array
-    from spdexport.plan import Plan
+    from spdexport.planning import Plan
 
 
 class Status(StrEnum):

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Array
     from spdexport.loading import ExampleInputs
-    from spdexport.plan import Plan
+    from spdexport.planning import Plan
     from spdexport.runtime import Provider, SessionSettings
 
 MACS_BUDGET = 2e10

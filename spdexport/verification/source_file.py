@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Array
     from spdexport.loading.model import ExampleInputs
-    from spdexport.plan import Plan
+    from spdexport.planning import Plan
     from spdexport.runtime import Provider
     from spdexport.verification.file_inputs import FileCase, GivenArrays
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from spdexport.conv import ConvSite, ConvSpec, Skipped
 from spdexport.pipeline import Conversion, Inspection
-from spdexport.plan import Decision, LayerPlan, Plan, PlanOptions
+from spdexport.planning import Decision, LayerPlan, Plan, PlanOptions
 from spdexport.verification.result import Approximation, EdgeResult, LayerResult, Status, Verification, WorstCase
 
 SPEC = ConvSpec.pointwise(2, 3, axes=0)

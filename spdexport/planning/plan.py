@@ -1,40 +1,21 @@
-"""The plan: which form each layer takes, with what it costs and why. Pure decisions; nothing is rewritten here."""
+"""The plan: which form each layer takes, with what it costs and why; and the forms, made from it."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spdexport import cost
-from spdexport.conv import ConvSite, Skipped
-from spdexport.errors import UsageError
-from spdexport.factors import (
-    Factors,
-    absorb_mask,
-    break_even,
-    delta,
-    delta_is_rounding,
-    delta_ratio,
-    drop_dead,
-    effective_rank,
-    effective_weight,
-)
+from spdexport.factors import delta, effective_weight
 from spdexport.forms import Form, dense, factorized
-from spdexport.names import did_you_mean, layer_of_call
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
-    from spdexport.conv import Array, FloatArray
-
-FactorSource = Callable[[ConvSite], Factors | Skipped | None]
-"""Gives a layer's factors; or why it has none; or None, where the source has nothing to say about the layer."""
+    from spdexport.conv import Array, ConvSite, FloatArray, Skipped
+    from spdexport.factors import Factors
 
 
 class Delta(StrEnum):
@@ -210,126 +191,3 @@ class Plan:
             "layers": [layer.as_json() for layer in self.layers],
             "skipped": [asdict(s) for s in self.skipped],
         }
-
-
-def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a layer's name, or its name without a call number, matches one of the patterns."""
-    return any(fnmatchcase(name, p) or fnmatchcase(layer_of_call(name), p) for p in patterns)
-
-
-def check_patterns(patterns: Sequence[str], names: Iterable[str], option: str) -> None:
-    """Refuse a pattern that matches nothing: it is a typing error.
-
-    Raises:
-        UsageError: Names the pattern and some layers.
-    """
-    names = list(names)
-    for pattern in patterns:
-        if not any(matches(name, (pattern,)) for name in names):
-            raise UsageError(
-                f"The pattern {pattern!r} matches no layer.", where=option, hint=did_you_mean(pattern, names)
-            )
-
-
-def make_plan(
-    sites: Sequence[ConvSite],
-    skipped: Sequence[Skipped],
-    source: FactorSource,
-    options: PlanOptions,
-    *,
-    others: Iterable[str] = (),
-) -> Plan:
-    """Decide for every site.
-
-    Args:
-        sites: The layers of the model.
-        skipped: Layers that no form can replace; passed on to the plan.
-        source: Where factors come from.
-        options: What the user wants.
-        others: What else may be excluded: names of components that no layer of the model has.
-
-    Raises:
-        UsageError: A pattern matches nothing.
-    """
-    names = [s.name for s in sites] + [s.name for s in skipped]
-    check_patterns(options.layers, [s.name for s in sites], "--layers")
-    check_patterns(options.exclude, [*names, *others], "--exclude")
-    decisions: list[Decision] = []
-    for site in sites:
-        if matches(site.name, options.exclude):
-            found: Factors | Skipped | None = Skipped(
-                name=site.name, kind=site.spec.kind, reason="excluded by --exclude"
-            )
-        elif options.layers and not matches(site.name, options.layers):
-            found = Skipped(name=site.name, kind=site.spec.kind, reason="not named by --layers")
-        else:
-            found = source(site)
-        if found is None:
-            found = Skipped(name=site.name, kind=site.spec.kind, reason="it has no components")
-        if isinstance(found, Skipped):
-            decisions.append(Decision(site=site, layer=_untouched(site, found.reason), factors=None))
-        else:
-            decisions.append(_decide(site, found, options))
-    return Plan(decisions=tuple(decisions), skipped=tuple(skipped), options=options)
-
-
-def _untouched(site: ConvSite, reason: str) -> LayerPlan:
-    macs = cost.dense_macs(site.spec, site.applications)
-    return LayerPlan(
-        name=site.name,
-        kind=site.spec.kind,
-        geometry=site.spec.describe(),
-        form="dense",
-        components=None,
-        live=None,
-        rank=None,
-        break_even=break_even(site.spec, site.upsampling),
-        macs_before=macs,
-        macs_after=macs,
-        delta_ratio=None,
-        delta="none",
-        masked=False,
-        reason=reason,
-    )
-
-
-def _decide(site: ConvSite, factors: Factors, options: PlanOptions) -> Decision:
-    spec, masked = site.spec, factors.mask is not None
-    before = cost.dense_macs(spec, site.applications)
-    if delta_is_rounding(site.weight, factors, spec):
-        what = "none"
-    elif options.delta is Delta.KEEP or (options.delta is Delta.AUTO and not masked):
-        what = "kept"
-    else:
-        what = "dropped"
-    kept = factors.components if options.keep_masks else max(factors.live, 1)
-    even = break_even(spec, site.upsampling)
-    pair = cost.factorized_macs(spec, kept, site.positions, site.applications)
-    if options.form is FormChoice.DENSE:
-        form, after, reason = "dense", before, "--form dense"
-    else:
-        form, after = "factorized", pair
-        reason = f"{factors.live} live of {factors.components} components, break-even {math.floor(even)}"
-        if what == "kept":
-            form, after = "factorized+delta", pair + before
-            reason += "; the weight delta is added back"
-    return Decision(
-        site=site,
-        factors=factors,
-        layer=LayerPlan(
-            name=site.name,
-            kind=spec.kind,
-            geometry=spec.describe(),
-            form=form,
-            components=factors.components,
-            live=factors.live,
-            rank=effective_rank(absorb_mask(drop_dead(factors))),
-            break_even=even,
-            macs_before=before,
-            macs_after=after,
-            delta_ratio=delta_ratio(site.weight, factors, spec),
-            delta=what,
-            masked=masked,
-            reason=reason,
-        ),
-    )

@@ -8,7 +8,7 @@ import pytest
 from spdexport.conv import ConvSite, ConvSpec, Skipped
 from spdexport.errors import UsageError
 from spdexport.factors import Factors, masked_weight, svd_factors
-from spdexport.plan import Delta, FormChoice, Plan, PlanOptions, make_plan
+from spdexport.planning import Delta, FormChoice, Plan, PlanOptions, make_plan
 
 SPEC = ConvSpec(in_channels=4, out_channels=6, kernel=(3, 3), stride=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1))
 RNG = np.random.default_rng(0)
