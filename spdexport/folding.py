@@ -21,6 +21,7 @@ from spdexport.model_files import (
     METADATA_PREFIX,
     load_onnx,
     no_data_left,
+    read_metadata,
     save_program,
     write_metadata,
     write_onnx,
@@ -41,6 +42,9 @@ Progress = Callable[[str], None]
 
 ENDINGS = {FileKind.ONNX: ".onnx", FileKind.PT2: ".pt2"}
 """The kinds of files that are folded, and what the names of their folded files end in."""
+
+MADE_WITH = ("components", "options", "sha256", "source")
+"""The entries of a file's metadata that still hold after folding: the model, and how its layers were masked."""
 
 
 def _silent(_: str) -> None:
@@ -210,11 +214,13 @@ def _fold_onnx(request: _Request, temporary: Path) -> _Written:
     request.progress("folding")
     result = fold_onnx(model, if_cheaper=request.if_cheaper)
     folded = result.model
-    # What the file was made with no longer describes it.
+    # What the file was made with still tells which model it is; its plan and content no longer describe it.
+    made = {key: value for key, value in read_metadata(folded).items() if key in MADE_WITH}
     for key in [key for key in folded.metadata_props if key.startswith(METADATA_PREFIX)]:
         del folded.metadata_props[key]
     layers = [chain.name for chain in result.folded]
     entries = {
+        **made,
         "version": __version__,
         "folded": {"layers": layers, "of": request.sha256},
         "content": content_hash(folded),

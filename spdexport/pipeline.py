@@ -216,7 +216,16 @@ def verify(
         return _verify_files(path, other, Options.of(options), asked, progress, thorough, tolerance)
     route = find_route(against, as_recorded(options, metadata, path), progress)
     check_hashes(route.prepared.hashes, metadata, path)
-    return route.verify(path, path.name, providers=asked, thorough=thorough, atol=atol, rtol=rtol, progress=progress)
+    return route.verify(
+        path,
+        path.name,
+        providers=asked,
+        thorough=thorough,
+        atol=atol,
+        rtol=rtol,
+        folded="folded" in metadata,
+        progress=progress,
+    )
 
 
 def inspect(source: Source, *, progress: Progress = _silent, **options: Unpack[OptionsDict]) -> Inspection:

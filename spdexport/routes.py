@@ -67,6 +67,7 @@ class Route(Protocol):
         thorough: bool,
         atol: float | None,
         rtol: float | None,
+        folded: bool = False,
         progress: Callable[[str], None],
     ) -> Verification:
         """Check a file against the source; None for the factorized program alone.
@@ -78,6 +79,7 @@ class Route(Protocol):
             thorough: As for ``convert``.
             atol: As for ``convert``.
             rtol: As for ``convert``.
+            folded: Whether the file is one whose layers were folded after the conversion.
             progress: Told what is being done.
         """
 
@@ -143,7 +145,7 @@ class TorchRoute:
         _write_metadata(self._exported.model, self.prepared, self._options, "torch")
         return self._exported.model
 
-    def verify(self, file: Path | None, name: str, **settings: Any) -> Verification:
+    def verify(self, file: Path | None, name: str, *, folded: bool = False, **settings: Any) -> Verification:
         """Check a file against the module and the program; see ``Route``."""
         from spdexport.verification.run import Subject, verify_subject
 
@@ -156,7 +158,8 @@ class TorchRoute:
             effective=self._effective,
             intended=self._intended,
             lowered=lambda: self._exported.lowered,
-            plain=lambda: self._plain,
+            # What was folded from V and U has their rounding, which the same V and U bring into the comparison.
+            plain=lambda: self._exported.model if folded else self._plain,
             plan=prepared.plan,
             example=prepared.captured.inputs,
             own_inputs=not options.input_shape,
@@ -207,7 +210,7 @@ class OnnxRoute:
         _write_metadata(model, self.prepared, self._options, "onnx")
         return model
 
-    def verify(self, file: Path | None, name: str, **settings: Any) -> Verification:
+    def verify(self, file: Path | None, name: str, *, folded: bool = False, **settings: Any) -> Verification:
         """Check a file against the source file; see ``Route``."""
         from spdexport.verification.source_file import FileSubject, verify_against_file
 
@@ -221,7 +224,7 @@ class OnnxRoute:
             own=None if prepared.as_written else prepared.model,
             effective=None if effective is prepared.model else effective,
             intended=prepared.factorized(),
-            plain=prepared.plain,
+            plain=prepared.factorized if folded else prepared.plain,
             plan=prepared.plan,
             inputs=prepared.inputs,
             own_inputs=not options.input_shape,
