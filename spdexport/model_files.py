@@ -15,6 +15,7 @@ import onnx_ir as ir
 from spdexport.errors import ExportError, SourceError
 from spdexport.files.atomic import RejectedError
 from spdexport.files.hashing import sha256_file
+from spdexport.files.sniff import FileKind, sniff
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -39,6 +40,13 @@ def load_onnx(path: Path) -> ir.Model:
     """
     if not path.is_file():
         raise SourceError("There is no such file.", where=str(path), hint="Name an ONNX file.")
+    kind = sniff(path)
+    if kind not in (FileKind.ONNX, FileKind.UNKNOWN):
+        raise SourceError(
+            f"An ONNX file is needed here, and this is a {kind}.",
+            where=str(path),
+            hint="Name the .onnx file; what it was made from goes behind --against.",
+        )
     try:
         model = ir.load(path)
     # protobuf and onnx_ir raise whatever they trip over in a damaged file.

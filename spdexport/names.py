@@ -1,4 +1,4 @@
-"""Layer names: which module a call belongs to, and what a misspelt name may have meant."""
+"""Names and numbers in words: which module a call belongs to, what a misspelt name may have meant, plurals, shapes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,16 @@ def layer_of_parameter(name: str) -> str:
     layer, _, last = name.rpartition(".")
     head, _, tail = layer.rpartition(".")
     return head if tail in ("U", "V") and last not in ("U", "V") and head else layer
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things: ``1 layer``, ``2 layers``."""
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
+def shape_of(shape: Iterable[object]) -> str:
+    """A shape in words: ``8x3``; ``scalar`` without axes."""
+    return "x".join(map(str, shape)) or "scalar"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -85,7 +85,7 @@ def convert(
     output: str | Path | Sequence[str | Path],
     *,
     verify: bool = True,
-    providers: Sequence[str] | None = None,
+    providers: str | Sequence[str] | None = None,
     thorough: bool = False,
     atol: float | None = None,
     rtol: float | None = None,
@@ -147,6 +147,7 @@ def convert(
                 thorough=thorough,
                 atol=atol,
                 rtol=rtol,
+                seed=chosen.seed,
                 progress=progress,
             )
             if verification.verdict is Status.FAIL:
@@ -174,7 +175,7 @@ def verify(
     file: str | Path,
     *,
     against: Source = None,
-    providers: Sequence[str] | None = None,
+    providers: str | Sequence[str] | None = None,
     thorough: bool = False,
     atol: float | None = None,
     rtol: float | None = None,
@@ -187,7 +188,7 @@ def verify(
     ``against``) in float64, and the weights with the hash that the file carries.
 
     With a source, options that shaped the file (delta, form, layers, ...) are read from its metadata where they are not
-    given.
+    given. The seed of a factory is always the file's; ``seed`` is that of the check.
 
     Args:
         file: The ONNX file.
@@ -214,7 +215,8 @@ def verify(
         other = Path(str(against))
     if other is not None or (against is None and options.get("factory") is None):
         return _verify_files(path, other, Options.of(options), asked, progress, thorough, tolerance)
-    route = find_route(against, as_recorded(options, metadata, path), progress)
+    recorded = as_recorded(options, metadata, path)
+    route = find_route(against, recorded, progress)
     check_hashes(route.prepared.hashes, metadata, path)
     return route.verify(
         path,
@@ -223,6 +225,7 @@ def verify(
         thorough=thorough,
         atol=atol,
         rtol=rtol,
+        seed=options.get("seed", recorded.seed),
         folded="folded" in metadata,
         progress=progress,
     )

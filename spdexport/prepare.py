@@ -151,6 +151,13 @@ def decide(
 
 
 def _loaded(source: Source, options: Options) -> LoadedModel:
+    if options.factory is not None and isinstance(source, ExportedProgram | torch.nn.Module):
+        kind = "a program" if isinstance(source, ExportedProgram) else "a module"
+        raise UsageError(
+            f"The source is {kind} already, which needs no factory.",
+            where=f"--factory {options.factory}",
+            hint="Leave out either the factory or the source.",
+        )
     if isinstance(source, ExportedProgram):
         return LoadedModel(kind="program", program=source, inputs=_program_inputs(source))
     if isinstance(source, torch.nn.Module):
@@ -158,6 +165,12 @@ def _loaded(source: Source, options: Options) -> LoadedModel:
     if source is None and options.factory is None:
         raise UsageError(
             "There is no model.", where="the command", hint="Name a source file, or give --factory FILE.py:NAME."
+        )
+    if not isinstance(source, str | Path | None):
+        raise UsageError(
+            f"A source of type {type(source).__name__} is not known.",
+            where="the source",
+            hint="Give the path of a file, an nn.Module, an ExportedProgram, or None with a factory.",
         )
     path = None if source is None else Path(source)
     return load(path, factory=options.factory, allow_pickle=options.allow_pickle, seed=options.seed)

@@ -28,6 +28,9 @@ def as_recorded(given: OptionsDict, metadata: Mapping[str, Any], path: Path) -> 
         # What only makes sense with masks; that they are missing is told by their hash.
         completed.pop("mask_threshold", None)
         completed.pop("keep_masks", None)
+    if "seed" in completed:
+        # The factory's, without which its random weights are others; the one that is given is the check's.
+        given = {k: v for k, v in given.items() if k != "seed"}  # type: ignore[assignment]
     options = Options.of({**completed, **given})  # type: ignore[typeddict-item]
     for name, value in options.recorded().items():
         if name in given and name in recorded and value != recorded[name]:

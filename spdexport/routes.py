@@ -67,6 +67,7 @@ class Route(Protocol):
         thorough: bool,
         atol: float | None,
         rtol: float | None,
+        seed: int,
         folded: bool = False,
         progress: Callable[[str], None],
     ) -> Verification:
@@ -79,6 +80,7 @@ class Route(Protocol):
             thorough: As for ``convert``.
             atol: As for ``convert``.
             rtol: As for ``convert``.
+            seed: Of generated inputs and simulated rounding.
             folded: Whether the file is one whose layers were folded after the conversion.
             progress: Told what is being done.
         """
@@ -164,7 +166,7 @@ class TorchRoute:
             example=prepared.captured.inputs,
             own_inputs=not options.input_shape,
         )
-        return verify_subject(subject, seed=options.seed, **settings)
+        return verify_subject(subject, **settings)
 
     @cached_property
     def _intended(self) -> ExportedProgram:
@@ -229,4 +231,4 @@ class OnnxRoute:
             inputs=prepared.inputs,
             own_inputs=not options.input_shape,
         )
-        return verify_against_file(subject, seed=options.seed, **settings)
+        return verify_against_file(subject, **settings)

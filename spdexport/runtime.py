@@ -133,11 +133,11 @@ def provider_status(provider: Provider) -> str | None:
     return fault
 
 
-def parse_providers(names: Sequence[str] | None) -> tuple[Provider, ...]:
+def parse_providers(names: str | Sequence[str] | None) -> tuple[Provider, ...]:
     """The providers beside the CPU that a check runs on.
 
     Args:
-        names: ``cpu``, ``cuda``, ``tensorrt``; None for CUDA where it can run.
+        names: One or more of ``cpu``, ``cuda``, ``tensorrt``; None for CUDA where it can run.
 
     Raises:
         UsageError: A name is none of these.
@@ -145,6 +145,7 @@ def parse_providers(names: Sequence[str] | None) -> tuple[Provider, ...]:
     """
     if names is None:
         return (Provider.CUDA,) if provider_status(Provider.CUDA) is None else ()
+    names = (names,) if isinstance(names, str) else names
     try:
         asked = [Provider(name) for name in names]
     except ValueError:

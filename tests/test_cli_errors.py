@@ -429,3 +429,37 @@ def test_what_was_silenced_is_heard_again_after_an_error(broken, tmp_path):
     spdexport("convert", *DIGITS, "-o", tmp_path / "m.onnx")
     assert logging.root.manager.disable == before
     assert (sys.stdout, sys.stderr) == streams
+
+
+def test_verify_is_for_onnx_files(fails, tmp_path):
+    convert_to = tmp_path / "m.pt2"
+    assert spdexport("convert", "--factory", FACTORY, "--input-shape", SHAPE, "-o", convert_to).exit_code == 0
+    lines = fails(4, convert_to, command="verify")
+    assert "An ONNX file is needed here, and this is a torch.export program (.pt2)." in lines[0]
+    assert "--against" in lines[2]
+
+
+def test_python_sources_that_are_none(tmp_path):
+    with pytest.raises(package.UsageError, match="A source of type int is not known"):
+        package.convert(3, tmp_path / "m.onnx")
+    with pytest.raises(package.UsageError, match="The source is a module already, which needs no factory"):
+        package.inspect(torch.nn.Linear(2, 2), factory=FACTORY)
+
+
+def test_one_provider_may_be_given_by_its_name(tmp_path):
+    module, x = torch.nn.Linear(2, 2), torch.rand(2, 2)
+    assert package.convert(module, tmp_path / "m.onnx", inputs=x, providers="cpu").verdict is package.Status.PASS
+    with pytest.raises(package.UsageError, match="no provider among rocm that"):
+        package.convert(module, tmp_path / "m.onnx", inputs=x, providers="rocm")
+
+
+def test_the_seed_of_a_check_is_not_that_of_the_factory(tmp_path):
+    """Random weights are those of the file's own seed, whatever the check draws."""
+    nets = tmp_path / "nets.py"
+    nets.write_text("import torch\n\ndef make():\n    return torch.nn.Linear(3, 3), (torch.rand(2, 3),)\n")
+    factory = f"{nets}:make"
+    package.convert(None, tmp_path / "m.onnx", factory=factory, seed=5)
+    for seed in (0, 3):
+        found = package.verify(tmp_path / "m.onnx", factory=factory, seed=seed)
+        assert (found.verdict, found.seed) == (package.Status.PASS, seed)
+    assert package.verify(tmp_path / "m.onnx", factory=factory).seed == 5

@@ -268,6 +268,8 @@ def test_a_fold_that_fails_its_check_does_not_take_its_name(
     result = fold(converted / f"digits{ending}", out)
     assert result.verdict is Status.FAIL
     assert result.outputs == (tmp_path / f"out.failed{ending}",)
+    # The file of that name is not the one that was checked.
+    assert f"out{ending}" not in {**result.hashes, **result.verification.artifacts}
     assert out.read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"out{ending}", f"out.failed{ending}"][::-1]
     status = {e.edge: e for e in result.verification.edges}[edge]

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 
 from spdexport.arrays import to_torch
+from spdexport.files.npz import read_npz
 from spdexport.files.pickles import load_weights_only
 from spdexport.files.sniff import FileKind, sniff
 
@@ -54,15 +55,16 @@ def _read_safetensors(path: Path, error: type[InputError]) -> dict[str, torch.Te
 
 def _read_npz(path: Path, error: type[InputError]) -> dict[str, torch.Tensor]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            names: list[str] = list(archive.files)
-            result = {}
-            for name in names:
-                try:
-                    result[name] = _tensor(archive[name])
-                except (ValueError, TypeError) as exc:
-                    raise _bad_entry(path, name, exc, error) from exc
-            return result
+        result = {}
+        for name, value in read_npz(path):
+            try:
+                result[name] = _tensor(value)
+            except (ValueError, TypeError) as exc:
+                raise _bad_entry(path, name, exc, error) from exc
+        return result
+    except ValueError as exc:
+        name, what = exc.args
+        raise _bad_entry(path, name, ValueError(what), error) from exc
     except (zipfile.BadZipFile, OSError, EOFError) as exc:
         raise _damaged(path, exc, error) from exc
 

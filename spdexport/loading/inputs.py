@@ -192,7 +192,7 @@ def _as_leaf(value: object, what: str, origin: str) -> Any:
 def _not_a_tensor(what: str, value: object, origin: str) -> ExampleInputError:
     kind = f"{type(value).__name__} of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
     return ExampleInputError(
-        f"{what[0].upper()}{what[1:]} is a {kind}, not a tensor.",
+        f"{what[0].upper()}{what[1:]} is of type {kind}, not a tensor.",
         where=origin,
         hint="Give a tensor, a tuple of tensors, or a dict of tensors by argument name.",
     )

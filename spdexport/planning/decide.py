@@ -100,7 +100,7 @@ def _decide(site: ConvSite, factors: Factors, options: PlanOptions) -> Decision:
         what = "dropped"
     kept = factors.components if options.keep_masks else max(factors.live, 1)
     even = break_even(spec, site.upsampling)
-    pair = cost.factorized_macs(spec, kept, site.positions, site.applications)
+    pair = cost.shape_macs(site, cost.pair_shape(site, kept))
     if options.form is FormChoice.DENSE:
         form, after, reason = "dense", before, "--form dense"
     else:

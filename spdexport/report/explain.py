@@ -78,8 +78,7 @@ def edge_names(edges: Sequence[EdgeResult]) -> list[str]:
     plain = [f"{edge.edge} ({edge.provider})" if edge.provider else edge.edge for edge in edges]
     names: list[str] = []
     for edge, name in zip(edges, plain, strict=True):
-        setting = edge.reason.partition(": ")[0] if ": " in edge.reason else ""
-        full = f"{name}, {setting}" if plain.count(name) > 1 and setting else name
+        full = f"{name}, {edge.setting}" if plain.count(name) > 1 and edge.setting else name
         number = 2
         while full in names:
             full, number = f"{name} #{number}", number + 1

@@ -172,7 +172,8 @@ class FileRun:
         if content_hash(self._model) == recorded:
             reason = "the weights and the graph are those that the conversion wrote, by their hash"
             return EdgeResult(edge="weights", status=Status.PASS, reason=reason)
-        reason = "the weights or the graph changed since conversion: their hash is not the one that the file carries"
+        reason = "the weights or the graph changed since conversion: their hash is not the one that the file carries; "
+        reason += "verify FILE --against SOURCE tells what changed"
         return EdgeResult(edge="weights", status=Status.FAIL, reason=reason)
 
     def _mismatch(self) -> str | None:

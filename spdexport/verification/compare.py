@@ -10,6 +10,7 @@ import numpy as np
 
 from spdexport.errors import UsageError
 from spdexport.factors import unit_rounding
+from spdexport.names import shape_of
 from spdexport.verification.result import SEVERITY, Status
 
 if TYPE_CHECKING:
@@ -60,12 +61,15 @@ class Comparison:
         noise_ratio: Largest error over the floor; infinite where the two cannot be compared.
         max_abs: Largest error.
         reason: What differs, and where.
+        is_value: Whether values differ, which some layer is to blame for; not where an output is missing, renamed or of
+            another dtype.
     """
 
     status: Status
     noise_ratio: float
     max_abs: float
     reason: str = ""
+    is_value: bool = True
 
 
 def floor_of(reference: Array, own_dtype: Array, perturbed: Sequence[Array]) -> float:
@@ -106,7 +110,7 @@ def compare(
         tolerance: The user's, in the place of ``FACTOR`` floors.
     """
     if value.shape != reference.shape:
-        return failed(f"{name} has shape {value.shape} where {reference.shape} is right")
+        return failed(f"{name} has shape {shape_of(value.shape)} where {shape_of(reference.shape)} is right")
     if reference.dtype.kind not in "fc":
         wrong = int((value != reference).sum())
         if not wrong:

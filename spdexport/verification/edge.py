@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from spdexport.names import counted
 from spdexport.verification.result import SEVERITY, EdgeResult, Status
 
 if TYPE_CHECKING:
@@ -45,12 +46,13 @@ class Edge:
         """The worst case as the edge's result."""
         if self.given is not None:
             status, reason = self.given
-            return EdgeResult(edge=self.edge, provider=self.provider, status=status, reason=self._words(reason))
+            return self._plain(status, reason)
         if not self.compared:
-            reason = self._words("no input could be compared")
-            return EdgeResult(edge=self.edge, provider=self.provider, status=Status.INCONCLUSIVE, reason=reason)
+            return self._plain(Status.INCONCLUSIVE, "no input could be compared")
         case, found = max(self.compared, key=lambda c: (SEVERITY.index(c[1].status), c[1].noise_ratio))
-        reason = f"{found.reason}, on input {case}" if found.reason else f"{len(self.compared)} inputs compared"
+        reason = (
+            f"{found.reason}, on input {case}" if found.reason else f"{counted(len(self.compared), 'input')} compared"
+        )
         return EdgeResult(
             edge=self.edge,
             provider=self.provider,
@@ -59,6 +61,13 @@ class Edge:
             max_abs=max(c.max_abs for _, c in self.compared),
             first_divergence=self.first,
             reason=self._words(reason),
+            setting=self.setting,
+        )
+
+    def _plain(self, status: Status, reason: str) -> EdgeResult:
+        """A result without numbers."""
+        return EdgeResult(
+            edge=self.edge, provider=self.provider, status=status, reason=self._words(reason), setting=self.setting
         )
 
     def _words(self, reason: str) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from spdexport.errors import ExampleInputError
+from spdexport.files.npz import read_npz
 from spdexport.installed import require_torch
 from spdexport.verification.recipes import draw, generators, span_of
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    import numpy as np
     import onnx_ir as ir
 
     from spdexport.conv import Array
@@ -159,13 +160,12 @@ def read_arrays(path: Path) -> GivenArrays:
         RuntimeMissingError: It is of another kind, which torch is needed for.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            found = {name: archive[name] for name in archive.files} if hasattr(archive, "files") else None
-    except (OSError, ValueError, EOFError):
-        found = None
-    if found is None:
+        found = dict(read_npz(path))
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         require_torch("Only .npz files of inputs are read without it.")
-        raise ExampleInputError("The inputs cannot be read.", where=str(path), hint="Save them with numpy.savez.")
+        raise ExampleInputError(
+            "The inputs cannot be read.", where=str(path), hint="Save them with numpy.savez."
+        ) from error
     # What --repro saves beside the inputs.
     found = {name: value for name, value in found.items() if not name.startswith(("output:", "reference:"))}
     if not found:

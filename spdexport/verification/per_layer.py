@@ -8,17 +8,18 @@ import torch
 from torch.nn import functional
 
 from spdexport.names import layer_of_call
+from spdexport.rewrite.onnx_sites import node_keys
 from spdexport.verification.inputs import input_names
 from spdexport.verification.layers import judged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    import onnx_ir as ir
     from torch.export import ExportedProgram
 
-    from spdexport.conv import ConvSpec
+    from spdexport.conv import Array, ConvSite, ConvSpec
     from spdexport.planning import Plan
-    from spdexport.verification.inputs import Case
     from spdexport.verification.result import LayerResult
     from spdexport.verification.weight_errors import WeightError
 
@@ -31,39 +32,52 @@ class Patches:
     """The largest 2-norm of a patch that each layer of a plan reads, over all evaluations that were watched.
 
     Args:
-        program: The program that is evaluated; its layers stand under the nodes of the plan's sites.
-        plan: The layers.
+        read: The values that layers read, each with the name that the evaluation has for it.
     """
 
-    def __init__(self, program: ExportedProgram, plan: Plan) -> None:
-        nodes = {node.name: node for node in program.graph.nodes}
-        inputs = set(input_names(program))
+    def __init__(self, read: Iterable[tuple[str, ConvSite]]) -> None:
         self._readers: dict[str, list[tuple[str, ConvSpec]]] = {}
-        for decision in plan.decisions:
-            node = nodes.get(decision.site.node)
-            data = node.all_input_nodes if node is not None else []
-            # Of an addmm the data are the second operand; weights and biases are placeholders of parameters.
-            for source in data:
-                if source.name in inputs or source.op == "call_function":
-                    self._readers.setdefault(source.name, []).append((decision.site.name, decision.site.spec))
-                    break
+        for value, site in read:
+            self._readers.setdefault(value, []).append((site.name, site.spec))
         self._largest: dict[str, float] = {}
 
     def watch(self, name: str, value: torch.Tensor) -> None:
-        """Take in a node's value in float64."""
+        """Take in a value in float64."""
         for layer, spec in self._readers.get(name, ()):
             largest = largest_patch(value, spec)
             self._largest[layer] = max(self._largest.get(layer, 0.0), largest)
 
-    def watch_inputs(self, program: ExportedProgram, case: Case) -> None:
+    def watch_inputs(self, inputs: Mapping[str, Array]) -> None:
         """Take in the inputs of a case, which are no node's value."""
-        for name, value in zip(input_names(program), case.inputs.tensors(), strict=True):
-            if value.is_floating_point():
-                self.watch(name, value.double())
+        for name, value in inputs.items():
+            if value.dtype.kind == "f":
+                self.watch(name, torch.from_numpy(value.astype("float64")))
 
     def of(self, layer: str) -> float | None:
         """The largest patch that a layer read; None where it was not seen."""
         return self._largest.get(layer)
+
+
+def read_in_program(program: ExportedProgram, plan: Plan) -> Iterator[tuple[str, ConvSite]]:
+    """The values that the layers of a plan read in a program, in which they stand under the nodes of their sites."""
+    nodes = {node.name: node for node in program.graph.nodes}
+    inputs = set(input_names(program))
+    for decision in plan.decisions:
+        node = nodes.get(decision.site.node)
+        # Of an addmm the data are the second operand; weights and biases are placeholders of parameters.
+        for source in node.all_input_nodes if node is not None else []:
+            if source.name in inputs or source.op == "call_function":
+                yield source.name, decision.site
+                break
+
+
+def read_in_model(model: ir.Model, plan: Plan) -> Iterator[tuple[str, ConvSite]]:
+    """The values that the layers of a plan read in the ONNX model that they were found in."""
+    nodes = node_keys(model.graph)
+    for decision in plan.decisions:
+        data = nodes[decision.site.node].inputs[0]
+        if data is not None and data.name:
+            yield data.name, decision.site
 
 
 def largest_patch(value: torch.Tensor, spec: ConvSpec) -> float:

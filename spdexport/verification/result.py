@@ -39,6 +39,7 @@ class EdgeResult:
         max_abs: The largest absolute error.
         first_divergence: The module path of the first layer that diverges, on a failure.
         reason: Why it failed, is inconclusive, or did not run; on a pass what was compared.
+        setting: Of the provider, where an edge runs in more than one; the reason begins with it.
     """
 
     edge: str
@@ -48,6 +49,7 @@ class EdgeResult:
     max_abs: float | None = None
     first_divergence: str | None = None
     reason: str = ""
+    setting: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ from spdexport.verification.inputs import Case, cases, feeds
 from spdexport.verification.locate import first_divergent_layer, first_divergent_value, layer_ratios
 from spdexport.verification.masks import mask_fault
 from spdexport.verification.module_calls import call_module, first_divergent_module
-from spdexport.verification.per_layer import Patches, layer_results
+from spdexport.verification.per_layer import Patches, layer_results, read_in_program
 from spdexport.verification.result import EdgeResult, Status, Verification
 from spdexport.verification.sessions import SessionEdges
 from spdexport.verification.trial import Trial, make_trial
@@ -135,7 +135,7 @@ class _Run:
         self._seen = Outputs()
         self._changes: list[Change] = []
         self._errors = WeightErrors()
-        self._patches = Patches(subject.effective, subject.plan)
+        self._patches = Patches(read_in_program(subject.effective, subject.plan))
         self._ratios: dict[str, float] = {}
 
     def verification(self) -> Verification:
@@ -214,7 +214,7 @@ class _Run:
             return
         self._compared.append(case.name)
         self._seen.add(trial.reference)
-        self._patches.watch_inputs(subject.effective, case)
+        self._patches.watch_inputs(feeds(subject.effective, case.inputs))
         effective = self._outputs(subject.effective, case, watch=self._patches.watch)
         self._compare_rewrite(trial, case, effective)
         if subject.module is not None:

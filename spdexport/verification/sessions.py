@@ -117,7 +117,7 @@ class SessionEdges:
                 found = self._repeated(running.session, trial, inputs, values, found)
             if found.status is Status.FAIL and running.check is not None:
                 found = self._explained(running, trial, inputs, values, found)
-            if found.status is Status.FAIL and edge.first is None and not edge.remark:
+            if found.status is Status.FAIL and found.is_value and edge.first is None and not edge.remark:
                 edge.first, edge.remark = locate(running.settings)
             self._remember(edge, trial, inputs, values, found)
             edge.add(trial.name, found)
@@ -208,13 +208,13 @@ class SessionEdges:
             return
         wanted = running.settings.provider
         elsewhere = [
-            f"{node.name} ({node.op_type})"
+            f"{node.name} ({node.op_type}) ran on {node.provider}"
             for node in running.session.placed_nodes()
             if node.provider != wanted.ort_name and node.op_type in MATRIX_OPERATORS
         ]
         if elsewhere:
             shown = ", ".join(elsewhere[:5]) + (f" and {len(elsewhere) - 5} more" if len(elsewhere) > 5 else "")
-            running.edge.settle(Status.INCONCLUSIVE, f"{wanted.value} did not run {shown}")
+            running.edge.settle(Status.INCONCLUSIVE, f"{wanted.value} did not run all convolutions: {shown}")
 
     def _explained(
         self,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
+import torch
 
 from spdexport.files.hashing import sha256_file
 from spdexport.model_files import INLINE_UP_TO
@@ -25,7 +26,7 @@ from spdexport.verification.edge import Edge
 from spdexport.verification.inner import Evaluated
 from spdexport.verification.layers import layer_of
 from spdexport.verification.masks import mask_fault
-from spdexport.verification.per_layer import layer_results
+from spdexport.verification.per_layer import Patches, layer_results, read_in_model
 from spdexport.verification.result import EdgeResult, Status, Verification
 from spdexport.verification.tapping import diverges
 from spdexport.verification.trial import Trial, make_trial, rounded
@@ -130,6 +131,7 @@ class _Run(FileRun):
         self._source = self._opened()
         self._changes: list[Change] = []
         self._errors = WeightErrors()
+        self._patches = Patches(read_in_model(self._own_model, subject.plan))
 
     def verification(self, inputs: ExampleInputs | GivenArrays | None, own: bool) -> Verification:
         """Run all cases over all edges."""
@@ -144,7 +146,7 @@ class _Run(FileRun):
                 subject.name: sha256_file(subject.file),
             },
             plan=subject.plan,
-            layers=layer_results(subject.plan, self._errors.of, lambda _: None, self._ratios),
+            layers=layer_results(subject.plan, self._errors.of, self._patches.of, self._ratios),
         )
 
     def _fair(self, edge: EdgeResult) -> EdgeResult:
@@ -188,7 +190,8 @@ class _Run(FileRun):
         return None
 
     def _compare(self, case: FileCase, trial: Trial) -> None:
-        effective = self._effective.run(case.inputs)
+        self._patches.watch_inputs(case.inputs)
+        effective = self._effective.run(case.inputs, watch=self._watch)
         found = trial.compare_exact(effective, trial.reference)
         if found.status is Status.FAIL and self._rewrite.first is None:
             self._rewrite.first = self._first_divergent(case)
@@ -200,6 +203,10 @@ class _Run(FileRun):
             dense = self._own.run(case.inputs)
             self._changes.append(Change.between(dense, trial.reference))
             self._compare_source(case, self._own_trial(case, trial, dense), dense)
+
+    def _watch(self, name: str, value: Array) -> None:
+        if value.dtype.kind == "f":
+            self._patches.watch(name, torch.from_numpy(value))
 
     def _own_trial(self, case: FileCase, trial: Trial, dense: Mapping[str, Array]) -> Trial:
         """The tolerance of the source with its own weights."""

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Array
 
-TAPPING_HIDES = "with every layer tapped, which prevents fusions, no layer diverges"
+TAPPING_HIDES = (
+    "no layer diverges once all inner values are outputs too, which keeps ONNX Runtime from fusing layers: "
+    "probably one of its fusions is at fault"
+)
 
 
 def diverges(name: str, value: Array, exact: Array, others: Sequence[Array]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import ml_dtypes
@@ -62,7 +62,7 @@ class Trial:
             if name in values and values[name].dtype != own.dtype
         ]
         if wrong:
-            return failed("; ".join(wrong))
+            return replace(failed("; ".join(wrong)), is_value=False)
         return self.compare_exact(values, reference or self.reference)
 
     def compare_exact(self, values: Mapping[str, Array], reference: Mapping[str, Array]) -> Comparison:

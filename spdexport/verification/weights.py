@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from spdexport.content import graph_hash
 from spdexport.factors import unit_rounding
+from spdexport.names import counted, shape_of
 from spdexport.rewrite.onnx_fold import fold_onnx
 from spdexport.rewrite.onnx_names import node_name
 from spdexport.verification.compare import FACTOR
@@ -113,12 +114,13 @@ def weights_edge(file: ir.Model, plain: ir.Model) -> EdgeResult:
 def _edge(mismatch: Mismatch | None, folded: FoldResult, found: WeightErrors) -> EdgeResult:
     if mismatch is None:
         count = len(folded.folded)
+        whose = "its effective weight" if count == 1 else "their effective weights"
         return EdgeResult(
             edge="weights",
             status=Status.PASS,
             noise_ratio=found.ratio,
             max_abs=found.error,
-            reason=f"{count} layers composed back to their effective weights; all else is equal bit for bit",
+            reason=f"{counted(count, 'layer')} composed back to {whose}; all else is equal bit for bit",
         )
     reason = mismatch.what
     if mismatch.structural and folded.declined:
@@ -160,7 +162,7 @@ def _compare_graphs(
         if mine is not None and theirs is not None and mine.dtype == theirs.dtype and np.array_equal(mine, theirs):
             continue
         if same.get(value) is not target:
-            what = f"output {value.name} comes from another place"
+            what = f"output {value.name} is {_origin(value)} where {_origin(target)} is right"
             first = first or Mismatch(layer=value.name or "", what=what, structural=True)
     return first
 
@@ -186,8 +188,22 @@ def _compare_ports(file: ir.Graph, plain: ir.Graph) -> Mismatch | None:
 
 
 def _port(value: ir.Value) -> str:
-    shape = "?" if value.shape is None else "x".join(str(d) for d in value.shape)
-    return f"{value.name}:{value.dtype}:{shape}"
+    shape = "?" if value.shape is None else shape_of(value.shape)
+    return f"{value.name} ({value.dtype} of shape {shape})"
+
+
+def _described(values: Array) -> str:
+    return f"{values.dtype} of shape {shape_of(values.shape)}"
+
+
+def _origin(value: ir.Value | None) -> str:
+    """Where a value comes from, in words."""
+    if value is None:
+        return "nothing"
+    node = value.producer()
+    if node is None:
+        return f"{'the input' if value.is_graph_input() else 'the constant'} {value.name}"
+    return f"the output of {layer_at(node) or layer_of(node)} ({node.op_type})"
 
 
 def _first_operator(nodes: list[ir.Node], others: list[ir.Node]) -> Mismatch:
@@ -208,12 +224,13 @@ def _compare_nodes(node: ir.Node, other: ir.Node, same: dict[ir.Value | None, ir
         return Mismatch(layer=layer_of(node), what=f"{node.op_type} {what}", structural=True)
 
     if node.domain != other.domain or len(node.outputs) != len(other.outputs):
-        return fault("is another operator")
+        mine, theirs = (f"{n.domain or 'ai.onnx'} with {counted(len(n.outputs), 'output')}" for n in (node, other))
+        return fault(f"is of {mine} where {theirs} is right")
     if len(node.inputs) != len(other.inputs):
         return fault(f"has {len(node.inputs)} inputs where {len(other.inputs)} is right")
     for index, (value, target) in enumerate(zip(node.inputs, other.inputs, strict=True)):
         if _constant(value) is None and same.get(value, value) is not target:
-            return fault(f"reads something else at input {index}")
+            return fault(f"reads {_origin(value)} at input {index} where {_origin(target)} is right")
     names = {*node.attributes, *other.attributes}
     for name in sorted(names):
         mine, theirs = (str(_attribute(n, name)) for n in (node, other))
@@ -268,7 +285,7 @@ def _compare_constants(
             what = f"input {index} of {node.op_type} is constant in one only"
             mismatch = Mismatch(layer=layer, what=what, structural=True)
         elif mine.shape != theirs.shape or mine.dtype != theirs.dtype:
-            what = f"{name} is {mine.dtype}{mine.shape} where {theirs.dtype}{theirs.shape} is right"
+            what = f"{name} is {_described(mine)} where {_described(theirs)} is right"
             mismatch = Mismatch(layer=layer, what=what, structural=True)
         else:
             mismatch, ratio, error = _compare_values(
@@ -312,9 +329,12 @@ def _compare_values(
     if ratio <= FACTOR:
         return None, ratio, signed
     place = np.unravel_index(int(np.argmax(ratios)), error.shape)
+    # A composed weight has a name that no tensor of the file has.
+    subject = _element(name, place)
+    if _composed(size):
+        subject = f"what the factors of {layer} compose to, at [{_index(place)}],"
     what = (
-        f"{_element(name, place)} is {mine[place]:.9g} where {theirs[place]:.9g} is right: "
-        f"{ratio:.3g} times what rounding explains"
+        f"{subject} is {mine[place]:.9g} where {theirs[place]:.9g} is right: {ratio:.3g} times what rounding explains"
     )
     return Mismatch(layer=layer, what=what, structural=False, ratio=ratio, max_abs=float(error.max())), ratio, signed
 
@@ -329,7 +349,11 @@ def _integer(node: ir.Node, name: str) -> int:
 
 
 def _element(name: str, place: tuple[np.intp, ...]) -> str:
-    return f"{name}[{', '.join(map(str, place))}]"
+    return f"{name}[{_index(place)}]"
+
+
+def _index(place: tuple[np.intp, ...]) -> str:
+    return ", ".join(map(str, place))
 
 
 def _bound(mine: Array, size: ir.Value | None, other_size: ir.Value | None) -> Array | None:

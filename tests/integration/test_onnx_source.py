@@ -175,6 +175,9 @@ def test_a_file_that_was_tampered_with_fails(tmp_path: Path) -> None:
     edges = {e.edge: e for e in found.edges}
     assert edges["weights"].status is Status.FAIL
     assert edges["weights"].first_divergence == "second"
+    assert edges["weights"].reason.startswith("what the factors of second compose to, at [0, ")
+    bounds = {layer.name: layer.bound for layer in found.layers}
+    assert bounds["second"] > 1000 * bounds["net.conv1"] > 0
     assert edges["export"].status is Status.FAIL
     # What was meant did not change.
     assert (edges["capture"].status, edges["rewrite"].status) == (Status.PASS, Status.PASS)
@@ -207,9 +210,11 @@ def test_two_files_are_still_compared_as_files(tmp_path: Path) -> None:
     source = saved(network(), tmp_path / "m.onnx")
     spdexport.convert(source, tmp_path / "out.onnx", verify=False)
     spdexport.fold(tmp_path / "out.onnx", tmp_path / "folded.onnx", verify=False)
-    for file, other in (("m.onnx", "out.onnx"), ("out.onnx", "folded.onnx"), ("folded.onnx", "m.onnx")):
+    for file, other in (("m.onnx", "out.onnx"), ("out.onnx", "folded.onnx"), ("folded.onnx", "out.onnx")):
         found = spdexport.verify(tmp_path / file, against=tmp_path / other)
         assert (found.verdict, found.plan) == (Status.PASS, None)
+    # A file that was made from the other one, by way of a fold too, is compared with it as its source.
+    assert spdexport.verify(tmp_path / "folded.onnx", against=source).plan is not None
 
 
 def _with_bodies() -> onnx.ModelProto:

@@ -152,7 +152,7 @@ def test_wrong_names_and_results(file, name, message, hint):
 
 
 def test_inputs_that_are_no_tensors(file):
-    with pytest.raises(ExampleInputError, match="is a str, not a tensor"):
+    with pytest.raises(ExampleInputError, match="is of type str, not a tensor"):
         call_factory(f"{file}:bad_inputs", seed=0)
 
 

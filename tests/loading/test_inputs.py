@@ -101,7 +101,7 @@ def test_bad_files(tmp_path):
     with pytest.raises(ExampleInputError, match="array cannot be read"):
         inputs_from_file(tmp_path / "o.npy")
     torch.save("text", tmp_path / "t.pt")
-    with pytest.raises(ExampleInputError, match="is a str, not a tensor"):
+    with pytest.raises(ExampleInputError, match="is of type str, not a tensor"):
         inputs_from_file(tmp_path / "t.pt")
     torch.save({"a": torch.nn.ReLU()}, tmp_path / "m.pt")
     with pytest.raises(PickleRefusedError):
@@ -119,11 +119,11 @@ def test_what_code_gives():
     assert sizes({"y": y}) == ([], {"y": 2})
     assert sizes(((x,), {"y": y})) == ([1], {"y": 2})
     assert as_example_inputs(np.ones(3), "f").args[0].dtype is torch.float64
-    with pytest.raises(ExampleInputError, match="Input 1 is a set, not a tensor"):
+    with pytest.raises(ExampleInputError, match="Input 1 is of type set, not a tensor"):
         as_example_inputs((x, {3}), "factory")
-    with pytest.raises(ExampleInputError, match="The example inputs is a int, not a tensor"):
+    with pytest.raises(ExampleInputError, match="The example inputs is of type int, not a tensor"):
         as_example_inputs(3, "factory")
-    with pytest.raises(ExampleInputError, match="Input 'a' is a ndarray of object"):
+    with pytest.raises(ExampleInputError, match="Input 'a' is of type ndarray of object"):
         as_example_inputs({"a": np.array([{}])}, "factory")
 
 
@@ -138,5 +138,5 @@ def test_nested_inputs_and_constants():
     twice = as_example_inputs((x, x), "f").copied()
     assert twice.args[0] is not twice.args[1]
     assert as_example_inputs((([x, x], {"a": x}), {}), "f").args[1]["a"] is not None
-    with pytest.raises(ExampleInputError, match=r"Input 'boxes'\[1\]\['a'\] is a set, not a tensor"):
+    with pytest.raises(ExampleInputError, match=r"Input 'boxes'\[1\]\['a'\] is of type set, not a tensor"):
         as_example_inputs({"boxes": [x, {"a": {1}}]}, "factory")

@@ -12,8 +12,8 @@ def test_names_of_edges():
 
 
 def test_one_provider_in_two_settings_has_two_names():
-    strict = edge("device", provider="cuda", reason="TF32 off: 6 inputs compared")
-    own = edge("device", provider="cuda", reason="the provider's own settings: 6 inputs compared")
+    strict = edge("device", provider="cuda", setting="TF32 off")
+    own = edge("device", provider="cuda", setting="the provider's own settings")
     assert edge_names([strict, own]) == ["device (cuda), TF32 off", "device (cuda), the provider's own settings"]
 
 

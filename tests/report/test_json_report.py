@@ -18,7 +18,8 @@ KEYS = {
 LAYER_KEYS = {
     "name", "kind", "form", "components", "live", "rank", "macs_before", "macs_after", "delta_ratio", "reason",
 }  # fmt: skip
-EDGE_KEYS = {"edge", "provider", "status", "noise_ratio", "max_abs", "first_divergence", "reason"}
+EDGE_KEYS = {"edge", "provider", "status", "noise_ratio", "max_abs", "first_divergence", "reason",
+             "setting"}  # fmt: skip
 
 
 def folding():

@@ -40,10 +40,12 @@ def test_names_of_every_kind(tmp_path, name):
     assert set(inputs_from_file(tmp_path / "r.npz").kwargs) == {name, "other"}
 
 
-def test_bfloat16_keeps_its_values(tmp_path):
+def test_bfloat16_stays_bfloat16(tmp_path):
     values = np.array([1.5, math.inf], ml_dtypes.bfloat16)
     write_repro(worst(inputs={"x": values}), tmp_path / "r.npz")
-    assert inputs_from_file(tmp_path / "r.npz").args[0].tolist() == [1.5, math.inf]
+    read = inputs_from_file(tmp_path / "r.npz").args[0]
+    assert read.dtype is torch.bfloat16
+    assert read.tolist() == [1.5, math.inf]
 
 
 def test_the_comment_tells_where_it_comes_from(tmp_path):

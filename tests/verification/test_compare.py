@@ -39,7 +39,7 @@ def test_non_finite_values_must_agree_in_place_and_kind(value: float, exact: flo
 
 
 def test_other_shapes_fail_even_where_they_broadcast() -> None:
-    assert compare("y", np.ones((3, 1)), np.ones((3, 3)), 1.0).reason == "y has shape (3, 1) where (3, 3) is right"
+    assert compare("y", np.ones((3, 1)), np.ones((3, 3)), 1.0).reason == "y has shape 3x1 where 3x3 is right"
 
 
 def test_integers_are_equal_or_unstable() -> None:

@@ -1,0 +1,73 @@
+"""NumPy archives, written so that equal arrays give equal bytes, and read without any pickle.
+
+numpy's format has no bfloat16. Such arrays are written as float32, which holds all their values, and the comment of the
+zip file names them, so that reading gives bfloat16 again.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from spdexport.conv import Array
+
+_NEVER = (1980, 1, 1, 0, 0, 0)
+"""The date of the entries, the earliest that a zip file can hold."""
+
+
+def write_npz(path: Path, arrays: Mapping[str, Array], about: Mapping[str, Any]) -> None:
+    """Write arrays by name, and a comment as JSON.
+
+    Args:
+        path: The file.
+        arrays: By any names; not ``np.savez``, which takes them as keyword arguments, so that "file" is its own.
+        about: What the comment says beside the names of bfloat16 arrays.
+    """
+    brief = sorted(name for name, value in arrays.items() if np.asarray(value).dtype == ml_dtypes.bfloat16)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, value in arrays.items():
+            array = np.asarray(value).astype(np.float32) if name in brief else np.asarray(value)
+            info = zipfile.ZipInfo(f"{name}.npy", _NEVER)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(info, "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, array, allow_pickle=False)
+        archive.comment = json.dumps({**about, **({"bfloat16": brief} if brief else {})}, ensure_ascii=True).encode()
+
+
+def read_npz(path: Path) -> Iterator[tuple[str, Array]]:
+    """The arrays of a file one at a time, bfloat16 ones that ``write_npz`` wrote as such.
+
+    Raises:
+        OSError, EOFError, zipfile.BadZipFile: The file cannot be read.
+        TypeError: It is no archive but a single array.
+        ValueError: An array is damaged, or would need a pickle; its name is the first argument.
+    """
+    archive = np.load(path, allow_pickle=False)
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise TypeError("a single array")
+    with archive:
+        brief = [] if archive.zip is None else _bfloat16(archive.zip.comment)
+        for name in archive.files:
+            try:
+                value = archive[name]
+            except (ValueError, TypeError) as error:
+                raise ValueError(name, str(error)) from error
+            yield name, value.astype(ml_dtypes.bfloat16) if name in brief and value.dtype == np.float32 else value
+
+
+def _bfloat16(comment: bytes) -> list[str]:
+    """The names in a comment of ours; none in any other."""
+    try:
+        said = json.loads(comment)
+    except ValueError:
+        return []
+    names = said.get("bfloat16", []) if isinstance(said, dict) else []
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
