@@ -1,41 +1,21 @@
-"""The command line: parse, one call, render, exit status. Everything heavy is imported inside the commands."""
+"""The command line: the commands together, and every end of a run turned into its exit status."""
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from spdexport import __version__
-from spdexport.cli_options import (
-    DEBUG,
-    check_options,
-    factor_options,
-    form_option,
-    given,
-    model_options,
-    opset_option,
-    pickle_option,
-    provider_option,
-    report_option,
-    report_options,
-    repro_option,
-    seed_option,
-    source_argument,
-    talk_options,
-    verify_option,
-)
+from spdexport.cli_options import DEBUG
+from spdexport.commands.convert import convert
+from spdexport.commands.fold import fold
+from spdexport.commands.inspect import inspect
+from spdexport.commands.verify import verify
 from spdexport.errors import SpdExportError, UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from spdexport.report.common import Result
 
 INTERRUPTED = 130
 """The exit status of a command that Ctrl-C ended: 128 + SIGINT."""
@@ -128,209 +108,5 @@ def main() -> None:
     """
 
 
-@main.command(short_help="Convert SOURCE to ONNX in factorized form, and verify it.")
-@source_argument
-@click.option(
-    "-o",
-    "--output",
-    multiple=True,
-    required=True,
-    type=click.Path(path_type=Path),
-    help="What to write: OUT.onnx, and OUT.pt2 for the factorized program. Repeatable.",
-)
-@model_options
-@factor_options
-@form_option
-@opset_option
-@verify_option
-@provider_option
-@check_options
-@report_options
-@repro_option
-@talk_options
-@click.pass_context
-def convert(
-    context: click.Context,
-    /,
-    *,
-    source: Path | None,
-    output: Sequence[Path],
-    verify: bool,
-    providers: Sequence[str],
-    report: Path | None,
-    junit: Path | None,
-    html: Path | None,
-    repro: Path | None,
-    verbose: bool,
-    quiet: bool,
-    **_: Any,
-) -> int:
-    """Convert SOURCE to ONNX with its layers in factorized form, and verify the file."""
-    import spdexport
-
-    if repro is not None and not verify:
-        raise UsageError("--repro saves what a check found.", where="--repro and --no-verify", hint="Give one of them.")
-    files = {"report": report, "junit": junit, "html": html, "repro": repro}
-    with _run(files, [source, *output], verbose=verbose, quiet=quiet) as (progress, finish):
-        result = spdexport.convert(
-            source, output, verify=verify, providers=providers or None, progress=progress, **given(context)
-        )
-        finish(result)
-    return _exit_status(result)
-
-
-@main.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--against", type=click.Path(path_type=Path), metavar="SOURCE", help="What the file was made from.")
-@model_options
-@factor_options
-@form_option
-@opset_option
-@provider_option
-@check_options
-@report_options
-@repro_option
-@talk_options
-@click.pass_context
-def verify(
-    context: click.Context,
-    /,
-    *,
-    file: Path,
-    against: Path | None,
-    providers: Sequence[str],
-    report: Path | None,
-    junit: Path | None,
-    html: Path | None,
-    repro: Path | None,
-    verbose: bool,
-    quiet: bool,
-    **_: Any,
-) -> int:
-    """Check the ONNX file FILE against the SOURCE it was made from.
-
-    Options that shaped the file are read from it where they are not given. SOURCE may be another ONNX file too. Without
-    SOURCE and --factory, what ONNX Runtime computes is compared with what FILE itself says.
-    """
-    import spdexport
-
-    files = {"report": report, "junit": junit, "html": html, "repro": repro}
-    with _run(files, [file, against], verbose=verbose, quiet=quiet) as (progress, finish):
-        result = spdexport.verify(
-            file, against=against, providers=providers or None, progress=progress, **given(context)
-        )
-        finish(result)
-    return _exit_status(result)
-
-
-@main.command(short_help="Fold V and U of FILE into one dense layer again.")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The file to write.")
-@click.option("--if-cheaper", is_flag=True, help="Leave a chain that has fewer multiply-accumulates than its fold.")
-@click.option("--explain", is_flag=True, help="List each candidate, and why it was folded or not.")
-@pickle_option
-@seed_option
-@verify_option
-@provider_option
-@report_options
-@talk_options
-def fold(
-    *,
-    file: Path,
-    output: Path,
-    if_cheaper: bool,
-    explain: bool,
-    allow_pickle: bool,
-    seed: int,
-    verify: bool,
-    providers: Sequence[str],
-    report: Path | None,
-    junit: Path | None,
-    html: Path | None,
-    verbose: bool,
-    quiet: bool,
-) -> int:
-    """Fold V, mask, U (and the delta beside them) of FILE, .onnx or .pt2, into one dense layer again.
-
-    Whatever chain of convolutions or linear layers is one of them is folded, and sums of such chains on one input.
-    """
-    from dataclasses import replace
-
-    import spdexport
-
-    files = {"report": report, "junit": junit, "html": html}
-    with _run(files, [file, output], verbose=verbose, quiet=quiet) as (progress, finish):
-        result = spdexport.fold(
-            file,
-            output,
-            verify=verify,
-            providers=providers or None,
-            seed=seed,
-            allow_pickle=allow_pickle,
-            if_cheaper=if_cheaper,
-            progress=progress,
-        )
-        finish(replace(result, notes=(*result.notes, *result.explained())) if explain else result)
-    return _exit_status(result)
-
-
-@main.command(short_help="List the layers of SOURCE with components and costs.")
-@source_argument
-@model_options
-@factor_options
-@report_option
-@talk_options
-@click.pass_context
-def inspect(
-    context: click.Context, /, *, source: Path | None, report: Path | None, verbose: bool, quiet: bool, **_: Any
-) -> int:
-    """List the layers of SOURCE with geometry, components and costs. Nothing is written."""
-    import spdexport
-
-    with _run({"report": report}, [source], verbose=verbose, quiet=quiet) as (progress, finish):
-        finish(spdexport.inspect(source, progress=progress, **given(context)))
-    return 0
-
-
-@contextlib.contextmanager
-def _run(
-    reports: Mapping[str, Path | None], others: Sequence[Path | None], *, verbose: bool, quiet: bool
-) -> Iterator[tuple[Callable[[str], None], Callable[[Result], None]]]:
-    """What surrounds every command: its progress, and what is done with its result.
-
-    Yields:
-        Told what is being done; and told the result, which it writes to ``reports`` and prints after the block.
-    """
-    if verbose and quiet:
-        raise UsageError("--verbose and --quiet contradict each other.", where="-v and -q", hint="Give one of them.")
-    from spdexport.quiet import quiet as hush
-    from spdexport.report.progress import progress_on, standard_error
-    from spdexport.report.written import report_files
-
-    results: list[Result] = []
-    with contextlib.ExitStack() as stack:
-        # Opened before the work, so that a folder that cannot be written to is told at once.
-        write = stack.enter_context(report_files(reports, others))
-        told = stack.enter_context(progress_on(standard_error(), verbose=verbose, quiet=quiet))
-        if not verbose and not click.get_current_context().meta[DEBUG]:
-            # The user's own code prints and warns too, and what is read from standard output is the result.
-            stack.enter_context(hush())
-        # Only now, for this brings torch: its import is part of what the progress is shown for.
-        from spdexport.report import github, terminal
-        from spdexport.report.workflow_commands import fenced, on_github
-
-        yield told, results.append
-        remark = write(results[0])
-    with fenced(click.echo) if on_github() else contextlib.nullcontext():
-        terminal.show(results[0], verbose=verbose, quiet=quiet)
-    if on_github():
-        github.tell(results[0], click.echo)
-    if remark:
-        click.echo(remark, err=True)
-
-
-def _exit_status(result: Any) -> int:
-    """The exit status of a verdict; nothing verified, because nobody asked, is no failure."""
-    from spdexport.verification.result import Status
-
-    return {Status.PASS: 0, Status.NOT_RUN: 0, Status.FAIL: 1, Status.INCONCLUSIVE: 3}[result.verdict]
+for command in (convert, verify, fold, inspect):
+    main.add_command(command)

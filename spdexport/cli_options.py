@@ -20,7 +20,8 @@ _PATH = click.Path(path_type=Path)
 """Not ``exists=True``: a file that is missing is an input that cannot be used (4), not a wrong option (2)."""
 
 DELTAS = ("auto", "keep", "drop")
-FORMS = ("factorized", "dense")
+FORMS = ("factorized", "dense", "auto")
+OBJECTIVES = ("macs", "params", "latency")
 PROVIDERS = ("cpu", "cuda", "tensorrt")
 
 DESCRIBES = (
@@ -29,16 +30,22 @@ DESCRIBES = (
     "delta",
     "dynamic",
     "dynamic_batch",
+    "energy",
     "exclude",
     "factory",
     "form",
     "input_shape",
     "inputs",
     "keep_masks",
+    "lane_width",
     "layers",
     "mask_threshold",
     "masks",
+    "max_error",
     "opset",
+    "optimize_for",
+    "plan",
+    "rank",
     "seed",
 )
 """The options that are ``spdexport.Options``, by the names they have there."""
@@ -47,11 +54,12 @@ CHECKS = ("thorough", "atol", "rtol")
 """The options of the check itself, by the names that ``spdexport.verify`` has for them."""
 
 
-def given(context: click.Context) -> dict[str, Any]:
-    """The keyword arguments of DESCRIBES and CHECKS that the user really gave.
+def given() -> dict[str, Any]:
+    """The keyword arguments of DESCRIBES and CHECKS that the user really gave to the command that runs.
 
     Defaults are left out: ``verify`` reads from the file what is not given.
     """
+    context = click.get_current_context()
     said = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
     return {
         name: context.params[name]
@@ -128,8 +136,34 @@ form_option = click.option(
     type=click.Choice(FORMS),
     default="factorized",
     show_default=True,
-    help="dense: one layer with the effective weights.",
+    help="dense: one layer with the effective weights. auto: the cheapest form of each layer.",
 )
+plan_options = _together(
+    form_option,
+    click.option(
+        "--optimize-for",
+        type=click.Choice(OBJECTIVES),
+        default="macs",
+        show_default=True,
+        help="What --form auto makes least; latency is measured.",
+    ),
+    click.option(
+        "--lane-width",
+        type=click.IntRange(min=1),
+        default=16,
+        show_default=True,
+        help="Channels that the target computes together, for counting MACs.",
+    ),
+    click.option(
+        "--rank", multiple=True, metavar="[LAYER=]N", help="Truncate effective weights to rank N. Repeatable."
+    ),
+    click.option("--energy", type=float, metavar="E", help="Truncate, keeping E of the squared singular values."),
+    click.option("--max-error", type=float, metavar="E", help="Truncate, with a relative error of E at most."),
+    click.option("--plan", type=_PATH, metavar="F.json", help="Repeat the plan that --save-plan wrote."),
+)
+"""What decides about the form of each layer."""
+
+save_plan_option = click.option("--save-plan", type=_PATH, metavar="F.json", help="Write the plan.")
 opset_option = click.option("--opset", type=int, metavar="N", help="The ONNX opset of the file.")
 
 verify_option = click.option("--verify/--no-verify", default=True, show_default=True, help="Check the file written.")

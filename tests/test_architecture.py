@@ -14,7 +14,7 @@ LINES = 400
 LAYERS = (
     # Values and the maths on them: no file, no graph.
     ("errors", "names", "conv", "quiet"),
-    ("arrays", "content", "cuda", "factors"),
+    ("arrays", "content", "cuda", "factors", "lowrank"),
     ("forms", "installed"),
     ("cost",),
     # Files, and what is read from them.
@@ -36,6 +36,7 @@ LAYERS = (
     ("testing",),
     ("pytest_plugin",),
     ("cli_options",),
+    ("commands",),
     ("cli",),
     ("__main__",),
 )
@@ -44,7 +45,7 @@ line as long as no circle arises."""
 
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 
-SPEAKERS = ("report", "cli", "cli_options", "__main__")
+SPEAKERS = ("report", "cli", "cli_options", "commands", "__main__")
 """Who may print, and import what is made for it."""
 
 
@@ -126,14 +127,17 @@ def test_only_reports_and_the_command_line_speak(name):
         assert not talkers, f"{name}, line {node.lineno} imports {talkers}"
 
 
-@pytest.mark.parametrize("name", ["cli", "cli_options", "errors", "__init__"])
+@pytest.mark.parametrize(
+    "name", ["cli", "cli_options", "errors", "__init__", *(n for n in INNER if part(n) == "commands")]
+)
 def test_what_help_needs_imports_nothing_heavy(name):
-    light = {"__future__", "click", "collections", "contextlib", "importlib", "pathlib", "spdexport", "sys",
-             "traceback", "types", "typing"}  # fmt: skip
+    light = {"__future__", "click", "collections", "contextlib", "dataclasses", "functools", "importlib", "pathlib",
+             "spdexport", "sys", "traceback", "types", "typing"}  # fmt: skip
     top = [node for node in _tree(name).body if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {(node.module or "") if isinstance(node, ast.ImportFrom) else a.name for node in top for a in node.names}
     assert {n.split(".")[0] for n in names} <= light
-    assert {n for n in names if n.startswith("spdexport.")} <= {"spdexport.cli_options", "spdexport.errors"}
+    own = {n.removeprefix("spdexport.") for n in names if n.startswith("spdexport.")}
+    assert {part(n) for n in own} <= {"cli_options", "commands", "errors"}
 
 
 @pytest.mark.parametrize("name", MODULES)

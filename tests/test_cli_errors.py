@@ -394,7 +394,7 @@ def broken(monkeypatch):
 def test_own_fault_is_told_as_one(fails, broken):
     what, where, hint = fails(70, *DIGITS)
     assert "fault of spdexport itself: ZeroDivisionError: integer division or modulo by zero" in what
-    assert "spdexport/cli.py, line" in where
+    assert "spdexport/commands/convert.py, line" in where
     assert "--debug" in hint
 
 

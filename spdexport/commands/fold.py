@@ -1,0 +1,48 @@
+"""``spdexport fold``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from spdexport.cli_options import (
+    pickle_option,
+    provider_option,
+    report_options,
+    seed_option,
+    talk_options,
+    verify_option,
+)
+from spdexport.commands.running import Reporting, exit_status, reporting
+
+
+@click.command(short_help="Fold V and U of FILE into one dense layer again.")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The file to write.")
+@click.option("--if-cheaper", is_flag=True, help="Leave a chain that has fewer multiply-accumulates than its fold.")
+@click.option("--explain", is_flag=True, help="List each candidate, and why it was folded or not.")
+@pickle_option
+@seed_option
+@verify_option
+@provider_option
+@report_options
+@talk_options
+@reporting
+def fold(
+    reports: Reporting, *, file: Path, output: Path, explain: bool, providers: Sequence[str], **options: Any
+) -> int:
+    """Fold V, mask, U (and the delta beside them) of FILE, .onnx or .pt2, into one dense layer again.
+
+    Whatever chain of convolutions or linear layers is one of them is folded, and sums of such chains on one input.
+    """
+    from dataclasses import replace
+
+    import spdexport
+
+    with reports.run([file, output]) as (progress, finish):
+        result = spdexport.fold(file, output, providers=providers or None, progress=progress, **options)
+        finish(replace(result, notes=(*result.notes, *result.explained())) if explain else result)
+    return exit_status(result)

@@ -1,0 +1,27 @@
+"""``spdexport inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from spdexport.cli_options import factor_options, given, model_options, report_option, source_argument, talk_options
+from spdexport.commands.running import Reporting, reporting
+
+
+@click.command(short_help="List the layers of SOURCE with components and costs.")
+@source_argument
+@model_options
+@factor_options
+@report_option
+@talk_options
+@reporting
+def inspect(reports: Reporting, *, source: Path | None, **_: Any) -> int:
+    """List the layers of SOURCE with geometry, components and costs. Nothing is written."""
+    import spdexport
+
+    with reports.run([source]) as (progress, finish):
+        finish(spdexport.inspect(source, progress=progress, **given()))
+    return 0
