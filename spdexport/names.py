@@ -22,7 +22,7 @@ def layer_of_parameter(name: str) -> str:
     return head if tail in ("U", "V") and last not in ("U", "V") and head else layer
 
 
-def counted(number: int, what: str) -> str:
+def count(number: int, what: str) -> str:
     """A number of things: ``1 layer``, ``2 layers``."""
     return f"{number} {what}" + ("" if number == 1 else "s")
 

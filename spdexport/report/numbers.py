@@ -40,11 +40,6 @@ def below(break_even: float) -> str:
     return str(math.floor(break_even)) if math.isfinite(break_even) else "-"
 
 
-def count(number: int, noun: str) -> str:
-    """``1 layer``, ``5 layers``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def some(names: Sequence[str], shown: int) -> str:
     """The first few of many names, and how many more there are."""
     if len(names) <= shown + 1:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from spdexport.names import count
 from spdexport.report.explain import edge_reason
-from spdexport.report.numbers import below, count, ratio, short
+from spdexport.report.numbers import below, ratio, short
 from spdexport.verification.result import EdgeResult, Status
 
 if TYPE_CHECKING:

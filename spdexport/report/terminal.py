@@ -12,10 +12,11 @@ from rich.padding import Padding
 from rich.text import Text
 
 from spdexport.folding import Folding
+from spdexport.names import count
 from spdexport.pipeline import Conversion, Inspection
 from spdexport.report import tables
 from spdexport.report.explain import advice, failing_layers, layer_reason, tolerance
-from spdexport.report.numbers import count, ratio, short, size, some
+from spdexport.report.numbers import ratio, short, size, some
 from spdexport.verification.result import Approximation, Status, Verification
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from spdexport.names import counted
+from spdexport.names import count
 from spdexport.verification.result import SEVERITY, EdgeResult, Status
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Edge:
             return self._plain(Status.INCONCLUSIVE, "no input could be compared")
         case, found = max(self.compared, key=lambda c: (SEVERITY.index(c[1].status), c[1].noise_ratio))
         reason = (
-            f"{found.reason}, on input {case}" if found.reason else f"{counted(len(self.compared), 'input')} compared"
+            f"{found.reason}, on input {case}" if found.reason else f"{count(len(self.compared), 'input')} compared"
         )
         return EdgeResult(
             edge=self.edge,

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from spdexport.content import graph_hash
 from spdexport.factors import unit_rounding
-from spdexport.names import counted, shape_of
+from spdexport.names import count, shape_of
 from spdexport.rewrite.onnx_fold import fold_onnx
 from spdexport.rewrite.onnx_names import node_name
 from spdexport.verification.compare import FACTOR
@@ -113,14 +113,14 @@ def weights_edge(file: ir.Model, plain: ir.Model) -> EdgeResult:
 
 def _edge(mismatch: Mismatch | None, folded: FoldResult, found: WeightErrors) -> EdgeResult:
     if mismatch is None:
-        count = len(folded.folded)
-        whose = "its effective weight" if count == 1 else "their effective weights"
+        number = len(folded.folded)
+        whose = "its effective weight" if number == 1 else "their effective weights"
         return EdgeResult(
             edge="weights",
             status=Status.PASS,
             noise_ratio=found.ratio,
             max_abs=found.error,
-            reason=f"{counted(count, 'layer')} composed back to {whose}; all else is equal bit for bit",
+            reason=f"{count(number, 'layer')} composed back to {whose}; all else is equal bit for bit",
         )
     reason = mismatch.what
     if mismatch.structural and folded.declined:
@@ -224,7 +224,7 @@ def _compare_nodes(node: ir.Node, other: ir.Node, same: dict[ir.Value | None, ir
         return Mismatch(layer=layer_of(node), what=f"{node.op_type} {what}", structural=True)
 
     if node.domain != other.domain or len(node.outputs) != len(other.outputs):
-        mine, theirs = (f"{n.domain or 'ai.onnx'} with {counted(len(n.outputs), 'output')}" for n in (node, other))
+        mine, theirs = (f"{n.domain or 'ai.onnx'} with {count(len(n.outputs), 'output')}" for n in (node, other))
         return fault(f"is of {mine} where {theirs} is right")
     if len(node.inputs) != len(other.inputs):
         return fault(f"has {len(node.inputs)} inputs where {len(other.inputs)} is right")

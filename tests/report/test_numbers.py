@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from spdexport.report.numbers import below, count, ratio, short, size, some
+from spdexport.names import count
+from spdexport.report.numbers import below, ratio, short, size, some
 
 
 @pytest.mark.parametrize(
