@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         MaskError,
         ModelError,
         PickleRefusedError,
+        PlanError,
         RuntimeMissingError,
         SourceError,
         SpdExportError,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     )
     from spdexport.factors import Factors
     from spdexport.folding import Folding, fold
+    from spdexport.measuring.bench import Bench, bench
     from spdexport.options import Options, OptionsDict
     from spdexport.pipeline import Conversion, Inspection, convert, factorize, inspect, verify
     from spdexport.planning import LayerPlan, Plan
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Bench",
     "CaptureError",
     "ComponentSet",
     "ComponentsError",
@@ -56,6 +59,7 @@ __all__ = [
     "OptionsDict",
     "PickleRefusedError",
     "Plan",
+    "PlanError",
     "RuntimeMissingError",
     "SourceError",
     "SpdExportError",
@@ -63,6 +67,7 @@ __all__ = [
     "UsageError",
     "Verification",
     "__version__",
+    "bench",
     "convert",
     "factorize",
     "fold",
@@ -72,6 +77,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "Bench": "measuring.bench",
     "CaptureError": "errors",
     "ComponentSet": "sources.components",
     "ComponentsError": "errors",
@@ -91,12 +97,14 @@ _HOME = {
     "OptionsDict": "options",
     "PickleRefusedError": "errors",
     "Plan": "planning",
+    "PlanError": "errors",
     "RuntimeMissingError": "errors",
     "SourceError": "errors",
     "SpdExportError": "errors",
     "Status": "verification.result",
     "UsageError": "errors",
     "Verification": "verification.result",
+    "bench": "measuring.bench",
     "convert": "pipeline",
     "factorize": "pipeline",
     "fold": "folding",

@@ -11,6 +11,7 @@ import click
 
 from spdexport import __version__
 from spdexport.cli_options import DEBUG
+from spdexport.commands.bench import bench
 from spdexport.commands.convert import convert
 from spdexport.commands.fold import fold
 from spdexport.commands.inspect import inspect
@@ -108,5 +109,5 @@ def main() -> None:
     """
 
 
-for command in (convert, verify, fold, inspect):
+for command in (convert, verify, fold, inspect, bench):
     main.add_command(command)

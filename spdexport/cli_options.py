@@ -22,9 +22,12 @@ _PATH = click.Path(path_type=Path)
 DELTAS = ("auto", "keep", "drop")
 FORMS = ("factorized", "dense", "auto")
 OBJECTIVES = ("macs", "params", "latency")
+MASK_INPUTS = ("optional", "required")
+GATES = ("exact", "local")
 PROVIDERS = ("cpu", "cuda", "tensorrt")
 
 DESCRIBES = (
+    "activation_outputs",
     "allow_pickle",
     "components",
     "delta",
@@ -34,11 +37,15 @@ DESCRIBES = (
     "exclude",
     "factory",
     "form",
+    "gate_outputs",
+    "gate_threshold",
+    "gates",
     "input_shape",
     "inputs",
     "keep_masks",
     "lane_width",
     "layers",
+    "mask_inputs",
     "mask_threshold",
     "masks",
     "max_error",
@@ -46,11 +53,15 @@ DESCRIBES = (
     "optimize_for",
     "plan",
     "rank",
+    "runtime_delta_masks",
+    "runtime_masks",
+    "runtime_masks_per_location",
+    "runtime_routing",
     "seed",
 )
 """The options that are ``spdexport.Options``, by the names they have there."""
 
-CHECKS = ("thorough", "atol", "rtol")
+CHECKS = ("thorough", "atol", "rtol", "max_relative_l2", "max_top1_drop")
 """The options of the check itself, by the names that ``spdexport.verify`` has for them."""
 
 
@@ -88,12 +99,7 @@ pickle_option = click.option(
     "--allow-pickle", is_flag=True, help="Load pickled objects, which runs the code that they name."
 )
 
-model_options = _together(
-    click.option(
-        "--factory",
-        metavar="SPEC",
-        help="A callable that returns the module, or (module, example inputs): FILE.py:NAME or package.module:NAME.",
-    ),
+input_options = _together(
     click.option(
         "--input-shape",
         multiple=True,
@@ -101,6 +107,16 @@ model_options = _together(
         help="Example input as [NAME=]2x3x32x32[:dtype]. Repeatable.",
     ),
     click.option("--inputs", type=_PATH, help="Example inputs: .npz, .safetensors or weights-only .pt."),
+)
+"""What tells the inputs."""
+
+model_options = _together(
+    click.option(
+        "--factory",
+        metavar="SPEC",
+        help="A callable that returns the module, or (module, example inputs): FILE.py:NAME or package.module:NAME.",
+    ),
+    input_options,
     pickle_option,
     seed_option,
     click.option(
@@ -138,8 +154,42 @@ form_option = click.option(
     show_default=True,
     help="dense: one layer with the effective weights. auto: the cheapest form of each layer.",
 )
+runtime_options = _together(
+    click.option(
+        "--runtime-masks",
+        multiple=True,
+        metavar="PATTERN",
+        help="Give these layers an input mask/<layer>, (batch, C); all for every layer with components. Repeatable.",
+    ),
+    click.option("--runtime-masks-per-location", is_flag=True, help="Make these inputs (batch, *locations, C)."),
+    click.option("--runtime-delta-masks", is_flag=True, help="Give them an input delta_mask/<layer> too."),
+    click.option(
+        "--runtime-routing", is_flag=True, help="And an input routing/<layer>: where it is 0, the layer is the original."
+    ),
+    click.option(
+        "--mask-inputs",
+        type=click.Choice(MASK_INPUTS),
+        default="optional",
+        show_default=True,
+        help="Whether an input that is left out means all ones.",
+    ),
+    click.option(
+        "--gates",
+        type=click.Choice(GATES),
+        is_flag=False,
+        flag_value="exact",
+        help="Compute the run's causal importances as masks in the graph. exact: from the dense model, the default; "
+        "local: from the masked one. Write --gates=local.",
+    ),
+    click.option("--gate-threshold", type=float, metavar="T", help="Gates make masks of 1 above T and 0 elsewhere."),
+    click.option("--gate-outputs", is_flag=True, help="Give the importances out, as ci/<layer>."),
+    click.option("--activation-outputs", is_flag=True, help="Give the activations of V out, as activation/<layer>."),
+)
+"""What of the masks is known only at run time."""
+
 plan_options = _together(
     form_option,
+    runtime_options,
     click.option(
         "--optimize-for",
         type=click.Choice(OBJECTIVES),
@@ -201,6 +251,18 @@ check_options = _together(
         help="Allow outputs this absolute error, in the place of what rounding explains.",
     ),
     click.option("--rtol", type=click.FloatRange(min=0), metavar="R", help="The same, relative to the right value."),
+    click.option(
+        "--max-relative-l2",
+        type=click.FloatRange(min=0),
+        metavar="X",
+        help="Fail where masks and ranks change more than this in relative norm, on --inputs.",
+    ),
+    click.option(
+        "--max-top1-drop",
+        type=click.FloatRange(min=0),
+        metavar="X",
+        help="Fail where they cost more than this in accuracy, on --inputs with labels.",
+    ),
 )
 """How the check is done."""
 

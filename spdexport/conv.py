@@ -185,6 +185,8 @@ class ConvSite:
         positions: Output locations for one sample of the traced input (the product of the output's axes that are
             neither batch nor channels), for counting multiply-accumulates.
         input_positions: The same of the input, where the layer is a transposed convolution.
+        input_size: The sizes of the input's axes that are neither batch nor channels, in the traced input; None where
+            they are not known.
         padding_mode: ``zeros``, or the mode of a padding in front of the layer that belongs to the same module.
         is_product: Whether the graph has a plain matrix product there, with the weight transposed, and no linear layer.
     """
@@ -198,6 +200,7 @@ class ConvSite:
     padding_mode: str = "zeros"
     is_product: bool = False
     input_positions: int | None = None
+    input_size: tuple[int, ...] | None = None
 
     @property
     def applications(self) -> int:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from spdexport.forms import Form
 
 LANE_WIDTH = 16
-"""Channels that a convolution on a CPU computes together: the block of ONNX Runtime's NCHWc kernels with AVX-512, and of
-the columns that its matrix products pack. Without AVX-512 the block is 8."""
+"""Channels that a convolution on a CPU computes together: the block of ONNX Runtime's NCHWc kernels with AVX-512 (8
+without), and of the columns that its matrix products pack."""
 
 MACS_PER_BYTE = 8.0
 """The machine balance: multiply-accumulates that one CPU core does while one byte of activations moves through memory.

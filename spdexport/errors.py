@@ -10,6 +10,7 @@ The tree, with the exit status of the command line::
     │   │   └── PickleRefusedError  4  loading would run code that the file brings
     │   ├── ComponentsError         4  V and U that do not fit the model
     │   ├── MaskError               4  masks that do not fit the components
+    │   ├── PlanError               4  a plan that cannot be read or does not fit the model
     │   └── ExampleInputError       4  example inputs that cannot be read or made
     └── ModelError                  5  the model itself
         ├── CaptureError            5  torch.export cannot trace it
@@ -87,6 +88,12 @@ class MaskError(InputError):
     """Masks that are not finite, have the wrong length, or name no layer with components."""
 
     code = "masks"
+
+
+class PlanError(InputError):
+    """A plan file that cannot be read, or is of another model than this one."""
+
+    code = "plan"
 
 
 class ExampleInputError(InputError):

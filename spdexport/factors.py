@@ -28,6 +28,8 @@ class Factors:
             component c detects. For groups > 1, shape (groups, patch, C).
         U: Shape (C, out): row c is what component c writes. For groups > 1, shape (groups, C, out / groups).
         mask: Shape (C,), or (groups, C); None means all ones.
+        located: A further mask for each output location, shape (*locations, groups * C), which no effective weight
+            holds; None for none.
 
     Where groups keep different numbers of components, each is padded with zero components to the largest.
     """
@@ -35,6 +37,7 @@ class Factors:
     V: Array
     U: Array
     mask: Array | None = None
+    located: Array | None = None
 
     def __post_init__(self) -> None:
         if self.V.ndim != self.U.ndim or self.V.ndim not in (2, 3):
@@ -68,15 +71,8 @@ def expected_shapes(spec: ConvSpec, components: int) -> tuple[tuple[int, ...], t
     return (*groups, spec.patch, components), (*groups, components, spec.group_out)
 
 
-def _flat(weight: Array, spec: ConvSpec) -> FloatArray:
-    """A weight as matrices (patch, out), or (groups, patch, out / groups): the layout of ``V @ U``."""
-    groups = (spec.groups,) if spec.groups > 1 else ()
-    rows = np.asarray(weight, dtype=np.float64).reshape(*groups, spec.group_out, spec.patch)
-    return np.swapaxes(rows, -1, -2)
-
-
 def _unflat(product: FloatArray, spec: ConvSpec) -> FloatArray:
-    """The inverse of ``_flat``."""
+    """A product (patch, out), or (groups, patch, out / groups), as a weight."""
     return np.ascontiguousarray(np.swapaxes(product, -1, -2)).reshape(spec.weight_shape)
 
 
@@ -171,71 +167,6 @@ def absorb_mask(factors: Factors) -> Factors:
         return factors
     U = (np.asarray(factors.U, dtype=np.float64) * factors.effective_mask[..., None]).astype(factors.U.dtype)
     return Factors(V=factors.V, U=U)
-
-
-def svd_factors(weight: Array, spec: ConvSpec) -> Factors:
-    """The exact SVD of the flattened weight, of each group where there are several.
-
-    Returns min(patch, out / groups) components in descending order, sqrt(singular value) in both V and U, rounded to
-    the weight's dtype; components whose singular value is zero to float64 rounding are left out.
-
-    Computed from the eigenvectors Q of the smaller Gram matrix: with W^T = A (patch x out), Q of A^T A gives
-    A = (A Q) Q^T to float64 rounding whatever the conditioning, because Q is square and orthonormal; the singular
-    values are the column norms of A Q. That is five times as fast as a bidiagonal SVD, and only singular values under
-    1e-8 of the largest, below the rounding of float32 weights, are less than fully separated.
-    """
-    A = _flat(weight, spec)
-    patch, out = A.shape[-2:]
-    At = np.swapaxes(A, -1, -2)
-    if patch >= out:
-        Q = np.linalg.eigh(At @ A)[1][..., ::-1]
-        V, U = A @ Q, np.swapaxes(Q, -1, -2)
-        sigma = np.linalg.norm(V, axis=-2)
-    else:
-        Q = np.linalg.eigh(A @ At)[1][..., ::-1]
-        V, U = Q, np.swapaxes(Q, -1, -2) @ A
-        sigma = np.linalg.norm(U, axis=-1)
-    order = np.argsort(-sigma, axis=-1, kind="stable")
-    sigma = np.take_along_axis(sigma, order, axis=-1)
-    V = np.take_along_axis(V, order[..., None, :], axis=-1)
-    U = np.take_along_axis(U, order[..., None], axis=-2)
-
-    tiny = np.finfo(np.float64).eps * max(patch, out) * sigma.max(axis=-1, keepdims=True, initial=0.0)
-    keep = max(int((sigma > tiny).sum(axis=-1).max()), 1)
-    root = np.sqrt(np.where(sigma > tiny, sigma, 1.0))
-    left, right = (1 / root, root) if patch >= out else (root, 1 / root)
-    V, U = V * left[..., None, :], U * right[..., None]
-    return Factors(V=_as_filters(V[..., :keep], weight.dtype), U=_as_filters(U[..., :keep, :], weight.dtype))
-
-
-def _as_filters(matrix: FloatArray, dtype: np.dtype[np.generic]) -> Array:
-    """The matrix in a layout of which ``v_filters`` and ``u_filters`` are views: a program needs no second copy."""
-    return np.swapaxes(np.ascontiguousarray(np.swapaxes(matrix, -1, -2), dtype=dtype), -1, -2)
-
-
-def numerical_rank(matrix: FloatArray, dtype: np.dtype[np.generic]) -> int:
-    """Singular values above u * max(shape) * the largest one, u being the unit rounding of ``dtype``.
-
-    Args:
-        matrix: Shape (rows, columns), float64.
-        dtype: The dtype whose rounding decides what counts as zero.
-    """
-    u = unit_rounding(dtype)
-    if u > np.sqrt(np.finfo(np.float64).eps):
-        # Squared, singular values are exact enough to be compared with so coarse a threshold, and ten times as fast.
-        rows, columns = matrix.shape
-        gram = matrix.T @ matrix if rows > columns else matrix @ matrix.T
-        sigma = np.sqrt(np.maximum(np.linalg.eigvalsh(gram), 0.0))
-    else:
-        sigma = np.linalg.svd(matrix, compute_uv=False)
-    return int((sigma > u * max(matrix.shape) * sigma.max(initial=0.0)).sum())
-
-
-def effective_rank(factors: Factors) -> int:
-    """The numerical rank of V diag(m) U, the largest of any group, at the rounding of V's dtype."""
-    V, U = (np.asarray(x, dtype=np.float64) for x in (factors.V, factors.U))
-    product = (V * factors.effective_mask[..., None, :]) @ U
-    return max(numerical_rank(matrix, factors.V.dtype) for matrix in product.reshape(-1, *product.shape[-2:]))
 
 
 def break_even(spec: ConvSpec, upsampling: float = 1.0) -> float:

@@ -16,8 +16,9 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from spdexport.errors import SourceError, UsageError
 from spdexport.files.hashing import sha256_file
+from spdexport.loading.model import LABELS
 from spdexport.model_files import INLINE_UP_TO, METADATA_PREFIX, external_files, load_onnx
-from spdexport.prepare import decide, example_inputs
+from spdexport.prepare import check_labels, decide, example_inputs
 from spdexport.rewrite.onnx_graph import is_operator
 from spdexport.rewrite.onnx_rewrite import place_onnx_forms
 from spdexport.rewrite.onnx_sites import LAYERS, list_onnx_sites, node_keys, source_of
@@ -111,6 +112,8 @@ def prepare_onnx(path: Path, options: Options, progress: Callable[[str], None] =
     model, notes = _readable(original, options.opset, path)
     inputs = example_inputs(options)
     ports = input_ports(model)
+    if inputs is not None and all(port.name != LABELS for port in ports):
+        check_labels(inputs)
     given = None if inputs is None else given_tensors(ports, inputs)
     sizes = _sizes(model, given)
     sites, skipped = list_onnx_sites(model, sizes)

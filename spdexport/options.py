@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict
 
+from spdexport.cost import LANE_WIDTH
 from spdexport.errors import UsageError
-from spdexport.planning import Delta, FormChoice, PlanOptions
+from spdexport.forms import GateMode
+from spdexport.planning import Delta, FormChoice, Objective, PlanOptions, PlanRecord, check_truncation, read_plan
+from spdexport.planning.runtime import RuntimeOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
 
     from spdexport.loading.model import ExampleInputs
+
+
+class MaskInputs(StrEnum):
+    """What becomes of a caller that leaves a mask out."""
+
+    OPTIONAL = "optional"
+    REQUIRED = "required"
 
 
 class OptionsDict(TypedDict, total=False):
@@ -33,8 +45,23 @@ class OptionsDict(TypedDict, total=False):
     keep_masks: bool
     delta: str
     form: str
+    optimize_for: str
+    lane_width: int
+    rank: int | str | Sequence[str]
+    energy: float | None
+    max_error: float | None
+    plan: str | Path | PlanRecord | None
     layers: Sequence[str]
     exclude: Sequence[str]
+    runtime_masks: Sequence[str]
+    runtime_masks_per_location: bool
+    runtime_delta_masks: bool
+    runtime_routing: bool
+    mask_inputs: str
+    gates: str | None
+    gate_threshold: float | None
+    gate_outputs: bool
+    activation_outputs: bool
     opset: int | None
 
 
@@ -55,9 +82,25 @@ class Options:
         mask_threshold: Where given, components are kept where their mask exceeds it.
         keep_masks: Whether masks stay visible between V and U.
         delta: ``auto``, ``keep`` or ``drop`` the weight delta.
-        form: ``factorized`` or ``dense``.
+        form: ``factorized``, ``dense``, or ``auto`` for the cheapest form of each layer.
+        optimize_for: What ``auto`` makes least: ``macs``, ``params`` or ``latency``.
+        lane_width: Channels that the target computes together, for counting MACs; 1 counts them one by one.
+        rank: Ranks that effective weights are truncated to: ``N`` for all layers, ``PATTERN=N`` for some.
+        energy: The share of the squared singular values that truncating an effective weight keeps.
+        max_error: The relative Frobenius error that truncating an effective weight may make.
+        plan: A plan file to repeat, or what it holds; it brings the options of the plan with it.
         layers: Patterns of the layers to decompose; empty for all.
         exclude: Patterns of the layers to leave alone.
+        runtime_masks: Patterns of layers whose mask is an input ``mask/<layer>``, (batch, C); ``all`` for every layer
+            with components.
+        runtime_masks_per_location: Whether these inputs are (batch, *locations, C).
+        runtime_delta_masks: Whether the same layers have an input ``delta_mask/<layer>``, without the axis of C.
+        runtime_routing: Whether they have an input ``routing/<layer>``: where it is 0, the original layer is used.
+        mask_inputs: ``optional``, one that is left out being all ones, or ``required``.
+        gates: ``exact`` or ``local``: masks are the run's causal importances, computed in the graph. None for no gates.
+        gate_threshold: Where given, gates make masks of 1 above it and 0 elsewhere.
+        gate_outputs: Whether the importances are outputs, ``ci/<layer>``.
+        activation_outputs: Whether the activations of V are outputs, ``activation/<layer>``.
         opset: The ONNX opset; None for the exporter's default.
     """
 
@@ -74,8 +117,23 @@ class Options:
     keep_masks: bool = False
     delta: Delta = Delta.AUTO
     form: FormChoice = FormChoice.FACTORIZED
+    optimize_for: Objective = Objective.MACS
+    lane_width: int = LANE_WIDTH
+    rank: tuple[str, ...] = ()
+    energy: float | None = None
+    max_error: float | None = None
+    plan: PlanRecord | None = None
     layers: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    runtime_masks: tuple[str, ...] = ()
+    runtime_masks_per_location: bool = False
+    runtime_delta_masks: bool = False
+    runtime_routing: bool = False
+    mask_inputs: MaskInputs = MaskInputs.OPTIONAL
+    gates: GateMode | None = None
+    gate_threshold: float | None = None
+    gate_outputs: bool = False
+    activation_outputs: bool = False
     opset: int | None = None
 
     @classmethod
@@ -86,7 +144,9 @@ class Options:
             UsageError: An argument has no such value, or two do not go together.
         """
         values: dict[str, Any] = dict(keywords)
-        for name in ("input_shape", "dynamic", "layers", "exclude"):
+        if isinstance(values.get("rank"), int):
+            values["rank"] = str(values["rank"])
+        for name in ("input_shape", "dynamic", "layers", "exclude", "rank", "runtime_masks"):
             if name in values:
                 values[name] = (values[name],) if isinstance(values[name], str) else tuple(values[name])
         for name in ("components", "masks"):
@@ -99,14 +159,18 @@ class Options:
             from spdexport.loading.inputs import as_example_inputs  # needs torch, as such inputs do
 
             values["inputs"] = as_example_inputs(given, "inputs")
-        for name, kind in (("delta", Delta), ("form", FormChoice)):
-            if name in values:
+        if isinstance(values.get("plan"), str | Path):
+            values = _with_plan(values, read_plan(Path(values["plan"])))
+        for name, kind in _CHOICES.items():
+            if values.get(name) is not None:
                 try:
                     values[name] = kind(values[name])
                 except ValueError:
                     allowed = ", ".join(k.value for k in kind)
                     raise UsageError(
-                        f"{values[name]!r} is no value of {name}.", where=f"--{name}", hint=f"Choose one of {allowed}."
+                        f"{values[name]!r} is no value of {name}.",
+                        where=f"--{name.replace('_', '-')}",
+                        hint=f"Choose one of {allowed}.",
                     ) from None
         unknown = values.keys() - {f.name for f in fields(cls)}
         if unknown:
@@ -127,17 +191,72 @@ class Options:
             raise UsageError(
                 f"{option} has no masks to work on.", where=option, hint="Give --masks FILE, or leave it out."
             )
+        if self.lane_width < 1:
+            raise UsageError(
+                "A lane has at least one channel.", where="--lane-width", hint="Give 16, or 8 without AVX-512."
+            )
+        if self.optimize_for is not Objective.MACS and self.form is not FormChoice.AUTO:
+            raise UsageError(
+                f"There is nothing to optimize: the form of all layers is {self.form.value}.",
+                where="--optimize-for",
+                hint="Give --form auto with it.",
+            )
+        check_truncation(self.planning)
+        self._check_runtime()
         if self.opset is not None and self.opset < 18:
             raise UsageError(
                 f"Opset {self.opset} is older than the exporter supports.", where="--opset", hint="Ask for 18 or later."
             )
 
+    def _check_runtime(self) -> None:
+        needed = {
+            "runtime_masks": ("runtime_masks_per_location", "runtime_delta_masks", "runtime_routing"),
+            "gates": ("gate_threshold", "gate_outputs"),
+        }
+        for name, dependents in needed.items():
+            for dependent in dependents:
+                if getattr(self, dependent) not in (None, False) and not getattr(self, name):
+                    raise UsageError(
+                        f"{_option(dependent)} has nothing to work on.",
+                        where=_option(dependent),
+                        hint=f"Give {_option(name)} with it, or leave it out.",
+                    )
+        if self.mask_inputs is MaskInputs.REQUIRED and not self.runtime_masks:
+            raise UsageError(
+                "There are no masks that are inputs.", where="--mask-inputs", hint="Give --runtime-masks with it."
+            )
+        if self.gate_threshold is not None and not math.isfinite(self.gate_threshold):
+            raise UsageError(
+                f"The gate threshold is {self.gate_threshold}, not a finite number.",
+                where="--gate-threshold",
+                hint="Give the importance above which a component is kept.",
+            )
+        if self.runtime.asks and self.form is FormChoice.DENSE:
+            raise UsageError(
+                "A dense layer has no components for a mask to choose among.",
+                where="--form dense",
+                hint="Leave it out: layers with run-time masks or gates are factorized.",
+            )
+
     @property
-    def plan(self) -> PlanOptions:
-        """The part that the planner needs."""
-        return PlanOptions(
-            form=self.form, delta=self.delta, keep_masks=self.keep_masks, layers=self.layers, exclude=self.exclude
+    def runtime(self) -> RuntimeOptions:
+        """What is to be known only at run time."""
+        return RuntimeOptions(
+            masks=self.runtime_masks,
+            per_location=self.runtime_masks_per_location,
+            delta_masks=self.runtime_delta_masks,
+            routing=self.runtime_routing,
+            required=self.mask_inputs is MaskInputs.REQUIRED,
+            gates=self.gates,
+            threshold=self.gate_threshold,
+            importances=self.gate_outputs,
+            activations=self.activation_outputs,
         )
+
+    @property
+    def planning(self) -> PlanOptions:
+        """The part that the planner needs."""
+        return PlanOptions(**{field.name: getattr(self, field.name) for field in fields(PlanOptions)})
 
     def recorded(self) -> dict[str, Any]:
         """What the file's metadata keeps of the options: those that change what is in it, and no path."""
@@ -145,11 +264,60 @@ class Options:
             "delta": self.delta.value,
             "dynamic": list(self.dynamic),
             "dynamic_batch": self.dynamic_batch,
+            "energy": self.energy,
             "exclude": list(self.exclude),
             "form": self.form.value,
             "keep_masks": self.keep_masks,
+            "lane_width": self.lane_width,
             "layers": list(self.layers),
             "mask_threshold": self.mask_threshold,
+            "max_error": self.max_error,
             "opset": self.opset,
+            "optimize_for": self.optimize_for.value,
+            "rank": list(self.rank),
             "seed": self.seed,
+            **self._recorded_runtime(),
         }
+
+    def _recorded_runtime(self) -> dict[str, Any]:
+        return {
+            "activation_outputs": self.activation_outputs,
+            "gate_outputs": self.gate_outputs,
+            "gate_threshold": self.gate_threshold,
+            "gates": None if self.gates is None else self.gates.value,
+            "mask_inputs": self.mask_inputs.value,
+            "runtime_delta_masks": self.runtime_delta_masks,
+            "runtime_masks": list(self.runtime_masks),
+            "runtime_masks_per_location": self.runtime_masks_per_location,
+            "runtime_routing": self.runtime_routing,
+        }
+
+
+_CHOICES: Mapping[str, Any] = {
+    "delta": Delta,
+    "form": FormChoice,
+    "optimize_for": Objective,
+    "gates": GateMode,
+    "mask_inputs": MaskInputs,
+}
+"""The options with a few values that have names."""
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _with_plan(values: Mapping[str, Any], record: PlanRecord) -> dict[str, Any]:
+    """Options with those that a plan was made with; the plan decides about all of them.
+
+    Raises:
+        UsageError: One of them is given beside the plan.
+    """
+    decided = [field.name for field in fields(PlanOptions)]
+    if given := [name for name in decided if name in values]:
+        raise UsageError(
+            "The plan decides that already.",
+            where=f"--{given[0].replace('_', '-')} and --plan",
+            hint="Leave the option out, or make another plan.",
+        )
+    return {**values, **{name: getattr(record.options, name) for name in decided}, "plan": record}

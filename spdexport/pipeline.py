@@ -17,12 +17,14 @@ from spdexport.files.hashing import sha256_file
 from spdexport.installed import has_torch, require_torch, versions
 from spdexport.model_files import load_onnx, no_data_left, read_metadata, save_program, write_onnx
 from spdexport.options import Options, OptionsDict
+from spdexport.planning import as_file
 from spdexport.recorded import as_recorded, check_hashes
 from spdexport.routes import find_route, is_onnx, no_program
 from spdexport.runtime import Provider, parse_providers
 from spdexport.verification.alone import verify_files
 from spdexport.verification.compare import Tolerance
 from spdexport.verification.file_inputs import GivenArrays, read_arrays
+from spdexport.verification.limits import Limits
 from spdexport.verification.result import Status, Verification
 
 if TYPE_CHECKING:
@@ -89,6 +91,9 @@ def convert(
     thorough: bool = False,
     atol: float | None = None,
     rtol: float | None = None,
+    max_relative_l2: float | None = None,
+    max_top1_drop: float | None = None,
+    save_plan: str | Path | None = None,
     progress: Progress = _silent,
     **options: Unpack[OptionsDict],
 ) -> Conversion:
@@ -99,13 +104,18 @@ def convert(
             ``factory`` alone.
         output: One or more files to write: ``.onnx`` for ONNX, ``.pt2`` for the factorized program, which an ONNX
             source cannot give.
-        verify: Whether to check the result. A file that fails is left as ``OUT.failed.onnx``, and never as OUT.
+        verify: Whether to check the result. A file that fails is left as ``OUT.failed.onnx``, and never as OUT; so is
+            one whose approximation exceeds a limit.
         providers: ONNX Runtime providers for the device edge beside the CPU: ``cuda``, ``tensorrt``. None means CUDA
             where it can run.
         thorough: Whether the check compares every layer's output too, and leaves out no input for time.
         atol: An absolute tolerance of outputs in the place of the model's own; NaN, shapes and weights are judged
             without it.
         rtol: A relative tolerance; the two add up.
+        max_relative_l2: A limit to the relative norm of what masks, ranks and deltas change, on ``inputs``.
+        max_top1_drop: A limit to what is lost in accuracy on ``inputs`` with labels; without them, to the share of
+            samples that get another top class.
+        save_plan: A file for the plan, which the option ``plan`` repeats.
         progress: Told what is being done.
         **options: See ``spdexport.Options``.
 
@@ -116,6 +126,8 @@ def convert(
     """
     Tolerance.of(atol, rtol)  # told before the long work
     chosen = Options.of(options)
+    limits = Limits(relative_l2=max_relative_l2, top1_drop=max_top1_drop)
+    limits.check(chosen, verify=verify)
     onnx_path, program_path = _output_paths(output)
     asked = parse_providers(providers)
     if program_path and is_onnx(source):
@@ -123,6 +135,8 @@ def convert(
     verification: Verification | None = None
     written: list[Path] = []
     with contextlib.ExitStack() as stack:
+        # Outside of what a failed check undoes: the plan is what it is.
+        plan_file = stack.enter_context(replacing(save_plan)) if save_plan else None
         stack.enter_context(contextlib.suppress(RejectedError))
         # The outputs are opened first, so that a folder that cannot be written to is told before the long work.
         program_file = stack.enter_context(replacing(program_path)) if program_path else None
@@ -131,6 +145,8 @@ def convert(
             stack.enter_context(no_data_left(onnx_path))
             onnx_file = stack.enter_context(replacing(onnx_path))
         route = find_route(source, chosen, progress)
+        if plan_file:
+            plan_file.write_text(as_file(route.prepared.plan.as_json()), encoding="utf-8")
         progress("placing factors")
         if program_file and program_path:
             save_program(route.program(), program_file)
@@ -150,7 +166,8 @@ def convert(
                 seed=chosen.seed,
                 progress=progress,
             )
-            if verification.verdict is Status.FAIL:
+            verification = limits.judge(verification)
+            if verification.verdict is Status.FAIL or verification.exceeds:
                 temporary, path = (onnx_file, onnx_path) if onnx_file else (program_file, program_path)
                 assert temporary is not None
                 assert path is not None, "there is at least one output"
@@ -179,6 +196,8 @@ def verify(
     thorough: bool = False,
     atol: float | None = None,
     rtol: float | None = None,
+    max_relative_l2: float | None = None,
+    max_top1_drop: float | None = None,
     progress: Progress = _silent,
     **options: Unpack[OptionsDict],
 ) -> Verification:
@@ -197,6 +216,8 @@ def verify(
         thorough: As for ``convert``.
         atol: As for ``convert``.
         rtol: As for ``convert``.
+        max_relative_l2: As for ``convert``.
+        max_top1_drop: As for ``convert``.
         progress: Told what is being done.
         **options: What tells what the source is: see ``spdexport.Options``.
 
@@ -208,17 +229,23 @@ def verify(
     path = Path(file)
     tolerance = Tolerance.of(atol, rtol)
     asked = parse_providers(providers)
+    limits = Limits(relative_l2=max_relative_l2, top1_drop=max_top1_drop)
+    limits.check(Options.of(options), verify=True)
     model = load_onnx(path)
     metadata = read_metadata(model)
     other = None
     if is_onnx(against) and not _is_source(Path(str(against)), metadata):
         other = Path(str(against))
     if other is not None or (against is None and options.get("factory") is None):
+        if limits.are_set:
+            raise UsageError(
+                "A file alone does not tell what it approximates.", where="the limits", hint="Give --against SOURCE."
+            )
         return _verify_files(path, other, Options.of(options), asked, progress, thorough, tolerance)
     recorded = as_recorded(options, metadata, path)
     route = find_route(against, recorded, progress)
     check_hashes(route.prepared.hashes, metadata, path)
-    return route.verify(
+    found = route.verify(
         path,
         path.name,
         providers=asked,
@@ -229,6 +256,7 @@ def verify(
         folded="folded" in metadata,
         progress=progress,
     )
+    return limits.judge(found)
 
 
 def inspect(source: Source, *, progress: Progress = _silent, **options: Unpack[OptionsDict]) -> Inspection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,16 +11,18 @@ import torch
 from torch.export import ExportedProgram
 
 from spdexport.capture import Captured, DynamicAxes, capture
-from spdexport.errors import ComponentsError, UsageError
+from spdexport.errors import ComponentsError, ExampleInputError, UsageError
 from spdexport.factors import Factors
 from spdexport.files.hashing import sha256_tensors
 from spdexport.loading import ExampleInputs, LoadedModel, load
 from spdexport.loading.inputs import inputs_from_file, inputs_from_shapes
+from spdexport.loading.model import LABELS
 from spdexport.masks import fit_masks, read_masks
 from spdexport.planning import FactorSource, Plan, check_patterns, make_plan, matches
+from spdexport.planning.runtime import masked_source, with_runtime
 from spdexport.rewrite.torch_graph import list_sites
 from spdexport.rewrite.torch_place import place_forms
-from spdexport.sources.match import check_target, match_components
+from spdexport.sources.match import check_target, match_components, match_gates
 from spdexport.sources.spd import load_components
 from spdexport.sources.svd import svd_source
 
@@ -57,7 +60,9 @@ class Prepared:
 
     def factorized(self) -> ExportedProgram:
         """The program with every layer in the form that the plan names."""
-        return place_forms(self.captured.program, self.plan.forms())
+        gated = self.plan.exactly_gated
+        changed = [d.site.node for d in self.plan.decisions if d.changes] if gated else ()
+        return place_forms(self.captured.program, self.plan.forms(), changed=changed, gated=gated)
 
     def effective(self) -> ExportedProgram:
         """The traced program with dense effective weights; the traced program itself where no weight changes."""
@@ -81,7 +86,8 @@ def prepare(source: Source, options: Options, progress: Callable[[str], None] = 
     progress("loading")
     loaded = _loaded(source, options)
     progress("tracing")
-    captured = capture(loaded, example_inputs(options), DynamicAxes.parse(options.dynamic, batch=options.dynamic_batch))
+    inputs = _with_labels(example_inputs(options), loaded)
+    captured = capture(loaded, inputs, DynamicAxes.parse(options.dynamic, batch=options.dynamic_batch))
     sites, skipped = list_sites(captured.program)
     decided = decide(sites, skipped, loaded.components, options, progress)
     source_hash = loaded.sha256 or sha256_tensors(_weights(captured.program))
@@ -137,14 +143,17 @@ def decide(
         factor_source = _svd_with_masks(sites, options, masks)
     else:
         factor_source = _from_components(components, sites, skipped, options, masks, beside=own is None)
+    gates = match_gates(components, sites) if components is not None and options.runtime.gates else {}
+    factor_source = masked_source(factor_source, options.runtime, gates)
     progress("planning")
     others = () if components is None else (*components.components, *components.identity)
     hashes = {
         "components": None if components is None else components.sha256,
         "masks": None if masks is None else masks.sha256,
     }
+    plan = make_plan(sites, skipped, factor_source, options.planning, others=others, record=options.plan)
     return Decided(
-        plan=make_plan(sites, skipped, factor_source, options.plan, others=others),
+        plan=with_runtime(plan, options.runtime, gates),
         components="svd" if components is None else components.kind,
         hashes={k: v for k, v in hashes.items() if v is not None},
     )
@@ -190,6 +199,39 @@ def example_inputs(options: Options) -> ExampleInputs | None:
     if options.inputs is not None:
         return options.inputs
     return inputs_from_shapes(options.input_shape, options.seed) if options.input_shape else None
+
+
+def _with_labels(inputs: ExampleInputs | None, loaded: LoadedModel) -> ExampleInputs | None:
+    """The inputs with their labels as an input, where the model takes one of that name; else the labels are checked."""
+    if inputs is None or inputs.labels is None:
+        return inputs
+    if loaded.program is not None:
+        names = loaded.program.call_spec.in_spec.children()[1].context
+    else:
+        names = list(inspect.signature(loaded.module.forward).parameters) if loaded.module is not None else []
+    if LABELS in names:
+        return inputs.with_labels_as_input()
+    check_labels(inputs)
+    return inputs
+
+
+def check_labels(inputs: ExampleInputs) -> None:
+    """Refuse labels that are not one class for each sample.
+
+    Raises:
+        ExampleInputError: Says what they are instead.
+    """
+    labels, first = inputs.labels, next((t for t in inputs.tensors() if t.ndim), None)
+    if labels is None:
+        return
+    is_class = not (labels.is_floating_point() or labels.is_complex())
+    if not is_class or labels.ndim != 1 or (first is not None and labels.shape[0] != first.shape[0]):
+        batch = "" if first is None else f", of {first.shape[0]} samples"
+        raise ExampleInputError(
+            f"The labels are {str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape)}.",
+            where=f"{inputs.origin}, labels",
+            hint=f"Save one whole number for each sample{batch}, or leave them out.",
+        )
 
 
 def _components(own: ComponentSet | None, options: Options) -> ComponentSet | None:

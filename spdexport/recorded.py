@@ -6,11 +6,12 @@ given must agree with it, and components and masks are told by their hashes.
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from spdexport.errors import UsageError
 from spdexport.options import Options, OptionsDict
+from spdexport.planning import FormChoice, parse_plan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +33,9 @@ def as_recorded(given: OptionsDict, metadata: Mapping[str, Any], path: Path) -> 
         # The factory's, without which its random weights are others; the one that is given is the check's.
         given = {k: v for k, v in given.items() if k != "seed"}  # type: ignore[assignment]
     options = Options.of({**completed, **given})  # type: ignore[typeddict-item]
+    if options.form is FormChoice.AUTO or options.planning.truncates:
+        # What was chosen then is a statement that the file makes; what it computes is worked out anew.
+        options = replace(options, plan=parse_plan(metadata.get("plan"), str(path), strict=False))
     for name, value in options.recorded().items():
         if name in given and name in recorded and value != recorded[name]:
             raise UsageError(

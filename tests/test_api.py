@@ -14,7 +14,7 @@ NAMES = {
     "Options", "OptionsDict", "Conversion", "Inspection", "Folding", "Verification", "EdgeResult", "Status",
     "ComponentSet", "Factors", "ConvSpec", "Plan", "LayerPlan",
     "SpdExportError", "UsageError", "RuntimeMissingError", "InputError", "SourceError", "PickleRefusedError",
-    "ComponentsError", "MaskError", "ExampleInputError", "ModelError", "CaptureError", "ExportError",
+    "ComponentsError", "MaskError", "PlanError", "ExampleInputError", "ModelError", "CaptureError", "ExportError",
     "__version__",
 }  # fmt: skip
 

@@ -22,8 +22,8 @@ LAYERS = (
     ("masks", "model_files", "sources"),
     ("loading",),
     # Graphs: traced, decided about, rewritten, exported, evaluated.
-    ("capture", "rewrite", "export", "runtime"),
-    ("planning", "reference"),
+    ("capture", "rewrite", "export", "runtime", "timing"),
+    ("latency", "planning", "reference"),
     ("options",),
     ("prepare",),
     # What is concluded, told and asked.
@@ -31,7 +31,7 @@ LAYERS = (
     ("onnx_prepare", "recorded"),
     ("routes",),
     ("pipeline",),
-    ("folding",),
+    ("folding", "measuring"),
     ("report",),
     ("testing",),
     ("pytest_plugin",),

@@ -18,13 +18,11 @@ from spdexport.factors import (
     delta_is_rounding,
     delta_ratio,
     drop_dead,
-    effective_rank,
     effective_weight,
     masked_weight,
-    numerical_rank,
-    svd_factors,
     unit_rounding,
 )
+from spdexport.lowrank import svd_factors
 
 quick = settings(deadline=None, max_examples=100)
 CONV = ConvSpec(in_channels=2, out_channels=3, kernel=(2,), stride=(1,), padding=((0, 0),), dilation=(1,))
@@ -144,7 +142,6 @@ def test_a_mask_of_zeros_leaves_one_zero_component(groups: tuple[int, ...]) -> N
     assert (dropped.components, dropped.live) == (1, 0)
     assert not dropped.V.any()
     assert not dropped.U.any()
-    assert effective_rank(factors) == 0
 
 
 def test_absorbing_rounds_once_to_the_dtype_of_u() -> None:
@@ -161,17 +158,6 @@ def test_groups_of_very_different_size_keep_their_digits() -> None:
     factors = svd_factors(weight, spec)
     for half in (slice(0, 2), slice(2, 4)):
         assert close(masked_weight(factors, spec)[half], weight[half])
-
-
-@pytest.mark.parametrize(("rank", "components"), [(1, 3), (2, 5), (3, 3)])
-def test_the_effective_rank_counts_directions(rank: int, components: int) -> None:
-    rng = np.random.default_rng(0)
-    V = rng.standard_normal((7, rank)) @ rng.standard_normal((rank, components))
-    factors = Factors(V=V.astype(np.float32), U=rng.standard_normal((components, 6)).astype(np.float32))
-    assert effective_rank(factors) == rank
-    assert effective_rank(replace(factors, mask=np.eye(components)[0])) == 1
-    product = V @ np.asarray(factors.U, np.float64)
-    assert numerical_rank(product, np.dtype(np.float32)) == rank
 
 
 @pytest.mark.parametrize(

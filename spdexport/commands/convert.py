@@ -11,13 +11,14 @@ import click
 from spdexport.cli_options import (
     check_options,
     factor_options,
-    form_option,
     given,
     model_options,
     opset_option,
+    plan_options,
     provider_option,
     report_options,
     repro_option,
+    save_plan_option,
     source_argument,
     talk_options,
     verify_option,
@@ -38,7 +39,8 @@ from spdexport.errors import UsageError
 )
 @model_options
 @factor_options
-@form_option
+@plan_options
+@save_plan_option
 @opset_option
 @verify_option
 @provider_option
@@ -48,16 +50,29 @@ from spdexport.errors import UsageError
 @talk_options
 @reporting
 def convert(
-    reports: Reporting, *, source: Path | None, output: Sequence[Path], verify: bool, providers: Sequence[str], **_: Any
+    reports: Reporting,
+    *,
+    source: Path | None,
+    output: Sequence[Path],
+    verify: bool,
+    providers: Sequence[str],
+    save_plan: Path | None,
+    **_: Any,
 ) -> int:
     """Convert SOURCE to ONNX with its layers in factorized form, and verify the file."""
     import spdexport
 
     if reports.files["repro"] is not None and not verify:
         raise UsageError("--repro saves what a check found.", where="--repro and --no-verify", hint="Give one of them.")
-    with reports.run([source, *output]) as (progress, finish):
+    with reports.run([source, *output, save_plan]) as (progress, finish):
         result = spdexport.convert(
-            source, output, verify=verify, providers=providers or None, progress=progress, **given()
+            source,
+            output,
+            verify=verify,
+            providers=providers or None,
+            save_plan=save_plan,
+            progress=progress,
+            **given(),
         )
         finish(result)
     return exit_status(result)

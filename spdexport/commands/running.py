@@ -88,7 +88,11 @@ def reporting(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def exit_status(result: Any) -> int:
-    """The exit status of a verdict; nothing verified, because nobody asked, is no failure."""
+    """The exit status of a verdict, and of the user's limits; nothing verified, because nobody asked, is no failure."""
+    from spdexport.report.common import verification_of
     from spdexport.verification.result import Status
 
+    found = verification_of(result)
+    if found is not None and found.exceeds:
+        return 1
     return {Status.PASS: 0, Status.NOT_RUN: 0, Status.FAIL: 1, Status.INCONCLUSIVE: 3}[result.verdict]

@@ -3,7 +3,22 @@
 from spdexport.forms.base import Chain, Form, Stage
 from spdexport.forms.compose import compose
 from spdexport.forms.dense import dense
-from spdexport.forms.factorized import factorized
+from spdexport.forms.factorized import factorized, variable_form
 from spdexport.forms.fold import fold_form
+from spdexport.forms.variable import GateMode, Role, RuntimeInput, RunTime, VariableMask
 
-__all__ = ["Chain", "Form", "Stage", "compose", "dense", "factorized", "fold_form"]
+__all__ = [
+    "Chain",
+    "Form",
+    "GateMode",
+    "Role",
+    "RunTime",
+    "RuntimeInput",
+    "Stage",
+    "VariableMask",
+    "compose",
+    "dense",
+    "factorized",
+    "fold_form",
+    "variable_form",
+]

@@ -3,6 +3,8 @@
 A stage is one convolution (or linear layer), then perhaps a mask over its output channels, then perhaps a bias:
 ``y = mask * (weight conv x) + bias``. A chain applies its stages one after another. A form is the sum of its chains,
 all of them on the same input.
+
+A mask may be a ``VariableMask``, which is known only at run time; such stages are placed, and never composed.
 """
 
 from __future__ import annotations
@@ -12,8 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from spdexport.forms.variable import VariableMask
+
 if TYPE_CHECKING:
     from spdexport.conv import Array, ConvSpec, FloatArray
+    from spdexport.forms.variable import RuntimeInput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -23,14 +28,14 @@ class Stage:
     Attributes:
         spec: The geometry.
         weight: Shape ``spec.weight_shape``.
-        mask: Factors on the output channels, shape (out_channels,), or None.
+        mask: Factors on the output channels, shape (out_channels,), or what gives them at run time; or None.
         bias: Added after the mask, shape (out_channels,), or None.
         name: The last part of the parameter's name in the graph, such as ``V``; the layer's name stands before it.
     """
 
     spec: ConvSpec
     weight: Array
-    mask: Array | None = None
+    mask: Array | VariableMask | None = None
     bias: Array | None = None
     name: str = "weight"
 
@@ -38,7 +43,7 @@ class Stage:
         if self.weight.shape != self.spec.weight_shape:
             raise ValueError(f"weight {self.weight.shape} does not fit {self.spec}")
         for values in (self.mask, self.bias):
-            if values is not None and values.shape != (self.spec.out_channels,):
+            if values is not None and not isinstance(values, VariableMask) and values.shape != (self.spec.out_channels,):
                 raise ValueError(f"mask and bias need shape ({self.spec.out_channels},), not {values.shape}")
 
 
@@ -52,10 +57,13 @@ class Form:
     Attributes:
         name: ``dense``, ``factorized``, ...
         chains: At least one, each with at least one stage. A bias of the layer is on the last stage of the first.
+        routing: The input that says per sample or location whether the form is used or, where it is 0, the layer as it
+            was; None where the form always is.
     """
 
     name: str
     chains: tuple[Chain, ...]
+    routing: RuntimeInput | None = None
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -67,11 +75,27 @@ class CannotComposeError(ValueError):
     """Two stages in a row, or the sum of two, are not the same function as any single one; the message says why."""
 
 
+def constant_mask(stage: Stage) -> FloatArray | None:
+    """A stage's mask in float64, shape (out_channels,), or None.
+
+    Raises:
+        CannotComposeError: It is known only at run time.
+    """
+    if isinstance(stage.mask, VariableMask):
+        raise CannotComposeError(f"its mask is {stage.mask.told()}")
+    return None if stage.mask is None else f64(stage.mask)
+
+
 def absorbed(stage: Stage) -> tuple[FloatArray, FloatArray | None]:
-    """A stage's weight with the mask in it, and its bias, in float64."""
+    """A stage's weight with the mask in it, and its bias, in float64.
+
+    Raises:
+        CannotComposeError: The mask is known only at run time.
+    """
     weight = f64(stage.weight)
-    if stage.mask is not None:
-        weight = weight * f64(stage.mask).reshape(-1, *(1,) * (weight.ndim - 1))
+    mask = constant_mask(stage)
+    if mask is not None:
+        weight = weight * mask.reshape(-1, *(1,) * (weight.ndim - 1))
     return weight, None if stage.bias is None else f64(stage.bias)
 
 

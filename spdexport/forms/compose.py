@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spdexport.conv import ConvSpec
-from spdexport.forms.base import CannotComposeError, Stage, absorbed, f64
+from spdexport.forms.base import CannotComposeError, Stage, absorbed, constant_mask, f64
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,8 +93,8 @@ def compose(first: Stage, second: Stage) -> Stage:
         ones = two.weight.sum(axis=tuple(range(2, two.weight.ndim)))
         blocks = ones.reshape(b.groups, b.group_out, -1) @ bias.reshape(b.groups, -1, 1)
         bias = blocks.reshape(b.out_channels)
-    if second.mask is not None:
-        mask = f64(second.mask)
+    mask = constant_mask(second)
+    if mask is not None:
         weight = weight * mask.reshape(-1, *(1,) * (weight.ndim - 1))
         bias = None if bias is None else bias * mask
     if second.bias is not None:

@@ -14,6 +14,8 @@ from spdexport.forms.base import Form, Stage
 if TYPE_CHECKING:
     from spdexport.conv import Array
     from spdexport.factors import Factors
+    from spdexport.forms.base import Chain
+    from spdexport.forms.variable import RuntimeInput, VariableMask
 
 
 def factorized(
@@ -53,3 +55,36 @@ def factorized(
         name="factorized+delta",
         chains=((v, u), (Stage(spec=spec, weight=np.ascontiguousarray(delta), name="delta"),)),
     )
+
+
+def variable_form(
+    spec: ConvSpec,
+    factors: Factors,
+    bias: Array | None,
+    *,
+    mask: VariableMask,
+    delta: Array | None = None,
+    delta_mask: VariableMask | None = None,
+    routing: RuntimeInput | None = None,
+) -> Form:
+    """V, a mask that is known only at run time, U; no component is removed, and a constant mask besides is in U.
+
+    With m the variable mask, c the constant one, d the delta mask and r the routing::
+
+        y = r ? ((V conv x) * m) diag(c) U + bias + d * (delta conv x) : W conv x + bias
+
+    Args:
+        spec: The layer's geometry.
+        factors: V, U and c, in the dtype they are to have in the graph.
+        bias: Shape (out_channels,), or None.
+        mask: m.
+        delta: As for ``factorized``.
+        delta_mask: d; None for 1.
+        routing: r; None for the components everywhere.
+    """
+    factors = absorb_mask(factors)
+    plain = factorized(spec, factors, bias, delta=delta)
+    (v, u), *others = plain.chains
+    chains: list[Chain] = [(replace(v, mask=mask), u)]
+    chains += [(replace(stage, mask=delta_mask),) for (stage,) in others]
+    return Form(name=plain.name, chains=tuple(chains), routing=routing)

@@ -15,7 +15,7 @@ from spdexport.errors import ExampleInputError, UsageError
 from spdexport.files.pickles import load_weights_only
 from spdexport.files.sniff import FileKind, sniff
 from spdexport.files.tensors import read_tensors
-from spdexport.loading.model import ExampleInputs
+from spdexport.loading.model import LABELS, ExampleInputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,7 +95,8 @@ def inputs_from_file(path: Path) -> ExampleInputs:
     The rule: names ``0``, ``1``, ... or ``arg_0``, ``arg_1``, ... are positions, all other names are keywords.
     A file with a single tensor gives one positional input, whatever its name. Names that begin with ``output:`` or
     ``reference:`` are those of outputs, which ``--repro`` saves beside the inputs, and are left out. A .npy file is one
-    positional input, and torch.save may have held a tensor, or a tuple of them, which are positional.
+    positional input, and torch.save may have held a tensor, or a tuple of them, which are positional. A tensor
+    ``labels`` beside others is set apart: whether it is an input, the model tells.
 
     Raises:
         ExampleInputError: The file cannot be read, is empty, or its positions have a gap.
@@ -112,8 +113,9 @@ def inputs_from_file(path: Path) -> ExampleInputs:
     tensors = {name: value for name, value in tensors.items() if not name.startswith((COMPUTED, EXPECTED))}
     if not tensors:
         raise ExampleInputError("The file holds no tensors.", where=where, hint="Save the inputs by name.")
+    labels = tensors.pop(LABELS, None) if len(tensors) > 1 else None
     if len(tensors) == 1:
-        return ExampleInputs(args=tuple(tensors.values()), origin=where)
+        return ExampleInputs(args=tuple(tensors.values()), origin=where, labels=labels)
     positions: dict[int, torch.Tensor] = {}
     kwargs: dict[str, torch.Tensor] = {}
     for name, value in tensors.items():
@@ -130,7 +132,8 @@ def inputs_from_file(path: Path) -> ExampleInputs:
             where=where,
             hint="Count the positional inputs from 0.",
         )
-    return ExampleInputs(args=tuple(positions[i] for i in range(len(positions))), kwargs=kwargs, origin=where)
+    args = tuple(positions[i] for i in range(len(positions)))
+    return ExampleInputs(args=args, kwargs=kwargs, origin=where, labels=labels)
 
 
 def _read_npy(path: Path) -> object:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from spdexport.sources.components import ComponentSet
 
 
+LABELS = "labels"
+"""The name that a file of inputs has the right classes under."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ExampleInputs:
     """Inputs with which a module can be called: ``module(*args, **kwargs)``.
@@ -29,11 +33,17 @@ class ExampleInputs:
         args: Positional inputs.
         kwargs: Keyword inputs.
         origin: Where they come from, for the summary, such as ``--input-shape`` or ``factory``.
+        labels: The right class of each sample, (batch,), which a file of inputs may hold beside them.
     """
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     origin: str = ""
+    labels: torch.Tensor | None = None
+
+    def with_labels_as_input(self) -> ExampleInputs:
+        """The same for a model that has an input of the name ``labels``."""
+        return replace(self, kwargs={**self.kwargs, LABELS: self.labels}, labels=None)
 
     def tensors(self) -> list[torch.Tensor]:
         """The tensors in the order in which a program that was traced with these inputs has them."""

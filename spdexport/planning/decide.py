@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from spdexport import cost
 from spdexport.conv import ConvSite, Skipped
-from spdexport.factors import (
-    Factors,
-    absorb_mask,
-    break_even,
-    delta_is_rounding,
-    delta_ratio,
-    drop_dead,
-    effective_rank,
-)
+from spdexport.cost import CostModel, MacsCost, ParameterCost
+from spdexport.factors import Factors, break_even, delta_is_rounding, delta_ratio
+from spdexport.planning.candidates import Choice, Layer, cheapest, literal, truncation
 from spdexport.planning.patterns import check_patterns, matches
-from spdexport.planning.plan import Decision, Delta, FormChoice, LayerPlan, Plan, PlanOptions
+from spdexport.planning.plan import Decision, Delta, FormChoice, LayerPlan, Objective, Plan, PlanOptions
+from spdexport.planning.repeat import repeated
+from spdexport.planning.truncation import allowed_rank, check_ranks, check_truncation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from spdexport.planning.record import LayerRecord, PlanRecord
+
 FactorSource = Callable[[ConvSite], Factors | Skipped | None]
 """Gives a layer's factors; or why it has none; or None, where the source has nothing to say about the layer."""
+
+
+def pure_cost(options: PlanOptions) -> CostModel:
+    """The cost model of an objective that needs no measurement; one that measures is given to ``make_plan``."""
+    return ParameterCost() if options.optimize_for is Objective.PARAMS else MacsCost(lane=options.lane_width)
 
 
 def make_plan(
@@ -34,6 +36,8 @@ def make_plan(
     options: PlanOptions,
     *,
     others: Iterable[str] = (),
+    cost_model: CostModel | None = None,
+    record: PlanRecord | None = None,
 ) -> Plan:
     """Decide for every site.
 
@@ -43,13 +47,21 @@ def make_plan(
         source: Where factors come from.
         options: What the user wants.
         others: What else may be excluded: names of components that no layer of the model has.
+        cost_model: What ``auto`` chooses by; ``pure_cost`` if None.
+        record: A plan to repeat, whose options are ``options``.
 
     Raises:
-        UsageError: A pattern matches nothing.
+        UsageError: A pattern matches nothing, or options contradict each other.
+        PlanError: The plan to repeat does not fit the layers.
     """
     names = [s.name for s in sites] + [s.name for s in skipped]
     check_patterns(options.layers, [s.name for s in sites], "--layers")
     check_patterns(options.exclude, [*names, *others], "--exclude")
+    check_truncation(options)
+    check_ranks(options, [s.name for s in sites])
+    model = pure_cost(options) if cost_model is None else cost_model
+    if record is not None:
+        record.check(sites)
     decisions: list[Decision] = []
     for site in sites:
         if matches(site.name, options.exclude):
@@ -63,14 +75,26 @@ def make_plan(
         if found is None:
             found = Skipped(name=site.name, kind=site.spec.kind, reason="it has no components")
         if isinstance(found, Skipped):
+            _check_without(site, record)
             decisions.append(Decision(site=site, layer=_untouched(site, found.reason), factors=None))
         else:
-            decisions.append(_decide(site, found, options))
-    return Plan(decisions=tuple(decisions), skipped=tuple(skipped), options=options)
+            decisions.append(_decide(site, found, options, model, record))
+    name, unit = (model.name, model.unit) if record is None else record.cost
+    return Plan(decisions=tuple(decisions), skipped=tuple(skipped), options=options, cost=name, unit=unit)
+
+
+def _check_without(site: ConvSite, record: PlanRecord | None) -> None:
+    layer = None if record is None else record.of(site)
+    if record is not None and record.strict and layer is not None and layer.components is not None:
+        raise record.misfit(
+            f"The layer {site.name!r} has components in the plan, and none here.",
+            "Give the --components that the plan was made with.",
+        )
 
 
 def _untouched(site: ConvSite, reason: str) -> LayerPlan:
-    macs = cost.dense_macs(site.spec, site.applications)
+    shape = cost.dense_shape(site)
+    macs, parameters = cost.shape_macs(site, shape), cost.shape_parameters(shape)
     return LayerPlan(
         name=site.name,
         kind=site.spec.kind,
@@ -86,46 +110,99 @@ def _untouched(site: ConvSite, reason: str) -> LayerPlan:
         delta="none",
         masked=False,
         reason=reason,
+        params_before=parameters,
+        params_after=parameters,
     )
 
 
-def _decide(site: ConvSite, factors: Factors, options: PlanOptions) -> Decision:
+def _decide(
+    site: ConvSite, factors: Factors, options: PlanOptions, model: CostModel, record: PlanRecord | None
+) -> Decision:
     spec, masked = site.spec, factors.mask is not None
-    before = cost.dense_macs(spec, site.applications)
     if delta_is_rounding(site.weight, factors, spec):
         what = "none"
     elif options.delta is Delta.KEEP or (options.delta is Delta.AUTO and not masked):
         what = "kept"
     else:
         what = "dropped"
-    kept = factors.components if options.keep_masks else max(factors.live, 1)
-    even = break_even(spec, site.upsampling)
-    pair = cost.shape_macs(site, cost.pair_shape(site, kept))
-    if options.form is FormChoice.DENSE:
-        form, after, reason = "dense", before, "--form dense"
+    layer = Layer.of(site, factors, what)
+    recorded = None if record is None else _recorded(layer, record)
+    if record is not None:
+        choice = repeated(layer, recorded, record, keep_masks=options.keep_masks)
     else:
-        form, after = "factorized", pair
-        reason = f"{factors.live} live of {factors.components} components, break-even {math.floor(even)}"
-        if what == "kept":
-            form, after = "factorized+delta", pair + before
-            reason += "; the weight delta is added back"
+        choice = _choose(layer, options, model)
+    dense = cost.dense_shape(site)
+    shape = dense
+    if choice.components is not None:
+        shape = cost.pair_shape(site, choice.components, name=choice.form, delta=choice.form == "factorized+delta")
+    macs = cost.shape_macs(site, shape)
+    gain = None if recorded is None else recorded.gain
+    if options.form is FormChoice.AUTO and not options.truncates and record is None:
+        gain = layer.gain(model, shape)
     return Decision(
         site=site,
         factors=factors,
+        made=choice.made,
         layer=LayerPlan(
             name=site.name,
             kind=spec.kind,
             geometry=spec.describe(),
-            form=form,
+            form=choice.form,
             components=factors.components,
             live=factors.live,
-            rank=effective_rank(absorb_mask(drop_dead(factors))),
-            break_even=even,
-            macs_before=before,
-            macs_after=after,
+            rank=layer.rank.rank,
+            break_even=break_even(spec, site.upsampling),
+            macs_before=cost.shape_macs(site, dense),
+            macs_after=macs,
             delta_ratio=delta_ratio(site.weight, factors, spec),
             delta=what,
             masked=masked,
-            reason=reason,
+            reason=choice.reason,
+            kept=choice.components,
+            truncation=choice.truncation,
+            params_before=cost.shape_parameters(dense),
+            params_after=cost.shape_parameters(shape) + _mask_size(factors, choice, options),
+            weighed=choice.weighed,
+            gain=gain,
         ),
     )
+
+
+def _mask_size(factors: Factors, choice: Choice, options: PlanOptions) -> int:
+    """The numbers of a mask that stays visible."""
+    visible = options.keep_masks and choice.form.startswith("factorized") and factors.mask is not None
+    return factors.effective_mask.size if visible else 0
+
+
+def _recorded(layer: Layer, record: PlanRecord) -> LayerRecord | None:
+    """What a plan says of a layer that has components here."""
+    found = record.of(layer.site)
+    name = layer.site.name
+    if not record.strict:
+        return None if found is None or found.components is None else found
+    assert found is not None, "the plan was checked"
+    if found.components is None:
+        raise record.misfit(f"The layer {name!r} has no components in the plan, and {layer.factors.components} here.")
+    if found.delta != layer.delta:
+        raise record.misfit(
+            f"The weight delta of {name!r} is {found.delta} in the plan, and {layer.delta} here.",
+            "Give the --components and --masks that the plan was made with.",
+        )
+    return found
+
+
+def _choose(layer: Layer, options: PlanOptions, model: CostModel) -> Choice:
+    visible = options.keep_masks and layer.factors.mask is not None
+    rank = None
+    if options.truncates:
+        rank = allowed_rank(options, layer.site.name, layer.sigma)
+    if options.form is FormChoice.AUTO and not visible:
+        return cheapest(layer, model, rank)
+    if rank is not None and rank < layer.rank.rank:
+        choice = truncation(layer, rank)
+        if options.form is FormChoice.DENSE:
+            return Choice(form="dense", reason=choice.reason, made=choice.made, truncation=choice.truncation)
+        return choice
+    if options.form is FormChoice.DENSE:
+        return Choice(form="dense", reason="--form dense")
+    return literal(layer, keep_masks=options.keep_masks, note="; its mask stays visible" if visible else "")

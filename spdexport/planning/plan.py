@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spdexport.factors import delta, effective_weight
-from spdexport.forms import Form, dense, factorized
+from spdexport.cost import LANE_WIDTH
+from spdexport.factors import Factors, delta, effective_weight, masked_weight
+from spdexport.forms import Form, GateMode, RunTime, dense, factorized, variable_form
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from spdexport.conv import Array, ConvSite, FloatArray, Skipped
-    from spdexport.factors import Factors
+    from spdexport.forms import RuntimeInput
+
+
+SCHEMA_VERSION = 1
+"""Of the plan as JSON: a change of its names raises it."""
 
 
 class Delta(StrEnum):
@@ -31,6 +36,15 @@ class FormChoice(StrEnum):
 
     FACTORIZED = "factorized"
     DENSE = "dense"
+    AUTO = "auto"
+
+
+class Objective(StrEnum):
+    """What ``auto`` makes least."""
+
+    MACS = "macs"
+    PARAMS = "params"
+    LATENCY = "latency"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +52,12 @@ class PlanOptions:
     """What the user wants of the plan.
 
     Attributes:
-        form: The form of layers that have factors.
+        form: The form of layers that have factors; ``auto`` weighs the forms of each layer.
+        optimize_for: What ``auto`` makes least.
+        lane_width: Channels that the target computes together; 1 where it computes them one by one.
+        rank: Ranks that the effective weights are truncated to, as ``N`` for all layers or ``PATTERN=N`` for some.
+        energy: The share of the squared singular values that truncating keeps; None for all.
+        max_error: The relative Frobenius error that truncating may make; None for none.
         delta: ``auto`` keeps the delta of layers without a mask and drops it for layers with one.
         keep_masks: Whether masks stay visible as multiplications.
         layers: Patterns (fnmatch) of the layers to decompose; empty for all.
@@ -50,6 +69,52 @@ class PlanOptions:
     keep_masks: bool = False
     layers: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    optimize_for: Objective = Objective.MACS
+    lane_width: int = LANE_WIDTH
+    rank: tuple[str, ...] = ()
+    energy: float | None = None
+    max_error: float | None = None
+
+    @property
+    def truncates(self) -> bool:
+        """Whether weights may be approximated by ones of smaller rank."""
+        return bool(self.rank) or self.energy is not None or self.max_error is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weighed:
+    """A form that a layer might take, with its cost.
+
+    Attributes:
+        form: As ``LayerPlan.form``.
+        components: Those of V and U, in each group; None for a form without.
+        cost: In the unit of the plan's cost model.
+    """
+
+    form: str
+    components: int | None
+    cost: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gain:
+    """What truncating a layer would give.
+
+    Attributes:
+        rank: Components that keep ``ENERGY`` of the squared singular values.
+        macs: Multiply-accumulates of the cheapest form when they are kept; those of the plan where nothing is gained.
+        paying_rank: The most components that cost less than the form of the plan; None where no number does.
+        paying_error: The relative Frobenius error of the effective weight with that many.
+    """
+
+    rank: int
+    macs: int
+    paying_rank: int | None
+    paying_error: float | None
+
+
+ENERGY = 0.999
+"""The energy that ``Gain`` is told for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +125,11 @@ class LayerPlan:
         name: As ``ConvSite.name``.
         kind: ``conv2d``, ``linear``, ...
         geometry: ``ConvSpec.describe()``.
-        form: ``dense``, ``factorized``, ``factorized+delta``.
+        form: ``dense``, ``factorized``, ``factorized+delta``, ``recompressed`` (V and U made anew from the effective
+            weight) or ``constant`` (the effective weight is zero: the output is the bias).
         components: C as the source has it; None for a layer without factors.
         live: Components whose mask is not zero.
-        rank: The numerical rank of V diag(m) U.
+        rank: The numerical rank of the effective weight, before any truncation.
         break_even: Components below which V and U cost less than the dense layer.
         macs_before: Multiply-accumulates of the dense layer, for one sample.
         macs_after: Those of the form.
@@ -71,6 +137,12 @@ class LayerPlan:
         delta: ``kept``, ``dropped``, or ``none`` where it is only rounding or there are no factors.
         masked: Whether a mask names the layer.
         reason: Why this form, in one clause.
+        kept: Components of the V and U that stand in the model, in each group; None where none do.
+        truncation: The relative Frobenius error of a truncated effective weight; None where it is exact.
+        params_before: Numbers that the dense layer stores.
+        params_after: Numbers that the form stores.
+        weighed: The forms that ``auto`` chose from, dense first; empty where the form was given.
+        gain: What truncating would give, where ``auto`` looked for it.
     """
 
     name: str
@@ -87,6 +159,12 @@ class LayerPlan:
     delta: str
     masked: bool
     reason: str
+    kept: int | None = None
+    truncation: float | None = None
+    params_before: int = 0
+    params_after: int = 0
+    weighed: tuple[Weighed, ...] = ()
+    gain: Gain | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -95,11 +173,23 @@ class LayerPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Decision:
-    """A layer, what was decided for it, and the factors that it takes."""
+    """A layer, what was decided for it, and the factors that it takes.
+
+    Attributes:
+        site: The layer.
+        layer: The decision.
+        factors: V, U and mask as the source has them; None for a layer that is left alone.
+        made: V and U made from the effective weight, exact or truncated, in the layer's dtype; None where the plan has
+            no use for them.
+        run_time: What of the layer is known only at run time; None for nothing. The effective weight is then that of
+            masks of ones.
+    """
 
     site: ConvSite
     layer: LayerPlan
     factors: Factors | None
+    made: Factors | None = None
+    run_time: RunTime | None = None
 
     @property
     def keep_delta(self) -> bool:
@@ -114,13 +204,18 @@ class Decision:
 
     @property
     def changes(self) -> bool:
-        """Whether the effective weight is another than the layer's own: through a mask, or a delta left out."""
-        return self.factors is not None and (self.factors.mask is not None or not self.keep_delta)
+        """Whether the effective weight is another than the layer's own: by a mask, truncation, or a delta left out."""
+        if self.factors is None:
+            return False
+        return self.factors.mask is not None or not self.keep_delta or self.layer.truncation is not None
 
     def effective(self) -> FloatArray:
         """The dense weight that the layer stands for, float64, shape ``site.spec.weight_shape``."""
         if self.factors is None or not self.changes:
             return np.asarray(self.site.weight, dtype=np.float64)
+        if self.layer.truncation is not None:
+            assert self.made is not None, "a truncated weight is that of its factors"
+            return masked_weight(self.made, self.site.spec)
         return effective_weight(self.site.weight, self.factors, self.site.spec, keep_delta=self.keep_delta)
 
     def dense_form(self) -> Form:
@@ -133,19 +228,46 @@ class Decision:
             return None
         if self.layer.form == "dense":
             return self.dense_form()
+        if self.layer.form == "recompressed":
+            assert self.made is not None, "the plan made them"
+            return replace(factorized(self.site.spec, self.made, self.site.bias), name="recompressed")
+        if self.layer.form == "constant":
+            # One zero component: ONNX has no convolution without channels.
+            nothing = masked_out(self.site)
+            return replace(factorized(self.site.spec, nothing, self.site.bias), name="constant")
         kept: Array | None = None
         if self.layer.delta == "kept":
             kept = delta(self.site.weight, self.factors, self.site.spec).astype(self.site.weight.dtype)
+        if self.run_time is not None:
+            return variable_form(
+                self.site.spec,
+                self.factors,
+                self.site.bias,
+                mask=self.run_time.mask,
+                delta=kept,
+                delta_mask=self.run_time.delta_mask,
+                routing=self.run_time.routing,
+            )
         return factorized(self.site.spec, self.factors, self.site.bias, delta=kept, keep_mask=keep_masks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Plan:
-    """The decisions for all layers of a model, in graph order, and the layers that are left alone."""
+    """The decisions for all layers of a model, in graph order, and the layers that are left alone.
+
+    Attributes:
+        decisions: For each layer that a form can replace.
+        skipped: The others.
+        options: What the user wanted.
+        cost: The name of the cost model.
+        unit: What its numbers count.
+    """
 
     decisions: tuple[Decision, ...]
     skipped: tuple[Skipped, ...]
     options: PlanOptions
+    cost: str = ""
+    unit: str = ""
 
     @property
     def layers(self) -> tuple[LayerPlan, ...]:
@@ -163,9 +285,45 @@ class Plan:
         return sum(layer.macs_after for layer in self.layers)
 
     @property
+    def params_before(self) -> int:
+        """Numbers that all listed layers store, dense."""
+        return sum(layer.params_before for layer in self.layers)
+
+    @property
+    def params_after(self) -> int:
+        """The same in the forms chosen."""
+        return sum(layer.params_after for layer in self.layers)
+
+    @property
+    def bytes_saved(self) -> int:
+        """What the forms chosen take less than the dense layers, in the layers' own dtypes; negative for more."""
+        return sum((d.layer.params_before - d.layer.params_after) * d.site.weight.itemsize for d in self.decisions)
+
+    @property
     def approximates(self) -> bool:
         """Whether masks or dropped deltas change the function on purpose."""
         return any(decision.changes for decision in self.decisions)
+
+    @property
+    def runtime_inputs(self) -> tuple[RuntimeInput, ...]:
+        """The inputs that the model gets beside its own, in the order of the layers; calls of one layer share them."""
+        found = [i for d in self.decisions if d.run_time is not None for i in d.run_time.inputs]
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def runtime_outputs(self) -> tuple[str, ...]:
+        """The names of the outputs that the model gets behind its own, in their order."""
+        masks = [d.run_time.mask for d in self.decisions if d.run_time is not None]
+        names = []
+        for mask in masks:
+            names += [f"ci/{mask.layer}"] * mask.shows_importance + [f"activation/{mask.layer}"] * mask.shows_activation
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def exactly_gated(self) -> tuple[str, ...]:
+        """The nodes of layers whose importances come from the dense model."""
+        found = [d for d in self.decisions if d.run_time is not None and d.run_time.mask.gate is not None]
+        return tuple(d.site.node for d in found if d.run_time is not None and d.run_time.mask.mode is GateMode.EXACT)
 
     def forms(self) -> Iterable[tuple[ConvSite, Form]]:
         """Each layer that changes with its form, made one at a time."""
@@ -185,9 +343,19 @@ class Plan:
                 yield decision.site, decision.dense_form()
 
     def as_json(self) -> dict[str, Any]:
-        """Options and layers, without any path or array."""
+        """Options and layers, without any path or array: also what a plan file holds."""
         return {
+            "schema_version": SCHEMA_VERSION,
+            "cost": {"model": self.cost, "unit": self.unit},
             "options": asdict(self.options),
             "layers": [layer.as_json() for layer in self.layers],
             "skipped": [asdict(s) for s in self.skipped],
         }
+
+
+def masked_out(site: ConvSite) -> Factors:
+    """One component of zeros."""
+    spec = site.spec
+    groups = (spec.groups,) if spec.groups > 1 else ()
+    dtype = site.weight.dtype
+    return Factors(V=np.zeros((*groups, spec.patch, 1), dtype), U=np.zeros((*groups, 1, spec.group_out), dtype))

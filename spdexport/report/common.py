@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from spdexport.folding import Folding
+from spdexport.measuring.bench import Bench
 from spdexport.pipeline import Conversion, Inspection
 from spdexport.verification.result import Verification
 
-Result: TypeAlias = Conversion | Inspection | Folding | Verification
+Result: TypeAlias = Conversion | Inspection | Folding | Verification | Bench
 """What the commands give."""
 
 
@@ -27,4 +28,6 @@ def names_of(result: Result) -> str:
     names = list(result.artifacts) if isinstance(result, Verification) else []
     if isinstance(result, Conversion | Folding):
         names = [path.name for path in result.outputs]
+    if isinstance(result, Bench):
+        names = [file.name for file in result.files]
     return ", ".join(names) or "the model"

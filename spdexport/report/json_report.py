@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from spdexport.files.atomic import replacing
 from spdexport.folding import Folding
+from spdexport.measuring.bench import Bench
 from spdexport.pipeline import Conversion, Inspection
+from spdexport.report.bench import bench_json
 from spdexport.verification.result import Status, Verification
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ SCHEMA_VERSION = 1
 
 
 def to_json(result: Result) -> dict[str, Any]:
-    """A result as plain JSON values; the same keys for every command.
+    """A result as plain JSON values; the same keys for every command but ``bench``, which checks nothing.
 
     ``verdict`` is ``pass``, ``fail`` or ``inconclusive``, and ``not_run`` where nothing was verified: with
     ``--no-verify``, and of ``inspect``. ``layers`` is empty for ``verify`` without a source, and ``edges`` where
@@ -46,9 +48,12 @@ def to_json(result: Result) -> dict[str, Any]:
             report = _verified(result.verification, result.hashes, result.versions, result.seed, notes=result.notes)
             report |= {"components": result.components, **_planned(result.plan, result.verification)}
             report["outputs"] = [path.name for path in result.outputs]
+        case Bench():
+            report = bench_json(result)
         case Inspection():
             report = _verified(None, result.hashes, result.versions, result.seed, notes=result.notes)
             report |= {"components": result.components, **_planned(result.plan, None)}
+    report["schema_version"] = SCHEMA_VERSION
     return {key: _plain(value) for key, value in report.items()}
 
 

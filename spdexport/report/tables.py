@@ -35,31 +35,50 @@ def words(status: Status) -> str:
 def converted_layers(layers: Sequence[LayerPlan], *, verbose: bool) -> Table:
     """What became of each layer that has components; of very many those whose cost changes most."""
     table = _table([layer.name for layer in layers])
-    forms = {layer.form for layer in layers}
+    forms = {_form(layer) for layer in layers}
     if len(forms) > 1:
         table.add_column("form")
-    for header in ("C", "live", "even", "MACs", "now"):
+    for header in ("C", "live", "even", "MACs", "now", "params", "now"):
         table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("delta")
-    shown = list(layers) if verbose or len(layers) <= MANY else _matter_most(layers)
-    for layer in shown:
+    fates = {layer.delta for layer in layers} - {"none"}
+    if fates:
+        table.add_column("delta")
+    seen = shown(layers, verbose=verbose)
+    for layer in seen:
         table.add_row(
             Text(layer.name),
             layer.geometry,
-            *([layer.form.replace("+", " +")] if len(forms) > 1 else []),
+            *([_form(layer)] if len(forms) > 1 else []),
             _number(layer.components),
             _number(layer.live),
             below(layer.break_even),
             short(layer.macs_before),
             short(layer.macs_after),
-            _delta(layer),
+            short(layer.params_before),
+            short(layer.params_after),
+            *([_delta(layer, alike=len(fates) == 1)] if fates else []),
         )
-    rest = [layer for layer in layers if layer not in shown]
+    rest = [layer for layer in layers if layer not in seen]
     if rest:
-        before, after = sum(x.macs_before for x in rest), sum(x.macs_after for x in rest)
-        blank = [""] * (len(table.columns) - 4)
-        table.add_row(f"{len(rest)} more", *blank, short(before), short(after), "")
+        costs = [
+            short(sum(getattr(x, name) for x in rest))
+            for name in ("macs_before", "macs_after", "params_before", "params_after")
+        ]
+        end = [""] * bool(fates)
+        blank = [""] * (len(table.columns) - 1 - len(costs) - len(end))
+        table.add_row(f"{len(rest)} more", *blank, *costs, *end)
     return table
+
+
+def shown(layers: Sequence[LayerPlan], *, verbose: bool) -> list[LayerPlan]:
+    """The layers that a table has: all, or of very many those whose cost changes most."""
+    return list(layers) if verbose or len(layers) <= MANY else _matter_most(layers)
+
+
+def legend(layers: Sequence[LayerPlan]) -> str:
+    """What the short headers mean, and what became of the deltas where it is the same of all."""
+    fates = {layer.delta for layer in layers} - {"none"}
+    return f"{LEGEND}; delta: what V U leaves of the weight, {fates.pop()}" if len(fates) == 1 else LEGEND
 
 
 def inspected_layers(layers: Sequence[LayerPlan]) -> Table:
@@ -129,6 +148,13 @@ def _number(value: int | None) -> str:
     return "-" if value is None else str(value)
 
 
-def _delta(layer: LayerPlan) -> str:
-    """The ratio and what became of it; a delta that is only rounding is none."""
-    return "none" if layer.delta == "none" else f"{ratio(layer.delta_ratio)} {layer.delta}"
+def _delta(layer: LayerPlan, *, alike: bool) -> str:
+    """The ratio and what became of it, unless the legend tells; a delta that is only rounding is none."""
+    if layer.delta == "none":
+        return "none"
+    return ratio(layer.delta_ratio) if alike else f"{ratio(layer.delta_ratio)} {layer.delta}"
+
+
+def _form(layer: LayerPlan) -> str:
+    """The form in a few characters: ``rank 12`` for V and U that were made anew."""
+    return f"rank {layer.kept}" if layer.form == "recompressed" else layer.form.replace("+", " +")

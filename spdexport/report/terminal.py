@@ -12,21 +12,22 @@ from rich.padding import Padding
 from rich.text import Text
 
 from spdexport.folding import Folding
+from spdexport.measuring.bench import Bench
 from spdexport.names import count
 from spdexport.pipeline import Conversion, Inspection
-from spdexport.report import tables
+from spdexport.report import bench, summary, tables
 from spdexport.report.explain import advice, failing_layers, layer_reason, tolerance
 from spdexport.report.numbers import ratio, short, size, some
 from spdexport.verification.result import Approximation, Status, Verification
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from rich.console import RenderableType
 
     from spdexport.conv import Skipped
-    from spdexport.planning import LayerPlan
+    from spdexport.planning import LayerPlan, Plan
     from spdexport.report.common import Result
 
 VERDICTS = {
@@ -84,6 +85,9 @@ def show(result: Result, *, verbose: bool = False, quiet: bool = False, console:
         console: Where to; standard output if None.
     """
     page = _Page(console or Console(), verbose=verbose)
+    if isinstance(result, Bench):
+        _bench(page, result)
+        return
     if isinstance(result, Inspection) and not isinstance(result, Conversion):
         _inspection(page, result)
         return
@@ -103,12 +107,12 @@ def show(result: Result, *, verbose: bool = False, quiet: bool = False, console:
         hashes = result.artifacts if isinstance(result, Verification) else result.hashes
         _provenance(page, hashes, result.versions, result.seed)
     if not isinstance(result, Verification):
-        _files(page, result.outputs, verification)
+        _files(page, result.outputs, verification, result.plan.bytes_saved if isinstance(result, Conversion) else 0)
     # Last, for the end of the output is what is seen first.
     _verdict(page, verification)
 
 
-def _own_notes(result: Result) -> Sequence[str]:
+def _own_notes(result: Conversion | Inspection | Folding | Verification) -> Sequence[str]:
     return () if isinstance(result, Verification) else result.notes
 
 
@@ -127,7 +131,8 @@ def _inspection(page: _Page, result: Inspection) -> None:
         page.write(tables.inspected_layers(layers))
         page.line(tables.INSPECTED_LEGEND, "dim")
         page.console.print()
-        page.line(_totals(result.plan.macs_before, result.plan.macs_after))
+        for said in summary.totals(result.plan):
+            page.line(said)
     _left_alone(page, [layer for layer in layers if layer.components is None], result.plan.skipped)
     _notes(page, result.notes)
     if page.verbose:
@@ -143,13 +148,26 @@ def _conversion(page: _Page, result: Conversion) -> None:
     if changed:
         page.console.print()
         page.write(tables.converted_layers(changed, verbose=page.verbose))
-        for remark in (tables.more_below(changed, verbose=page.verbose), tables.LEGEND):
+        for remark in (tables.more_below(changed, verbose=page.verbose), tables.legend(changed)):
             if remark:
                 page.line(remark, "dim")
         page.console.print()
-        page.line(_totals(plan.macs_before, plan.macs_after))
+        for said in (*summary.totals(plan), *summary.gains(plan)):
+            page.line(said)
         _if_dearer(page, result)
+        _why(page, plan, changed)
     _left_alone(page, [layer for layer in plan.layers if layer.components is None], plan.skipped)
+
+
+def _bench(page: _Page, result: Bench) -> None:
+    page.line(bench.title(result), "bold")
+    page.console.print()
+    page.write(bench.table(result))
+    for remark in bench.remarks(result):
+        page.line(remark)
+    _notes(page, result.notes)
+    if page.verbose:
+        _provenance(page, {file.name: file.sha256 for file in result.files}, result.versions, result.seed)
 
 
 def _folding(page: _Page, result: Folding) -> None:
@@ -167,27 +185,25 @@ def _folding(page: _Page, result: Folding) -> None:
     _left_alone(page, [], result.declined)
 
 
-def _totals(before: int, after: int) -> str:
-    share = f", {after / before:.2f} times the dense cost" if before else ""
-    return f"MACs for one sample: {short(before)} -> {short(after)}{share}"
+def _why(page: _Page, plan: Plan, layers: Sequence[LayerPlan]) -> None:
+    """Why each layer has its form; of very many, those that the table shows."""
+    said = summary.reasons(plan, tables.shown(layers, verbose=page.verbose))
+    if said:
+        page.heading(f"forms: {how}" if (how := summary.how_chosen(plan)) else "forms")
+    for reason in said:
+        page.item(reason)
 
 
 def _if_dearer(page: _Page, result: Conversion) -> None:
     """Say plainly where the factorized form costs more than the dense one, and what to do about it."""
-    layers = result.plan.layers
-    dearer = [layer for layer in layers if layer.macs_after > layer.macs_before]
-    if not dearer:
+    said = summary.dearer(result.plan, verbose=page.verbose)
+    if not said:
         return
-    names = some([layer.name for layer in dearer], len(dearer) if page.verbose else _NAMES_SHOWN)
-    why = "their live components are above the break-even number"
-    if any(layer.delta == "kept" for layer in dearer):
-        why += ", or their delta is kept beside V and U"
-    verb = "costs" if len(dearer) == 1 else "cost"
-    whole = "This costs more than the dense model. " if result.plan.macs_after > result.plan.macs_before else ""
-    page.line(f"{whole}{count(len(dearer), 'layer')} ({names}) {verb} more as V and U than dense: {why}.", "yellow")
+    page.line(said, "yellow")
     file = next((path for path in result.outputs if path.suffix == ".onnx"), result.outputs[0])
     if result.verdict is not Status.FAIL:
-        page.line("One dense layer each, with the same masks, is what --form dense writes, and what this gives back:")
+        page.line("The cheapest exact form of each layer, with the same masks, is what --form auto writes.")
+        page.line("One dense layer each is what --form dense writes, and what this gives back:")
         page.literal(f"spdexport fold {shlex.quote(str(file))} -o OUT{file.suffix}")
 
 
@@ -202,10 +218,16 @@ def _left_alone(page: _Page, layers: Sequence[LayerPlan], skipped: Sequence[Skip
         page.item(f"{reason}: {some(names, len(names) if page.verbose else _NAMES_SHOWN)}")
 
 
-def _files(page: _Page, outputs: Iterable[Path], verification: Verification | None) -> None:
+def _files(page: _Page, outputs: Sequence[Path], verification: Verification | None, saved: int = 0) -> None:
+    """The files; of a single one without data beside it, how large it would be with its layers dense."""
+    dense = ""
+    if saved and len(outputs) == 1:
+        dense = f" (dense {size(outputs[0].stat().st_size + saved)})"
     page.heading("files")
     for path in outputs:
-        page.literal(f"{path}, {size(path.stat().st_size)}")
+        page.literal(f"{path}, {size(path.stat().st_size)}{dense}")
+    if verification is not None and verification.exceeds and verification.verdict is not Status.FAIL:
+        page.item("A limit is exceeded: the file has this name instead of the one asked for, which was left as it was.")
     if verification is not None and verification.verdict is Status.FAIL:
         page.item("The check failed: the file has this name instead of the one asked for, which was left as it was.")
 
@@ -216,13 +238,27 @@ def _verdict(page: _Page, verification: Verification | None, *, brief: bool = Fa
         page.console.print()
     page.line(VERDICTS[status] + what_is(verification), tables.STYLES[status])
     if verification is None or (brief and status is Status.PASS):
+        if verification is not None:
+            _exceeded(page, verification)
         return
     page.write(tables.edges(verification.edges))
     _what_to_do(page, verification)
+    _exceeded(page, verification)
     ratios = [edge.noise_ratio for edge in verification.edges if edge.noise_ratio is not None]
     if ratios and not brief:
         page.line(tolerance(verification), "dim")
         page.line(f"inputs: {'; '.join(verification.inputs)}", "dim")
+
+
+def _exceeded(page: _Page, verification: Verification) -> None:
+    """What is above a limit of the user, apart from the verdict."""
+    if verification.approximation is None or not verification.exceeds:
+        return
+    page.heading("The approximation exceeds the limit that you set")
+    for said in verification.approximation.exceeded:
+        page.item(said)
+    if verification.verdict is Status.PASS:
+        page.item("The file is equivalent to the intended model; it is the intended change that is too large.")
 
 
 def _what_to_do(page: _Page, verification: Verification) -> None:
@@ -253,10 +289,16 @@ def what_is(verification: Verification | None) -> str:
 
 
 def _approximation(page: _Page, change: Approximation) -> None:
-    page.heading("approximation, intended: what masks and dropped deltas change of the dense model")
+    page.heading("approximation, intended: what masks, ranks and dropped deltas change of the dense model")
     page.item(f"outputs differ by {change.relative_l2:.1%} in norm, at most {ratio(change.max_abs)}")
     if change.top1_agreement is not None:
         page.item(f"the top class is the same for {change.top1_agreement:.1%} of the samples")
+    if change.top1_before is not None and change.top1_after is not None:
+        page.item(f"accuracy on the labels: {change.top1_before:.1%} -> {change.top1_after:.1%}")
+    limits = [("relative norm", change.max_relative_l2), ("top-1 drop", change.max_top1_drop)]
+    told = " and ".join(f"{what} up to {value:g}" for what, value in limits if value is not None)
+    if told and not change.exceeded:
+        page.item(f"within the limit that you set: {told}")
 
 
 def _notes(page: _Page, notes: Sequence[str]) -> None:

@@ -90,6 +90,7 @@ def _site(read: OnnxStage, name: str, key: str, shapes: Mapping[str, tuple[int, 
         reason = f"its weight is of {dtype.name}, which has no float components"
         return Skipped(name=name, kind=spec.kind, reason=reason)
     bias = read.stage.bias
+    inner = _inner_sizes(read.data, spec.axes, shapes)
     return ConvSite(
         name=name,
         spec=spec,
@@ -97,8 +98,9 @@ def _site(read: OnnxStage, name: str, key: str, shapes: Mapping[str, tuple[int, 
         weight=read.stage.weight.astype(dtype, copy=False),
         bias=None if bias is None else np.asarray(bias).astype(dtype, copy=False),
         node=key,
-        positions=_positions(read.node.outputs[0], spec.axes, shapes) or 1,
-        input_positions=_positions(read.data, spec.axes, shapes) if spec.transposed else None,
+        positions=math.prod(_inner_sizes(read.node.outputs[0], spec.axes, shapes) or ()),
+        input_positions=None if inner is None or not spec.transposed else math.prod(inner),
+        input_size=inner,
         padding_mode=_padding_mode(read),
     )
 
@@ -161,12 +163,12 @@ def _kind(node: ir.Node) -> str:
     return f"{'conv' if node.op_type == 'Conv' else 'conv_transpose'}{len(shape) - 2}d"
 
 
-def _positions(value: ir.Value, axes: int, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    """Locations that one sample of a value has; None where its sizes are not known."""
+def _inner_sizes(value: ir.Value, axes: int, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
+    """The sizes of a value's axes that are neither batch nor channels; None where they are not known."""
     shape = shapes.get(value.name or "")
     if shape is None:
         return None
-    return math.prod(shape[len(shape) - axes :] if axes else shape[1:-1])
+    return tuple(shape[len(shape) - axes :] if axes else shape[1:-1])
 
 
 def _padding_mode(read: OnnxStage) -> str:

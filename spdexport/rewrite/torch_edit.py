@@ -16,8 +16,11 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
 
 from spdexport.arrays import to_torch
+from spdexport.rewrite.torch_ports import NewInput, input_spec, output_specs, with_examples, with_ports
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from spdexport.conv import Array
 
 
@@ -55,11 +58,20 @@ class ProgramEdit:
             (n.meta["val"].fake_mode for n in self.graph.nodes if hasattr(n.meta.get("val"), "fake_mode")), None
         )
         self._new: list[_Stored] = []
+        self._inputs: dict[str, NewInput] = {}
+        self._outputs: dict[str, torch.fx.Node] = {}
         self._dropped: set[torch.fx.Node] = set()
 
     def node(self, name: str) -> torch.fx.Node:
         """The copy of the program's node of that name."""
         return self._nodes[name]
+
+    @property
+    def batch(self) -> Any:
+        """Axis 0 of the program's first input that has axes, a number or a symbol; None where none has."""
+        names = self._program.graph_signature.user_inputs
+        values = [self._nodes[name].meta.get("val") for name in names if isinstance(name, str)]
+        return next((v.shape[0] for v in values if isinstance(v, torch.Tensor) and v.ndim), None)
 
     def call(self, target: Any, args: tuple[Any, ...], like: torch.fx.Node, suffix: str) -> torch.fx.Node:
         """A new call with the metadata of the node it helps to replace, and a fake value of its own."""
@@ -101,6 +113,44 @@ class ProgramEdit:
         self._new.append(_Stored(name=name, node=node, tensor=tensor, kind=kind))
         return node
 
+    def add_input(self, keyword: str, shape: tuple[Any, ...], dtype: torch.dtype) -> torch.fx.Node:
+        """The placeholder of a new keyword of the program, behind all that it has; of ones in its example inputs.
+
+        Args:
+            keyword: An identifier; the same one again gives the same placeholder.
+            shape: Its sizes, some perhaps symbols of the program's own.
+            dtype: Its dtype.
+
+        Raises:
+            ValueError: The program has an input of that name, or the same keyword was asked for with another shape.
+        """
+        if keyword in self._inputs:
+            known = self._inputs[keyword].node
+            if tuple(known.meta["val"].shape) != tuple(shape):
+                raise ValueError(f"{tuple(known.meta['val'].shape)} and {tuple(shape)}")
+            return known
+        if any(node.name == keyword for node in self.graph.nodes):
+            raise ValueError(f"the model has a value called {keyword}")
+        last = [node for node in self.graph.nodes if node.op == "placeholder"][-1]
+        with self.graph.inserting_after(last):
+            node = self.graph.placeholder(keyword)
+        assert self._fake_mode is not None, "a program with a layer has fake values"
+        with self._fake_mode:
+            node.meta["val"] = torch.empty(shape, dtype=dtype)
+        sizes = [int(size.node.hint) if isinstance(size, torch.SymInt) else size for size in shape]
+        self._inputs[keyword] = NewInput(keyword=keyword, node=node, example=torch.ones(sizes, dtype=dtype))
+        return node
+
+    def add_output(self, name: str, node: torch.fx.Node) -> None:
+        """Give a value out beside the program's own result, under a name."""
+        self._outputs[name] = node
+
+    def copy(self, node: torch.fx.Node, values: Mapping[torch.fx.Node, torch.fx.Node], suffix: str) -> torch.fx.Node:
+        """A second node that does the same on other values: those that its own inputs are mapped to, or the same."""
+        new = self.graph.node_copy(node, lambda n: values.get(n, n))
+        new.name = f"{node.name}_{suffix}"
+        return new
+
     def drop_unused(self, node: torch.fx.Node) -> None:
         """Remove a node that nothing uses, and what only it used; placeholders go when the edit is finished."""
         if node.users or node.op == "placeholder" or node in self._dropped:
@@ -130,6 +180,8 @@ class ProgramEdit:
                 continue
             kept_targets.add(spec.target)
 
+        inputs, outputs = list(self._inputs.values()), self._outputs
+        added = {new.node.name: input_spec(new) for new in inputs}
         specs: list[InputSpec] = []
         state_dict = {name: t for name, t in program.state_dict.items() if name in kept_targets}
         constants = {
@@ -146,17 +198,25 @@ class ProgramEdit:
                 state_dict[target] = tensor if is_buffer else torch.nn.Parameter(tensor, requires_grad=False)
                 persistent = True if is_buffer else None
                 specs.append(InputSpec(stored.kind, TensorArgument(name=node.name), target, persistent))
+            elif node.name in added:
+                specs.append(added[node.name])
             else:
                 specs.append(old[node.name])
+        if outputs:
+            result = self.graph.output_node()
+            values: Any = result.args[0]
+            result.args = ((*values, *outputs.values()),)
         self.graph.lint()
         return ExportedProgram(
             root=program.graph_module,
             graph=self.graph,
-            graph_signature=ExportGraphSignature(specs, list(program.graph_signature.output_specs)),
+            graph_signature=ExportGraphSignature(
+                specs, [*program.graph_signature.output_specs, *output_specs(outputs)]
+            ),
             state_dict=state_dict,
             range_constraints=program.range_constraints,
-            module_call_graph=program.module_call_graph,
-            example_inputs=program.example_inputs,
+            module_call_graph=with_ports(program.module_call_graph, inputs, outputs),
+            example_inputs=with_examples(program, inputs),
             constants=constants,
             verifiers=program.verifiers,
         )

@@ -174,8 +174,9 @@ def _site(node: torch.fx.Node, constants: Constants, namer: _Namer) -> ConvSite 
         weight=array,
         bias=None if bias is None else to_numpy(bias),
         node=node.name,
-        positions=locations(node, axes),
-        input_positions=locations(given.data, axes) if transposed else None,
+        positions=math.prod(inner_sizes(node, axes)),
+        input_positions=math.prod(inner_sizes(given.data, axes)) if transposed else None,
+        input_size=inner_sizes(given.data, axes),
         padding_mode=_padding_mode(given.data, node),
         is_product=node.target in PRODUCTS,
     )
@@ -215,11 +216,11 @@ def _per_axis(value: int | list[int], axes: int) -> tuple[int, ...]:
     return values * axes if len(values) == 1 else values
 
 
-def locations(node: torch.fx.Node, axes: int) -> int:
-    """Locations of one sample of a node's value in the traced input; symbolic sizes count with their traced value."""
+def inner_sizes(node: torch.fx.Node, axes: int) -> tuple[int, ...]:
+    """The sizes of a value's axes that are neither batch nor channels; symbolic ones count with their traced value."""
     shape = node.meta["val"].shape
     sizes = shape[len(shape) - axes :] if axes else shape[1:-1]
-    return math.prod(size if isinstance(size, int) else int(size.node.hint or 1) for size in sizes)
+    return tuple(size if isinstance(size, int) else int(size.node.hint or 1) for size in sizes)
 
 
 def _padding_mode(source: Any, node: torch.fx.Node) -> str:

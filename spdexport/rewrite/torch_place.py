@@ -11,12 +11,15 @@ import torch
 from torch.export.graph_signature import InputKind
 
 from spdexport.conv import stored_weight
+from spdexport.forms import VariableMask
 from spdexport.names import layer_of_call
 from spdexport.rewrite.torch_edit import ProgramEdit
+from spdexport.rewrite.torch_gates import gate_nodes, thresholded
 from spdexport.rewrite.torch_graph import operands
+from spdexport.rewrite.torch_masks import DensePass, MaskNodes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from torch.export import ExportedProgram
 
@@ -28,7 +31,13 @@ CONVOLUTION = {1: aten.conv1d, 2: aten.conv2d, 3: aten.conv3d}
 TRANSPOSED = {1: aten.conv_transpose1d.default, 2: aten.conv_transpose2d.input, 3: aten.conv_transpose3d.input}
 
 
-def place_forms(program: ExportedProgram, forms: Iterable[tuple[ConvSite, Form]]) -> ExportedProgram:
+def place_forms(
+    program: ExportedProgram,
+    forms: Iterable[tuple[ConvSite, Form]],
+    *,
+    changed: Collection[str] = (),
+    gated: Collection[str] = (),
+) -> ExportedProgram:
     """A new program in which each site has taken its form; the argument is not changed.
 
     Parameters are named after the layer: ``<layer>.V``, ``<layer>.U``, ``<layer>.mask``, ``<layer>.delta``. Tensors of
@@ -38,18 +47,25 @@ def place_forms(program: ExportedProgram, forms: Iterable[tuple[ConvSite, Form]]
     Args:
         program: The traced program.
         forms: Sites of this very program, each with the form it takes; stage weights in the site's dtype.
+        changed: The nodes of sites whose function the forms change; asked for where layers have exact gates.
+        gated: The nodes of sites with exact gates.
+
+    Raises:
+        UsageError: An input or a dense pass that a variable mask needs cannot be made.
+        MaskError: A mask for each location does not fit the layer's output.
     """
     edit = ProgramEdit(program)
+    masks = MaskNodes(edit, DensePass(edit, changed, gated) if gated else None)
     for site, form in forms:
-        _Placement(edit, site).place(form)
+        _Placement(edit, site, masks).place(form)
     return edit.finish()
 
 
 class _Placement:
     """One site of a program that is edited, while a form takes its place."""
 
-    def __init__(self, edit: ProgramEdit, site: ConvSite) -> None:
-        self._edit, self._site = edit, site
+    def __init__(self, edit: ProgramEdit, site: ConvSite, masks: MaskNodes) -> None:
+        self._edit, self._site, self._masks = edit, site, masks
         self._layer = layer_of_call(site.name)
         self._node = edit.node(site.node)
         self._data, self._weight, self._bias = operands(self._node)
@@ -68,6 +84,12 @@ class _Placement:
                 for value in others[:-1]:
                     total = self._edit.call(aten.add.Tensor, (total, value), node, "sum")
                 target, args = aten.add.Tensor, (total, others[-1])
+            if form.routing is not None:
+                total = self._edit.call(target, args, node, "sum")
+                original = self._edit.copy(node, {}, "original")
+                routing = self._masks.given(form.routing, total, self._site.spec, node)
+                chosen = self._edit.call(aten.ne.Scalar, (routing, 0), node, "chosen")
+                target, args = aten.where.self, (chosen, total, original)
         node.target, node.args = target, args
         node.kwargs = {}
         self._edit.drop_unused(self._weight)
@@ -80,12 +102,32 @@ class _Placement:
             if pending is not None:
                 x = self._edit.call(*pending, self._node, name)
             pending, name = self._stage_call(x, stage), stage.name
-            if stage.mask is not None:
+            if isinstance(stage.mask, VariableMask):
+                x = self._edit.call(*pending, self._node, name)
+                product = self._variable(stage, stage.mask, x)
+                pending, name = None if product is None else (aten.mul.Tensor, (x, product)), f"{name}_masked"
+            elif stage.mask is not None:
                 x = self._edit.call(*pending, self._node, name)
                 mask = stage.mask.reshape(-1, *(1,) * stage.spec.axes)
                 pending, name = (aten.mul.Tensor, (x, self._store("mask", mask, InputKind.BUFFER))), "mask"
-        assert pending is not None, "a chain has at least one stage"
+        assert pending is not None, "a chain ends with a stage or a mask"
         return pending
+
+    def _variable(self, stage: Stage, mask: VariableMask, x: torch.fx.Node) -> torch.fx.Node | None:
+        """The value that a stage's output ``x`` is multiplied with."""
+        gate, activation = None, x
+        if mask.gate is not None:
+            data = self._masks.read_by_gate(mask, self._data)
+            if data is not self._data:
+                activation = self._edit.call(*self._stage_call(data, stage), self._node, f"{stage.name}_dense")
+            gate = gate_nodes(self._edit, mask, activation, data, self._node, self._store)
+            if mask.shows_importance:
+                self._masks.show(f"ci/{self._layer}", gate, stage.spec, self._node)
+            if mask.threshold is not None:
+                gate = thresholded(self._edit, gate, mask.threshold, self._node)
+        if mask.shows_activation:
+            self._masks.show(f"activation/{self._layer}", activation, stage.spec, self._node)
+        return self._masks.product(mask, x, gate, stage.spec, self._node, self._store)
 
     def _stage_call(self, x: Any, stage: Stage) -> tuple[Any, tuple[Any, ...]]:
         """The operator and arguments of one stage, on the value ``x``."""

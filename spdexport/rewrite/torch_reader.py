@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -27,9 +28,9 @@ from spdexport.rewrite.torch_graph import (
     PRODUCTS,
     arguments,
     conv_spec,
+    inner_sizes,
     is_geometry_computed,
     is_transposed,
-    locations,
     module_path,
     operands,
     spatial_axes,
@@ -175,7 +176,7 @@ class TorchReader:
 
     def locations(self, value: Node, axes: int) -> int | None:
         """In the traced input."""
-        return locations(value, axes) if isinstance(value.meta.get("val"), torch.Tensor) else None
+        return math.prod(inner_sizes(value, axes)) if isinstance(value.meta.get("val"), torch.Tensor) else None
 
     def is_product(self, node: Node) -> bool:
         """Whether it is a multiplication or division."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from spdexport.conv import Array, ConvSite, FloatArray, Skipped
+    from spdexport.gates import GateFunction
     from spdexport.sources.components import ComponentSet, RawComponent
 
 
@@ -160,6 +161,13 @@ def _factors(raw: RawComponent, site: ConvSite, *, spd: bool, where: str) -> Fac
                 hint=f"Convert the model in a wider dtype. {leave}",
             )
     return Factors(V=V, U=U)
+
+
+def match_gates(components: ComponentSet, sites: Sequence[ConvSite]) -> dict[str, GateFunction]:
+    """The causal-importance functions of a run by the model's own layer names; only of layers that have components."""
+    layers = dict.fromkeys(layer_of_call(site.name) for site in sites)
+    named = {layer: components.gates.get(_file_name(layer, components)) for layer in layers}
+    return {layer: gate for layer, gate in named.items() if gate is not None}
 
 
 def check_target(components: ComponentSet, sites: Sequence[ConvSite]) -> None:

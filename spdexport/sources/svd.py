@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spdexport.conv import Skipped
-from spdexport.factors import svd_factors
+from spdexport.lowrank import svd_factors
 
 if TYPE_CHECKING:
     from spdexport.conv import ConvSite

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from spdexport.errors import ExampleInputError
 from spdexport.files.npz import read_npz
 from spdexport.installed import require_torch
-from spdexport.verification.recipes import draw, generators, span_of
+from spdexport.verification.recipes import Recipe, draw, generators, span_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -181,8 +181,14 @@ def given_tensors(ports: Sequence[Port], inputs: ExampleInputs | GivenArrays) ->
     Raises:
         ExampleInputError: As ``given_by_name`` does.
     """
+    takes_labels = any(port.name == "labels" for port in ports)
     if isinstance(inputs, GivenArrays):
-        return given_by_name(ports, inputs.args, inputs.kwargs)
+        arrays = {name: array for name, array in inputs.kwargs.items() if takes_labels or name != "labels"}
+        if len(arrays) == 1 and not inputs.args and arrays != inputs.kwargs:
+            return given_by_name(ports, tuple(arrays.values()), {})
+        return given_by_name(ports, inputs.args, arrays)
+    if takes_labels and inputs.labels is not None:
+        inputs = inputs.with_labels_as_input()
     from spdexport.arrays import to_numpy  # needs torch, as the inputs do
     from spdexport.loading.model import named_tensors
 
@@ -226,17 +232,34 @@ def file_cases(
         example: Inputs that the model takes; integers are drawn from the range they span, else from 0 and 1.
         seed: Of the random generator.
     """
-    batch = _batch_key(ports)
     for recipe, random in generators(seed):
-        inputs = {}
-        for port in ports:
-            shape = tuple(
-                d if isinstance(d, int) else recipe.batch if _key(port, axis) == batch else sizes[str(_key(port, axis))]
-                for axis, d in enumerate(_known_shape(port, example))
-            )
-            span = span_of(example[port.name]) if example is not None else (0, 1)
-            inputs[port.name] = draw(recipe, shape, port.dtype, random, span=span)
-        yield FileCase(name=recipe.label(dynamic=batch is not None), inputs=inputs, own=False)
+        inputs = generated(ports, sizes, example, recipe, random)
+        yield FileCase(name=recipe.label(dynamic=varies_in_batch(ports)), inputs=inputs, own=False)
+
+
+def varies_in_batch(ports: Sequence[Port]) -> bool:
+    """Whether the first axis of the first input may have any size."""
+    return _batch_key(ports) is not None
+
+
+def generated(
+    ports: Sequence[Port],
+    sizes: Mapping[str, int],
+    example: Mapping[str, Array] | None,
+    recipe: Recipe,
+    random: np.random.Generator,
+) -> dict[str, Array]:
+    """Inputs of one recipe by name; the other arguments as for ``file_cases``."""
+    batch = _batch_key(ports)
+    inputs = {}
+    for port in ports:
+        shape = tuple(
+            d if isinstance(d, int) else recipe.batch if _key(port, axis) == batch else sizes[str(_key(port, axis))]
+            for axis, d in enumerate(_known_shape(port, example))
+        )
+        span = span_of(example[port.name]) if example is not None else (0, 1)
+        inputs[port.name] = draw(recipe, shape, port.dtype, random, span=span)
+    return inputs
 
 
 def _known_shape(port: Port, example: Mapping[str, Array] | None) -> tuple[int | str | None, ...]:

@@ -105,17 +105,34 @@ class WorstCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Approximation:
-    """What masks and dropped deltas change on purpose: dense model against the masked one, both in float64.
+    """What masks, ranks and dropped deltas change on purpose: dense model against the masked one, both in float64.
 
     Attributes:
         max_abs: The largest difference of any output.
         relative_l2: Norm of the difference over the norm of the dense outputs.
         top1_agreement: The share of samples whose largest entry is the same, for a first output (batch, classes).
+        top1_before: The share of samples whose largest entry is the label, of the dense model; None without labels.
+        top1_after: The same of the masked model.
+        max_relative_l2: The user's limit to ``relative_l2``; None without one.
+        max_top1_drop: The user's limit to ``top1_drop``; None without one.
+        exceeded: What is above a limit, in words; empty where nothing is.
     """
 
     max_abs: float
     relative_l2: float
     top1_agreement: float | None
+    top1_before: float | None = None
+    top1_after: float | None = None
+    max_relative_l2: float | None = None
+    max_top1_drop: float | None = None
+    exceeded: tuple[str, ...] = ()
+
+    @property
+    def top1_drop(self) -> float | None:
+        """What is lost in accuracy; without labels, the share of samples whose top class is another one."""
+        if self.top1_before is not None and self.top1_after is not None:
+            return self.top1_before - self.top1_after
+        return None if self.top1_agreement is None else 1 - self.top1_agreement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +167,11 @@ class Verification:
     worst: WorstCase | None = None
     atol: float | None = None
     rtol: float | None = None
+
+    @property
+    def exceeds(self) -> bool:
+        """Whether what is changed on purpose is above a limit of the user; the verdict, equivalence, is without it."""
+        return self.approximation is not None and bool(self.approximation.exceeded)
 
     @property
     def verdict(self) -> Status:

@@ -222,7 +222,9 @@ class _Run:
         # Generated inputs say little about how good an approximation is: one ordinary kind of them is enough, and only
         # where the user gave none.
         if subject.plan.approximates and (case.own or not self._changes):
-            self._changes.append(Change.between(self._outputs(subject.program, case), trial.reference))
+            labels = None if case.inputs.labels is None or not case.own else to_numpy(case.inputs.labels)
+            dense = self._outputs(subject.program, case)
+            self._changes.append(Change.between(dense, trial.reference, labels=labels))
         if self._sessions is not None:
             inputs = feeds(subject.intended, case.inputs)
             self._sessions.compare(trial, inputs, lambda settings: self._locate(case, inputs, settings))

@@ -130,6 +130,8 @@ class _Run(FileRun):
         self._capture, self._rewrite = Edge("capture"), Edge("rewrite")
         self._source = self._opened()
         self._changes: list[Change] = []
+        labels = None if subject.inputs is None else subject.inputs.labels
+        self._labels = None if labels is None else labels.numpy()
         self._errors = WeightErrors()
         self._patches = Patches(read_in_model(self._own_model, subject.plan))
 
@@ -201,7 +203,7 @@ class _Run(FileRun):
         elif case.own or not self._changes:
             # Generated inputs say little about how good an approximation is: one ordinary kind of them is enough.
             dense = self._own.run(case.inputs)
-            self._changes.append(Change.between(dense, trial.reference))
+            self._changes.append(Change.between(dense, trial.reference, labels=self._labels if case.own else None))
             self._compare_source(case, self._own_trial(case, trial, dense), dense)
 
     def _watch(self, name: str, value: Array) -> None:

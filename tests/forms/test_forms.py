@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from layer_strategies import Layer, close, example_input, layers, masked_factors, run, specs
 
 from spdexport.conv import ConvSpec
-from spdexport.factors import Factors, absorb_mask, delta, drop_dead, effective_weight, svd_factors
+from spdexport.factors import Factors, absorb_mask, delta, drop_dead, effective_weight
 from spdexport.forms import Form, Stage, compose, dense, factorized, fold_form
 from spdexport.forms.base import CannotComposeError
+from spdexport.lowrank import svd_factors
 
 quick = settings(deadline=None, max_examples=60)
 

@@ -7,7 +7,8 @@ import pytest
 
 from spdexport.conv import ConvSite, ConvSpec, Skipped
 from spdexport.errors import UsageError
-from spdexport.factors import Factors, masked_weight, svd_factors
+from spdexport.factors import Factors, masked_weight
+from spdexport.lowrank import svd_factors
 from spdexport.planning import Delta, FormChoice, Plan, PlanOptions, make_plan
 
 SPEC = ConvSpec(in_channels=4, out_channels=6, kernel=(3, 3), stride=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1))
@@ -130,7 +131,14 @@ def test_the_plan_as_json_has_no_arrays_or_paths() -> None:
         "keep_masks": False,
         "layers": [],
         "exclude": [],
+        "optimize_for": "macs",
+        "lane_width": 16,
+        "rank": [],
+        "energy": None,
+        "max_error": None,
     }
+    assert written["schema_version"] == 1
+    assert written["cost"]["unit"] == "MACs"
     assert written["layers"][0]["name"] == "a.conv"
 
 

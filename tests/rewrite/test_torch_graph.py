@@ -72,7 +72,7 @@ def test_transposed_convolutions_have_the_weight_in_the_layout_of_the_others(axe
         )  # fmt: skip
         assert site.spec.kind == f"conv_transpose{axes}d"
         assert site.weight.shape == site.spec.weight_shape
-        assert (site.positions, site.input_positions) == (17**axes, 5**axes)
+        assert (site.positions, site.input_positions, site.input_size) == (17**axes, 5**axes, (5,) * axes)
         assert site.applications == 5**axes
         weight = layer.weight.detach().numpy()
         # The second group's first output reads its second input by this entry.

@@ -12,8 +12,9 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from spdexport.conv import ConvSite
-from spdexport.factors import Factors, masked_weight, svd_factors
+from spdexport.factors import Factors, masked_weight
 from spdexport.forms import Form, dense, factorized
+from spdexport.lowrank import svd_factors
 from spdexport.rewrite.torch_graph import list_sites
 from spdexport.rewrite.torch_place import place_forms
 

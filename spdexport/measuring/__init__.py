@@ -1,0 +1,1 @@
+"""Measuring what files cost where they run."""

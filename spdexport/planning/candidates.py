@@ -1,0 +1,196 @@
+"""The forms that a layer might take, and the cheapest of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from spdexport.cost import dense_shape, pair_shape, shape_macs
+from spdexport.factors import break_even, effective_weight
+from spdexport.lowrank import (
+    numerical_rank,
+    rank_for_energy,
+    recompressed,
+    singular_values,
+    truncated,
+    truncation_error,
+)
+from spdexport.planning.plan import ENERGY, Gain, Weighed
+
+if TYPE_CHECKING:
+    from spdexport.conv import ConvSite, FloatArray
+    from spdexport.cost import CostModel, FormShape
+    from spdexport.factors import Factors
+    from spdexport.lowrank import Rank
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Layer:
+    """A layer with factors, as its forms are weighed.
+
+    Attributes:
+        site: The layer.
+        factors: V, U and mask as the source has them.
+        delta: What becomes of the weight delta: ``kept``, ``dropped`` or ``none``.
+        weight: The effective weight, float64.
+        sigma: Its singular values, (groups, n).
+        rank: Its numerical rank.
+    """
+
+    site: ConvSite
+    factors: Factors
+    delta: str
+    weight: FloatArray
+    sigma: FloatArray
+    rank: Rank
+
+    @classmethod
+    def of(cls, site: ConvSite, factors: Factors, delta: str) -> Layer:
+        """Work out the effective weight and its rank."""
+        own = factors.mask is None and delta != "dropped"
+        weight = np.asarray(site.weight, dtype=np.float64)
+        if not own:
+            weight = effective_weight(site.weight, factors, site.spec, keep_delta=delta == "kept")
+        dtype = site.weight.dtype
+        sigma = singular_values(weight, site.spec, dtype)
+        rank = numerical_rank(weight, site.spec, dtype, factors=None if own else factors, sigma=sigma)
+        return cls(site=site, factors=factors, delta=delta, weight=weight, sigma=sigma, rank=rank)
+
+    @property
+    def told(self) -> str:
+        """What decides about the layer, in a clause."""
+        even = math.floor(break_even(self.site.spec, self.site.upsampling))
+        live = f"{self.factors.live} live of {self.factors.components} components, break-even {even}"
+        return live + ("; the weight delta is added back" if self.delta == "kept" else "")
+
+    def truncated(self, rank: int) -> tuple[Factors, float]:
+        """The best factors of a rank, and their relative Frobenius error."""
+        made = truncated(self.weight, self.site.spec, self.site.weight.dtype, rank)
+        return made, truncation_error(self.sigma, rank)
+
+    def recompressed(self, cost: CostModel, below: float) -> tuple[Rank, Factors] | None:
+        """Factors of the numerical rank, where they cost less than ``below``."""
+        spec, dtype = self.site.spec, self.site.weight.dtype
+
+        def pays(rank: int) -> bool:
+            return cost(self.site, pair_shape(self.site, rank)) < below
+
+        if not pays(max(self.rank.rank, 1)):
+            return None
+        return recompressed(self.weight, spec, dtype, self.rank, pays=pays)
+
+    def gain(self, cost: CostModel, chosen: FormShape) -> Gain | None:
+        """What truncating would give beside the form that was chosen; None for a weight of zeros."""
+        if not self.rank.rank:
+            return None
+        now, macs = cost(self.site, chosen), shape_macs(self.site, chosen)
+
+        def pays(rank: int) -> bool:
+            return cost(self.site, pair_shape(self.site, rank)) < now
+
+        rank = rank_for_energy(self.sigma, ENERGY)
+        most = next((r for r in range(self.rank.rank - 1, 0, -1) if pays(r)), None)
+        return Gain(
+            rank=rank,
+            macs=shape_macs(self.site, pair_shape(self.site, rank)) if pays(rank) else macs,
+            paying_rank=most,
+            paying_error=None if most is None else truncation_error(self.sigma, most),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Choice:
+    """The form that a layer takes.
+
+    Attributes:
+        form: As ``LayerPlan.form``.
+        reason: Why.
+        components: Of V and U in the form, in each group; None where there are none.
+        made: As ``Decision.made``.
+        truncation: As ``LayerPlan.truncation``.
+        weighed: As ``LayerPlan.weighed``.
+    """
+
+    form: str
+    reason: str
+    components: int | None = None
+    made: Factors | None = None
+    truncation: float | None = None
+    weighed: tuple[Weighed, ...] = ()
+
+
+def cheapest(layer: Layer, cost: CostModel, rank: int | None) -> Choice:
+    """The form of least cost among those that compute the effective weight; dense where two are alike.
+
+    Args:
+        layer: The layer.
+        cost: What is to be least.
+        rank: The rank that the weight may be truncated to; None for an exact one. It is truncated only where that
+            makes a cheaper form.
+    """
+    site = layer.site
+    if not layer.weight.any():
+        return Choice(form="constant", reason="no component is live: the output is the bias", components=1)
+    weighed = [Weighed(form="dense", components=None, cost=cost(site, dense_shape(site)))]
+    kept = layer.delta == "kept"
+    pair = pair_shape(site, max(layer.factors.live, 1), delta=kept)
+    weighed.append(
+        Weighed(
+            form="factorized+delta" if kept else "factorized",
+            components=max(layer.factors.live, 1),
+            cost=cost(site, pair),
+        )
+    )
+    best = min(weighed, key=lambda w: w.cost)
+    found = layer.recompressed(cost, best.cost)
+    made, exact = None, layer.rank
+    if found is not None:
+        exact, made = found
+    size = max(exact.rank, 1)
+    weighed.append(Weighed(form="recompressed", components=size, cost=cost(site, pair_shape(site, size))))
+    if found is not None:
+        best = weighed[-1]
+    facts = f"{layer.told}; {exact.told()}"
+    choice = Choice(
+        form=best.form,
+        reason=_why(best.form, facts),
+        components=best.components,
+        made=made,
+        weighed=tuple(weighed),
+    )
+    return choice if rank is None else _truncated(layer, cost, rank, choice, best.cost)
+
+
+def _why(form: str, facts: str) -> str:
+    return f"{'dense is cheapest' if form == 'dense' else f'cheapest as {form}'}: {facts}"
+
+
+def _truncated(layer: Layer, cost: CostModel, rank: int, exact: Choice, exact_cost: float) -> Choice:
+    """A truncated form where it is cheaper than the best exact one."""
+    if rank >= layer.rank.rank:
+        return replace(exact, reason=f"{exact.reason}; rank {rank} truncates nothing")
+    price = cost(layer.site, pair_shape(layer.site, rank))
+    if price >= exact_cost:
+        return replace(exact, reason=f"{exact.reason}; not truncated, for rank {rank} would not be cheaper")
+    return replace(
+        truncation(layer, rank),
+        weighed=(*exact.weighed, Weighed(form="recompressed", components=rank, cost=price)),
+    )
+
+
+def truncation(layer: Layer, rank: int) -> Choice:
+    """The form with a truncated weight, as V and U."""
+    made, error = layer.truncated(rank)
+    reason = f"truncated to rank {rank} of {layer.rank.rank}, relative error {error:.2g}; {layer.told}"
+    return Choice(form="recompressed", reason=reason, components=rank, made=made, truncation=error)
+
+
+def literal(layer: Layer, *, keep_masks: bool, note: str = "") -> Choice:
+    """The form of the source's own V and U."""
+    factors = layer.factors
+    kept = factors.components if keep_masks else max(factors.live, 1)
+    form = "factorized+delta" if layer.delta == "kept" else "factorized"
+    return Choice(form=form, reason=layer.told + note, components=kept)

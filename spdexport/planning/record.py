@@ -1,0 +1,270 @@
+"""A plan that was written down: read again, and held against a model.
+
+It states forms and ranks, never values: weights are computed anew from the source.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from spdexport.errors import PlanError
+from spdexport.names import did_you_mean
+from spdexport.planning.plan import SCHEMA_VERSION, Delta, FormChoice, Gain, Objective, PlanOptions, Weighed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from enum import StrEnum
+    from pathlib import Path
+
+    from spdexport.conv import ConvSite
+
+FORMS = ("dense", "factorized", "factorized+delta", "recompressed", "constant")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRecord:
+    """What a plan says of one layer.
+
+    Attributes:
+        name: As ``LayerPlan.name``, as all others are.
+        kind: The layer's kind.
+        geometry: Its geometry.
+        form: The form.
+        components: C; None for a layer without factors.
+        kept: Components of V and U in the form.
+        delta: What became of the delta.
+        truncated: Whether the effective weight was truncated to ``kept`` components.
+        reason: Why.
+        weighed: As ``LayerPlan.weighed``, for reports.
+        gain: As ``LayerPlan.gain``, for reports.
+    """
+
+    name: str
+    kind: str
+    geometry: str
+    form: str
+    components: int | None
+    kept: int | None
+    delta: str
+    truncated: bool
+    reason: str
+    weighed: tuple[Weighed, ...]
+    gain: Gain | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRecord:
+    """A plan as it was written down.
+
+    Attributes:
+        origin: The file, for messages.
+        options: What it was made with.
+        cost: The cost model that it was made by, and what its numbers count.
+        layers: By name.
+        strict: Whether it must fit the model. The one that a file carries about itself is only a statement: where it
+            does not fit, the layer is taken as dense, and comparing the weights tells what is wrong.
+    """
+
+    origin: str
+    options: PlanOptions
+    cost: tuple[str, str]
+    layers: Mapping[str, LayerRecord]
+    strict: bool = True
+
+    def check(self, sites: Sequence[ConvSite]) -> None:
+        """Refuse a plan of other layers.
+
+        Raises:
+            PlanError: Names the first layer that differs.
+        """
+        if not self.strict:
+            return
+        names = [site.name for site in sites]
+        for name in self.layers:
+            if name not in names:
+                raise self.misfit(f"The plan has a layer {name!r}, and the model none.", did_you_mean(name, names))
+        for site in sites:
+            layer = self.layers.get(site.name)
+            if layer is None:
+                raise self.misfit(f"The model has a layer {site.name!r}, and the plan none.")
+            if (layer.kind, layer.geometry) != (site.spec.kind, site.spec.describe()):
+                raise self.misfit(
+                    f"The layer {site.name!r} is {site.spec.kind} {site.spec.describe()}, and in the plan "
+                    f"{layer.kind} {layer.geometry}."
+                )
+
+    def of(self, site: ConvSite) -> LayerRecord | None:
+        """What it says of a layer; None where that cannot be said of it."""
+        layer = self.layers.get(site.name)
+        if layer is None or (layer.kind, layer.geometry) != (site.spec.kind, site.spec.describe()):
+            return None
+        return layer
+
+    def misfit(self, what: str, hint: str = "Make a plan of this model: --save-plan FILE.") -> PlanError:
+        """The error of a plan that does not fit."""
+        return PlanError(what, where=self.origin, hint=hint)
+
+
+def read_plan(path: Path) -> PlanRecord:
+    """Read a plan file.
+
+    Raises:
+        PlanError: It cannot be read, is no JSON, or no plan of this schema version.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        what = f"The plan cannot be read: {error.strerror}."
+        raise PlanError(what, where=f"--plan {path}", hint="Check the path.") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise PlanError(
+            "The plan is not JSON.", where=f"--plan {path}", hint="Give a file that --save-plan wrote."
+        ) from error
+    return parse_plan(content, f"--plan {path}")
+
+
+def parse_plan(content: object, origin: str, *, strict: bool = True) -> PlanRecord:
+    """A plan from JSON values.
+
+    Raises:
+        PlanError: They are no plan of this schema version.
+    """
+    try:
+        plan = _mapping(content)
+        version = plan.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"its schema version is {version!r}, and {SCHEMA_VERSION} is known")
+        layers = [_layer(entry) for entry in _list(plan, "layers")]
+        record = PlanRecord(
+            origin=origin,
+            options=_options(_mapping(plan.get("options"))),
+            cost=_cost(_mapping(plan.get("cost"))),
+            layers={layer.name: layer for layer in layers},
+            strict=strict,
+        )
+        if len(record.layers) != len(layers):
+            raise ValueError("a layer is there twice")
+    except ValueError as error:
+        raise PlanError(
+            f"The file is no plan that can be used: {error}.",
+            where=origin,
+            hint="Give a file that --save-plan of this version wrote.",
+        ) from error
+    return record
+
+
+def as_file(plan: Mapping[str, Any]) -> str:
+    """The text of a plan file, of ``Plan.as_json()``; what is not finite is null."""
+    return json.dumps(_finite(plan), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {key: _finite(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+    return value
+
+
+def _layer(entry: object) -> LayerRecord:
+    layer = _mapping(entry)
+    name, kind, geometry, form, delta, reason = (
+        _of(layer, key, str) for key in ("name", "kind", "geometry", "form", "delta", "reason")
+    )
+    if form not in FORMS:
+        raise ValueError(f"layer {name!r} has the unknown form {form!r}")
+    if delta not in ("kept", "dropped", "none"):
+        raise ValueError(f"the delta of layer {name!r} is {delta!r}")
+    kept, components = (_count(layer, key) for key in ("kept", "components"))
+    if form == "recompressed" and kept is None:
+        raise ValueError(f"layer {name!r} is recompressed, and its rank is missing")
+    truncated = layer.get("truncation") is not None
+    return LayerRecord(
+        name=name,
+        kind=kind,
+        geometry=geometry,
+        form=form,
+        components=components,
+        kept=kept,
+        delta=delta,
+        truncated=truncated,
+        reason=reason,
+        weighed=tuple(_weighed(_mapping(found)) for found in _list(layer, "weighed")),
+        gain=None if layer.get("gain") is None else _gain(_mapping(layer["gain"])),
+    )
+
+
+def _weighed(found: Mapping[str, Any]) -> Weighed:
+    cost = float(_of(found, "cost", (int, float)))
+    return Weighed(form=_of(found, "form", str), components=_count(found, "components"), cost=cost)
+
+
+def _gain(found: Mapping[str, Any]) -> Gain:
+    error = found.get("paying_error")
+    return Gain(
+        rank=_of(found, "rank", int),
+        macs=_of(found, "macs", int),
+        paying_rank=_count(found, "paying_rank"),
+        paying_error=None if error is None else float(_of(found, "paying_error", (int, float))),
+    )
+
+
+def _cost(found: Mapping[str, Any]) -> tuple[str, str]:
+    return _of(found, "model", str), _of(found, "unit", str)
+
+
+def _options(values: Mapping[str, Any]) -> PlanOptions:
+    known = {field.name for field in fields(PlanOptions)}
+    if unknown := sorted(values.keys() - known):
+        raise ValueError(f"its option {unknown[0]!r} is not known")
+    default = asdict(PlanOptions())
+    made: dict[str, Any] = {}
+    kinds: dict[str, type[StrEnum]] = {"form": FormChoice, "delta": Delta, "optimize_for": Objective}
+    for name, value in values.items():
+        if name in kinds:
+            made[name] = kinds[name](value)
+        elif isinstance(default[name], tuple):
+            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+                raise ValueError(f"its option {name} is no list of texts")
+            made[name] = tuple(value)
+        elif name in ("energy", "max_error"):
+            made[name] = None if value is None else float(_of(values, name, (int, float)))
+        else:
+            made[name] = _of(values, name, type(default[name]))
+    return PlanOptions(**made)
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"there is {type(value).__name__} where an object is expected")
+    return value
+
+
+def _list(values: Mapping[str, Any], key: str) -> list[object]:
+    found = values.get(key)
+    if not isinstance(found, list):
+        raise ValueError(f"{key!r} is no list")
+    return found
+
+
+def _of(values: Mapping[str, Any], key: str, kind: type | tuple[type, ...]) -> Any:
+    found = values.get(key)
+    if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
+        raise ValueError(f"{key!r} is {found!r}")
+    return found
+
+
+def _count(values: Mapping[str, Any], key: str) -> int | None:
+    found = values.get(key)
+    if found is None:
+        return None
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        raise ValueError(f"{key!r} is {found!r}")
+    return found

@@ -1,0 +1,60 @@
+"""Repeating the form that a plan has written down for a layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from spdexport.lowrank import recompressed
+from spdexport.planning.candidates import Choice, literal, truncation
+
+if TYPE_CHECKING:
+    from spdexport.planning.candidates import Layer
+    from spdexport.planning.record import LayerRecord, PlanRecord
+
+
+def repeated(layer: Layer, recorded: LayerRecord | None, record: PlanRecord, *, keep_masks: bool) -> Choice:
+    """The form that the plan has for a layer, made from the layer's own weight.
+
+    Args:
+        layer: The layer.
+        recorded: What the plan says of it; None where that cannot be said of it.
+        record: The plan.
+        keep_masks: As in ``PlanOptions``.
+
+    Raises:
+        PlanError: The form does not compute this layer, and the plan must fit.
+    """
+    if recorded is None:
+        return Choice(form="dense", reason="the plan does not fit this layer")
+    if recorded.truncated:
+        rank = min(recorded.kept or layer.rank.full, layer.rank.full)
+        choice = truncation(layer, rank)
+        if recorded.form == "dense":
+            choice = replace(choice, form="dense", components=None)
+        return replace(choice, reason=recorded.reason, weighed=recorded.weighed)
+    choice = _exact(layer, recorded, keep_masks=keep_masks)
+    wanted = (recorded.form, recorded.kept)
+    if record.strict and (choice.form, choice.components) != wanted:
+        told = " of rank ".join(str(part) for part in wanted if part is not None)
+        raise record.misfit(
+            f"The form {told} that the plan has for {layer.site.name!r} is not its weight here.",
+            "Give the --components and --masks that the plan was made with, or make another one.",
+        )
+    return replace(choice, reason=recorded.reason, weighed=recorded.weighed)
+
+
+def _exact(layer: Layer, recorded: LayerRecord, *, keep_masks: bool) -> Choice:
+    """The form that was written down, as far as it computes the effective weight to rounding."""
+    if recorded.form == "recompressed":
+        assert recorded.kept is not None, "reading the plan saw to it"
+        rank = replace(layer.rank, rank=min(recorded.kept, layer.rank.full))
+        # More components are added where those of the plan do not hold the weight.
+        found = recompressed(layer.weight, layer.site.spec, layer.site.weight.dtype, rank)
+        assert found is not None, "every rank pays"
+        return Choice(form="recompressed", reason="", components=found[1].components, made=found[1])
+    if recorded.form == "constant" and not layer.weight.any():
+        return Choice(form="constant", reason="", components=1)
+    if recorded.form.startswith("factorized"):
+        return literal(layer, keep_masks=keep_masks)
+    return Choice(form="dense", reason="")

@@ -1,0 +1,83 @@
+"""What a plan changes, in sentences: costs before and after, why each form, and what truncating would gain."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from spdexport.names import count
+from spdexport.planning import ENERGY, FormChoice, Objective
+from spdexport.report.numbers import below, short, some
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from spdexport.planning import LayerPlan, Plan
+
+_SHOWN = 4
+"""Layers named in a sentence."""
+
+
+def totals(plan: Plan) -> list[str]:
+    """What all layers cost before and after."""
+    before, after = plan.macs_before, plan.macs_after
+    share = f", {after / before:.2f} times the dense cost" if before else ""
+    lines = [f"MACs for one sample: {short(before)} -> {short(after)}{share}"]
+    if plan.params_before:
+        lines.append(f"parameters of these layers: {short(plan.params_before)} -> {short(plan.params_after)}")
+    return lines
+
+
+def how_chosen(plan: Plan) -> str:
+    """What the forms were chosen by; empty where one was given."""
+    if plan.options.form is not FormChoice.AUTO:
+        return ""
+    what = {Objective.MACS: "MACs", Objective.PARAMS: "parameters", Objective.LATENCY: "latency"}
+    least = what[plan.options.optimize_for]
+    return f"the cheapest form of each layer, counted in {plan.cost}" if plan.cost else f"of least {least}"
+
+
+def reasons(plan: Plan, layers: Sequence[LayerPlan]) -> list[str]:
+    """Why each of these layers has its form, where that was weighed or truncated."""
+    if plan.options.form is not FormChoice.AUTO and not plan.options.truncates:
+        return []
+    return [f"{layer.name}: {layer.reason}" for layer in layers]
+
+
+def gains(plan: Plan) -> list[str]:
+    """Where exact forms gain nothing, that they do not, and what an approximation would."""
+    weighed = [layer for layer in plan.layers if layer.gain is not None]
+    if not weighed or plan.options.form is not FormChoice.AUTO:
+        return []
+    said = []
+    if all(layer.form == "dense" for layer in weighed):
+        numbers = ", ".join(f"{x.name} {x.live} live, break-even {below(x.break_even)}" for x in weighed[:_SHOWN])
+        more = f", and {len(weighed) - _SHOWN} more" if len(weighed) > _SHOWN else ""
+        said.append(f"Exact pruning gains nothing here: every layer is cheapest dense ({numbers}{more}).")
+    macs = plan.macs_after + sum(x.gain.macs - x.macs_after for x in weighed if x.gain is not None)
+    if macs < plan.macs_after:
+        said.append(f"--energy {ENERGY} would come to {short(macs)} MACs: an approximation, which you have to allow.")
+    else:
+        said.append(f"--energy {ENERGY} would gain nothing either.")
+    paying = [
+        (x.gain.paying_error, f"{x.name} {x.gain.paying_error:.3g} (rank {x.gain.paying_rank})")
+        for x in weighed
+        if x.gain is not None and x.gain.paying_error is not None
+    ]
+    if paying:
+        names = some([text for _, text in sorted(paying)], _SHOWN)
+        said.append(f"--max-error begins to make layers cheaper at {names}.")
+    return said
+
+
+def dearer(plan: Plan, *, verbose: bool) -> str:
+    """That V and U cost more than the dense layers, where they do; else empty."""
+    found = [layer for layer in plan.layers if layer.macs_after > layer.macs_before]
+    if not found:
+        return ""
+    names = some([layer.name for layer in found], len(found) if verbose else _SHOWN)
+    why = "their live components are above the break-even number"
+    if any(layer.delta == "kept" for layer in found):
+        why += ", or their delta is kept beside V and U"
+    verb = "costs" if len(found) == 1 else "cost"
+    whole = "This costs more than the dense model. " if plan.macs_after > plan.macs_before else ""
+    return f"{whole}{count(len(found), 'layer')} ({names}) {verb} more as V and U than dense: {why}."
