@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from spdexport.gates import GateFunction
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RawComponent:
@@ -38,6 +40,8 @@ class ComponentSet:
         identity: Layers, by the file's own names, with inserted identity components, which have no site.
         target: The dense weights that the run decomposed, by the model's own parameter names; empty for ``file``.
         layout: Which generation of SPD's key layout it is, for the summary; None for ``file``.
+        gates: The causal-importance functions by the file's own layer name; empty where the file holds none. Reading
+            one raises ``ComponentsError`` where it is of no known kind.
         path: The file that was read.
         sha256: Hash of that file's content.
     """
@@ -48,6 +52,7 @@ class ComponentSet:
     identity: tuple[str, ...] = ()
     target: Mapping[str, torch.Tensor] = field(default_factory=dict)
     layout: str | None = None
+    gates: Mapping[str, GateFunction] = field(default_factory=dict)
     path: Path | None = None
     sha256: str | None = None
 

@@ -10,6 +10,7 @@ from spdexport.errors import ComponentsError
 from spdexport.files.hashing import sha256_file
 from spdexport.files.tensors import read_tensors
 from spdexport.sources.components import ComponentSet, paired
+from spdexport.sources.spd_gates import Gates
 from spdexport.sources.spd_layouts import recognize
 
 if TYPE_CHECKING:
@@ -94,9 +95,11 @@ def from_state_dict(state: Mapping[str, torch.Tensor], path: Path | None) -> Com
             identity[read.layer] = None
         else:
             factors.setdefault(read.layer, {})[read.factor] = tensor
+    gates = Gates(state, factors, layout=layout, folder=None if path is None else path.parent, where=where)
     return ComponentSet(
         kind="spd",
         components=paired(factors, axes=(2,), where=where),
+        gates=gates,
         dashed=layout.dashed,
         identity=tuple(identity),
         target=layout.dense(state),
