@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     )
     from spdexport.factors import Factors
     from spdexport.folding import Folding, fold
+    from spdexport.importance.derive import derive_masks
+    from spdexport.importance.result import DerivedMasks
     from spdexport.measuring.bench import Bench, bench
     from spdexport.options import Options, OptionsDict
     from spdexport.pipeline import Conversion, Inspection, convert, factorize, inspect, verify
@@ -45,6 +47,7 @@ __all__ = [
     "ComponentsError",
     "ConvSpec",
     "Conversion",
+    "DerivedMasks",
     "EdgeResult",
     "ExampleInputError",
     "ExportError",
@@ -69,6 +72,7 @@ __all__ = [
     "__version__",
     "bench",
     "convert",
+    "derive_masks",
     "factorize",
     "fold",
     "inspect",
@@ -83,6 +87,7 @@ _HOME = {
     "ComponentsError": "errors",
     "ConvSpec": "conv",
     "Conversion": "pipeline",
+    "DerivedMasks": "importance.result",
     "EdgeResult": "verification.result",
     "ExampleInputError": "errors",
     "ExportError": "errors",
@@ -106,6 +111,7 @@ _HOME = {
     "Verification": "verification.result",
     "bench": "measuring.bench",
     "convert": "pipeline",
+    "derive_masks": "importance.derive",
     "factorize": "pipeline",
     "fold": "folding",
     "inspect": "pipeline",

@@ -15,6 +15,7 @@ from spdexport.commands.bench import bench
 from spdexport.commands.convert import convert
 from spdexport.commands.fold import fold
 from spdexport.commands.inspect import inspect
+from spdexport.commands.masks import masks
 from spdexport.commands.verify import verify
 from spdexport.errors import SpdExportError, UsageError
 
@@ -109,5 +110,5 @@ def main() -> None:
     """
 
 
-for command in (convert, verify, fold, inspect, bench):
+for command in (convert, verify, fold, inspect, bench, masks):
     main.add_command(command)

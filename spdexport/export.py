@@ -15,7 +15,7 @@ from spdexport.errors import ExportError
 from spdexport.quiet import quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch.export import ExportedProgram
 
@@ -37,7 +37,11 @@ class Exported:
 
 
 def export_onnx(
-    program: ExportedProgram, *, opset: int | None = None, axes: Mapping[str, Mapping[int, str]] | None = None
+    program: ExportedProgram,
+    *,
+    opset: int | None = None,
+    axes: Mapping[str, Mapping[int, str]] | None = None,
+    outputs: Sequence[str] = (),
 ) -> Exported:
     """Export a program, in memory.
 
@@ -45,6 +49,7 @@ def export_onnx(
         program: Any ExportedProgram in eval mode.
         opset: The opset that the model must have; None for the exporter's default.
         axes: Names for dynamic axes: input name to axis to name. Further ones are called after their input and axis.
+        outputs: Names of the outputs that the program has in a dict behind its own result (``torch_ports``).
 
     Raises:
         ExportError: An operator has no ONNX form, or the exporter gives another opset than asked for.
@@ -72,7 +77,7 @@ def export_onnx(
     _restore_dtypes(model)
     _name_inputs(model, program)
     _name_axes(model, axes or {})
-    _name_outputs(model, program)
+    _name_outputs(model, program, outputs)
     _clean_metadata(model)
     return Exported(model=model, lowered=result.exported_program)
 
@@ -149,11 +154,18 @@ def _name_axes(model: ir.Model, axes: Mapping[str, Mapping[int, str]]) -> None:
             value.shape = renamed(value.shape)
 
 
-def _name_outputs(model: ir.Model, program: ExportedProgram) -> None:
+def _name_outputs(model: ir.Model, program: ExportedProgram, further: Sequence[str]) -> None:
     """Call outputs after the model's own structure: dict keys and field names; else ``output``, ``output_1``, ..."""
     spec = program.call_spec.out_spec
     # What is no tensor, such as None, has no place in the file.
     leaves = [s.arg for s in program.graph_signature.output_specs if s.kind is OutputKind.USER_OUTPUT]
+    own = list(model.graph.outputs)
+    if further:
+        own = own[: -len(further)]
+        for name, value in zip(further, model.graph.outputs[-len(further) :], strict=True):
+            value.name = name
+        assert spec is not None, "a program that was given outputs has a structure of them"
+        spec, leaves = spec.children()[0], leaves[: -len(further)]
     if spec is None or spec.num_leaves != len(leaves):
         return
     tree = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
@@ -162,10 +174,10 @@ def _name_outputs(model: ir.Model, program: ExportedProgram) -> None:
         for path, leaf in zip(pytree.tree_flatten_with_path(tree)[0], leaves, strict=True)
         if not isinstance(leaf, ConstantArgument)
     ]
-    if len(paths) != len(model.graph.outputs):
+    if len(paths) != len(own):
         return
     taken = {v.name for v in model.graph.inputs} | {v.name for v in model.graph.initializers.values()}
-    for (path, _), value in zip(paths, model.graph.outputs, strict=True):
+    for (path, _), value in zip(paths, own, strict=True):
         parts = [str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", "")))) for p in path]
         name = ".".join(parts)
         if not parts or all(part.isdigit() for part in parts):

@@ -95,7 +95,7 @@ def singular_values(weight: Array, spec: ConvSpec, dtype: np.dtype[np.generic]) 
         return np.asarray(np.linalg.svd(A, compute_uv=False))
     At = np.swapaxes(A, -1, -2)
     gram = At @ A if _tall(A, A) else A @ At
-    return np.sqrt(np.maximum(np.linalg.eigvalsh(gram), 0.0))[..., ::-1]
+    return np.asarray(np.sqrt(np.maximum(np.linalg.eigvalsh(gram), 0.0))[..., ::-1])
 
 
 def orthogonal(weight: Array, spec: ConvSpec, dtype: np.dtype[np.generic]) -> Orthogonal:
@@ -281,12 +281,12 @@ def truncation_error(sigma: FloatArray, rank: int) -> float:
 
 def _coarse(dtype: np.dtype[np.generic]) -> bool:
     """Whether a dtype's rounding is coarse enough for singular values from a squared matrix."""
-    return unit_rounding(dtype) > np.sqrt(np.finfo(np.float64).eps)
+    return unit_rounding(dtype) > float(np.sqrt(np.finfo(np.float64).eps))
 
 
 def _tall(V: FloatArray, U: FloatArray) -> bool:
     """Whether the matrix V U has at least as many rows as columns."""
-    return V.shape[-2] >= U.shape[-1]
+    return bool(V.shape[-2] >= U.shape[-1])
 
 
 def _as_filters(matrix: FloatArray, dtype: np.dtype[np.generic]) -> Array:

@@ -26,7 +26,8 @@ class MaskSet:
     """The masks of a file, finite and not yet compared with any layer.
 
     Attributes:
-        values: By layer name, shape (C,), or (groups, C) for layers with groups; the threshold is applied. Values may
+        values: By layer name, shape (C,), or (groups, C) for layers with groups, or one for each output location,
+            (*locations, C), with the components of all groups on the last axis; the threshold is applied. Values may
             be negative: those of the first SPD runs were.
         threshold: The T of "kept where mask > T", or None where the masks were taken as they are.
         path: The file.
@@ -79,8 +80,9 @@ def _values(name: str, tensor: torch.Tensor, threshold: float | None, path: Path
             where=where,
             hint="Give a mask of a float, integer or bool type.",
         )
-    if tensor.ndim not in (1, 2):
-        raise _not_one_per_component(name, tuple(tensor.shape), "(C,), or (groups, C) for a layer with groups", where)
+    if tensor.ndim not in (1, 2, 3, 4):
+        expected = "(C,), or (groups, C) for a layer with groups, or (*locations, C)"
+        raise _not_one_per_component(name, tuple(tensor.shape), expected, where)
     bad = int((~tensor.isfinite()).sum())
     if bad:
         raise MaskError(
@@ -135,6 +137,9 @@ def _masked(name: str, factors: Factors, values: FloatArray, where: str) -> Fact
     expected = (*factors.V.shape[:-2], factors.components)
     if values.shape == expected:
         return replace(factors, mask=values)
+    if values.ndim > 1 and values.shape[-1] == math.prod(expected) and values.size:
+        # That the locations are those of the layer's output is seen where it is placed.
+        return replace(factors, located=values)
     if values.ndim != len(expected):
         raise _not_one_per_component(name, values.shape, str(expected), where)
     lengths = f"length {values.shape[0]}" if values.ndim == 1 else f"shape {values.shape}"
@@ -150,7 +155,8 @@ def _not_one_per_component(name: str, shape: tuple[int, ...], expected: str, whe
     return MaskError(
         f"The mask of {name} has shape {shape}, not {expected}.",
         where=where,
-        hint="Give one value for each component: masks for each sample or location are not supported yet.",
+        hint="Give one value for each component, or for each component at each output location (height, width, C); "
+        "masks for each sample are inputs: --runtime-masks.",
     )
 
 

@@ -118,6 +118,7 @@ def prepare_onnx(path: Path, options: Options, progress: Callable[[str], None] =
     sizes = _sizes(model, given)
     sites, skipped = list_onnx_sites(model, sizes)
     decided = decide(sites, skipped, None, options, progress)
+    _refuse_runtime(decided.plan, path)
     nodes = node_keys(model.graph)
     if unknown := [site.name for site in sites if nodes[site.node].outputs[0].name not in sizes]:
         notes.append(
@@ -296,3 +297,20 @@ def _some(names: Sequence[str]) -> str:
 
 def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _refuse_runtime(plan: Plan, path: Path) -> None:
+    """Refuse masks that only a traced program can take.
+
+    Raises:
+        UsageError: Some layer has one.
+    """
+    layer = next((d for d in plan.decisions if d.run_time is not None), None)
+    if layer is None or layer.run_time is None:
+        return
+    raise UsageError(
+        f"The mask of {layer.site.name} is {layer.run_time.mask.told()}, and {path.name} is an ONNX file: such masks are "
+        "placed in traced programs alone.",
+        where="--runtime-masks, --gates, --activation-outputs or --masks",
+        hint="Give the torch model as the source.",
+    )

@@ -47,6 +47,7 @@ class OptionsDict(TypedDict, total=False):
     form: str
     optimize_for: str
     lane_width: int
+    target: str
     rank: int | str | Sequence[str]
     energy: float | None
     max_error: float | None
@@ -85,6 +86,7 @@ class Options:
         form: ``factorized``, ``dense``, or ``auto`` for the cheapest form of each layer.
         optimize_for: What ``auto`` makes least: ``macs``, ``params`` or ``latency``.
         lane_width: Channels that the target computes together, for counting MACs; 1 counts them one by one.
+        target: The ONNX Runtime provider that latency is measured on; ``convert`` takes the first of its providers.
         rank: Ranks that effective weights are truncated to: ``N`` for all layers, ``PATTERN=N`` for some.
         energy: The share of the squared singular values that truncating an effective weight keeps.
         max_error: The relative Frobenius error that truncating an effective weight may make.
@@ -119,6 +121,7 @@ class Options:
     form: FormChoice = FormChoice.FACTORIZED
     optimize_for: Objective = Objective.MACS
     lane_width: int = LANE_WIDTH
+    target: str = "cpu"
     rank: tuple[str, ...] = ()
     energy: float | None = None
     max_error: float | None = None

@@ -125,11 +125,11 @@ def convert(
         ModelError: The model cannot be traced or exported.
     """
     Tolerance.of(atol, rtol)  # told before the long work
-    chosen = Options.of(options)
+    asked = parse_providers(providers)
+    chosen = Options.of(_for_target(options, asked) if providers else options)
     limits = Limits(relative_l2=max_relative_l2, top1_drop=max_top1_drop)
     limits.check(chosen, verify=verify)
     onnx_path, program_path = _output_paths(output)
-    asked = parse_providers(providers)
     if program_path and is_onnx(source):
         raise no_program(source, f"-o {program_path}")
     verification: Verification | None = None
@@ -295,6 +295,13 @@ def factorize(source: Source, **options: Unpack[OptionsDict]) -> ExportedProgram
     if is_onnx(source):
         raise no_program(source, "factorize")
     return find_route(source, Options.of(options), _silent).program()
+
+
+def _for_target(options: OptionsDict, asked: Sequence[Provider]) -> OptionsDict:
+    """The options with the first provider that was named as what the forms are weighed for: lanes are the CPU's."""
+    if not asked or options.get("plan") is not None:
+        return options
+    return {"lane_width": 1, "target": asked[0].value, **options}
 
 
 def _output_paths(output: str | Path | Sequence[str | Path]) -> tuple[Path | None, Path | None]:

@@ -18,10 +18,11 @@ from spdexport.loading import ExampleInputs, LoadedModel, load
 from spdexport.loading.inputs import inputs_from_file, inputs_from_shapes
 from spdexport.loading.model import LABELS
 from spdexport.masks import fit_masks, read_masks
-from spdexport.planning import FactorSource, Plan, check_patterns, make_plan, matches
+from spdexport.planning import FactorSource, Objective, Plan, check_patterns, make_plan, matches
 from spdexport.planning.runtime import masked_source, with_runtime
 from spdexport.rewrite.torch_graph import list_sites
 from spdexport.rewrite.torch_place import place_forms
+from spdexport.runtime import Provider
 from spdexport.sources.match import check_target, match_components, match_gates
 from spdexport.sources.spd import load_components
 from spdexport.sources.svd import svd_source
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from spdexport.conv import ConvSite, Skipped
+    from spdexport.cost import CostModel
     from spdexport.masks import MaskSet
     from spdexport.options import Options
     from spdexport.sources.components import ComponentSet
@@ -151,12 +153,29 @@ def decide(
         "components": None if components is None else components.sha256,
         "masks": None if masks is None else masks.sha256,
     }
-    plan = make_plan(sites, skipped, factor_source, options.planning, others=others, record=options.plan)
+    plan = make_plan(
+        sites,
+        skipped,
+        factor_source,
+        options.planning,
+        others=others,
+        cost_model=_measured(options, progress),
+        record=options.plan,
+    )
     return Decided(
         plan=with_runtime(plan, options.runtime, gates),
         components="svd" if components is None else components.kind,
         hashes={k: v for k, v in hashes.items() if v is not None},
     )
+
+
+def _measured(options: Options, progress: Callable[[str], None]) -> CostModel | None:
+    """What latency is measured by; None where nothing is to be measured."""
+    if options.optimize_for is not Objective.LATENCY or options.plan is not None:
+        return None
+    from spdexport.latency import LatencyCost  # brings ONNX Runtime
+
+    return LatencyCost(provider=Provider(options.target), told=progress)
 
 
 def _loaded(source: Source, options: Options) -> LoadedModel:

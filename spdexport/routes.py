@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from spdexport.prepare import Prepared, Source
     from spdexport.runtime import Provider
     from spdexport.verification.result import Verification
+    from spdexport.verification.variable import MaskedModel
 
 
 class Decided(Protocol):
@@ -151,7 +152,7 @@ class TorchRoute:
         """Check a file against the module and the program; see ``Route``."""
         from spdexport.verification.run import Subject, verify_subject
 
-        prepared, options = self.prepared, self._options
+        prepared, options, masked = self.prepared, self._options, self._masked()
         subject = Subject(
             file=file,
             name=name,
@@ -161,12 +162,28 @@ class TorchRoute:
             intended=self._intended,
             lowered=lambda: self._exported.lowered,
             # What was folded from V and U has their rounding, which the same V and U bring into the comparison.
-            plain=lambda: self._exported.model if folded else self._plain,
+            plain=lambda: self._exported.model if folded or masked is not None else self._plain,
             plan=prepared.plan,
             example=prepared.captured.inputs,
             own_inputs=not options.input_shape,
+            masked=masked,
         )
         return verify_subject(subject, **settings)
+
+    def _masked(self) -> MaskedModel | None:
+        """What is known only at run time, as it is verified; None where nothing is."""
+        from spdexport.verification.variable import MaskedModel
+
+        plan = self.prepared.plan
+        if not any(d.run_time is not None for d in plan.decisions):
+            return None
+        return MaskedModel(
+            dense=self.prepared.captured.program,
+            effective=self._effective,
+            intended=self._intended,
+            plan=plan,
+            required=self._options.runtime.required,
+        )
 
     @cached_property
     def _intended(self) -> ExportedProgram:
@@ -178,16 +195,22 @@ class TorchRoute:
 
     @cached_property
     def _exported(self) -> Exported:
-        return self._export(self._intended)
+        from spdexport.rewrite.onnx_ports import name_inputs
+
+        plan = self.prepared.plan
+        exported = self._export(self._intended, plan.runtime_outputs)
+        name_inputs(exported.model, plan.runtime_inputs, required=self._options.runtime.required)
+        return exported
 
     @cached_property
     def _plain(self) -> ir.Model:
         return self._export(self._effective).model
 
-    def _export(self, program: ExportedProgram) -> Exported:
+    def _export(self, program: ExportedProgram, outputs: Sequence[str] = ()) -> Exported:
         from spdexport.export import export_onnx
 
-        return export_onnx(program, opset=self._options.opset, axes=self.prepared.captured.axes)
+        axes = self.prepared.captured.axes
+        return export_onnx(program, opset=self._options.opset, axes=axes, outputs=outputs)
 
 
 class OnnxRoute:

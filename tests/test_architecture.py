@@ -14,7 +14,7 @@ LINES = 400
 LAYERS = (
     # Values and the maths on them: no file, no graph.
     ("errors", "names", "conv", "quiet"),
-    ("arrays", "content", "cuda", "factors", "lowrank"),
+    ("arrays", "content", "cuda", "gates", "factors", "lowrank"),
     ("forms", "installed"),
     ("cost",),
     # Files, and what is read from them.
@@ -31,7 +31,7 @@ LAYERS = (
     ("onnx_prepare", "recorded"),
     ("routes",),
     ("pipeline",),
-    ("folding", "measuring"),
+    ("folding", "importance", "measuring"),
     ("report",),
     ("testing",),
     ("pytest_plugin",),

@@ -208,7 +208,7 @@ def test_dynamic_axis_that_is_none(fails):
     assert fails(2, *DIGITS, "--dynamic", "x")[1] == "  where: --dynamic"
 
 
-@pytest.mark.parametrize("option", ["--fatcory", "--plan", "--runtime-masks", "--gates", "--verfiy", "--repo"])
+@pytest.mark.parametrize("option", ["--fatcory", "--plam", "--verfiy", "--repo"])
 def test_unknown_option(fails, option):
     what, where, hint = fails(2, *DIGITS, option, "x")
     assert f"No such option '{option}'" in what

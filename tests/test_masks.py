@@ -86,10 +86,10 @@ def test_masks_that_are_not_finite(tmp_path: Path, value: float, threshold: floa
 
 
 def test_masks_that_cannot_be_one_for_each_component(tmp_path: Path) -> None:
-    for mask in (torch.ones(()), torch.ones(4, 4, 3)):
+    for mask in (torch.ones(()), torch.ones(1, 1, 1, 1, 3)):
         with pytest.raises(MaskError, match=r"mask of a has shape .* not \(C,\), or \(groups, C\)") as caught:
             read_masks(write(tmp_path, a=mask), threshold=None)
-        assert "location are not supported yet" in caught.value.hint
+        assert "masks for each sample are inputs: --runtime-masks" in caught.value.hint
     with pytest.raises(MaskError, match="mask of a is complex"):
         read_masks(write(tmp_path, a=torch.ones(3, dtype=torch.complex64)), threshold=None)
 
@@ -145,9 +145,9 @@ def test_a_mask_of_the_wrong_length() -> None:
 
 
 def test_a_mask_with_the_wrong_axes() -> None:
-    with pytest.raises(MaskError, match=r"mask of a has shape \(5, 3\), not \(3,\)") as caught:
-        fit_masks(masks(a=np.ones((5, 3))), {"a": factors(3)})
-    assert "masks for each sample or location are not supported yet" in caught.value.hint
+    with pytest.raises(MaskError, match=r"mask of a has shape \(5, 4\), not \(3,\)") as caught:
+        fit_masks(masks(a=np.ones((5, 4))), {"a": factors(3)})
+    assert "for each component at each output location (height, width, C)" in caught.value.hint
     with pytest.raises(MaskError, match=r"mask of a has shape \(3,\), not \(2, 3\)"):
         fit_masks(masks(a=[1, 1, 1]), {"a": factors(3, groups=2)})
 
@@ -170,3 +170,12 @@ def test_a_mask_for_a_layer_without_components() -> None:
 def test_the_mask_of_an_excluded_layer_is_passed_over() -> None:
     masks = MaskSet(values={"fc": np.ones(3)})
     assert fit_masks(masks, {}, layers=["fc"], excluded=lambda name: name == "fc") == {}
+
+
+def test_a_mask_for_each_location_stands_beside_the_one_for_each_component() -> None:
+    values = np.random.default_rng(0).random((4, 5, 3))
+    fitted = fit_masks(masks(a=values), {"a": factors(3)})["a"]
+    np.testing.assert_array_equal(fitted.located, values)
+    assert fitted.mask is None
+    grouped = fit_masks(masks(a=np.ones((4, 5, 6))), {"a": factors(3, groups=2)})["a"]
+    assert grouped.located.shape == (4, 5, 6)

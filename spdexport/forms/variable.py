@@ -94,7 +94,7 @@ class VariableMask:
         gates = f"computed by the layer's gate ({self.mode})" if self.gate is not None else ""
         parts = ["an input" if self.input is not None else "", gates]
         parts.append("another one at each location" if self.located is not None else "")
-        return " and ".join(part for part in parts if part) or "all ones"
+        return " and ".join(part for part in parts if part) or "one, with its activations as an output"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

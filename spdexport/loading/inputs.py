@@ -113,6 +113,16 @@ def inputs_from_file(path: Path) -> ExampleInputs:
     tensors = {name: value for name, value in tensors.items() if not name.startswith((COMPUTED, EXPECTED))}
     if not tensors:
         raise ExampleInputError("The file holds no tensors.", where=where, hint="Save the inputs by name.")
+    return inputs_by_name(tensors, where)
+
+
+def inputs_by_name(named: Mapping[str, torch.Tensor], where: str) -> ExampleInputs:
+    """Inputs from tensors by name, by the rule of ``inputs_from_file``.
+
+    Raises:
+        ExampleInputError: The positions among the names have a gap.
+    """
+    tensors = dict(named)
     labels = tensors.pop(LABELS, None) if len(tensors) > 1 else None
     if len(tensors) == 1:
         return ExampleInputs(args=tuple(tensors.values()), origin=where, labels=labels)

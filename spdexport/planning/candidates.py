@@ -111,6 +111,7 @@ class Choice:
         components: Of V and U in the form, in each group; None where there are none.
         made: As ``Decision.made``.
         truncation: As ``LayerPlan.truncation``.
+        truncated_to: As ``LayerPlan.truncated_to``.
         weighed: As ``LayerPlan.weighed``.
     """
 
@@ -119,6 +120,7 @@ class Choice:
     components: int | None = None
     made: Factors | None = None
     truncation: float | None = None
+    truncated_to: int | None = None
     weighed: tuple[Weighed, ...] = ()
 
 
@@ -185,7 +187,7 @@ def truncation(layer: Layer, rank: int) -> Choice:
     """The form with a truncated weight, as V and U."""
     made, error = layer.truncated(rank)
     reason = f"truncated to rank {rank} of {layer.rank.rank}, relative error {error:.2g}; {layer.told}"
-    return Choice(form="recompressed", reason=reason, components=rank, made=made, truncation=error)
+    return Choice(form="recompressed", reason=reason, components=rank, made=made, truncation=error, truncated_to=rank)
 
 
 def literal(layer: Layer, *, keep_masks: bool, note: str = "") -> Choice:

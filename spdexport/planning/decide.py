@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from spdexport import cost
@@ -160,6 +161,7 @@ def _decide(
             reason=choice.reason,
             kept=choice.components,
             truncation=choice.truncation,
+            truncated_to=choice.truncated_to,
             params_before=cost.shape_parameters(dense),
             params_after=cost.shape_parameters(shape) + _mask_size(factors, choice, options),
             weighed=choice.weighed,
@@ -201,7 +203,7 @@ def _choose(layer: Layer, options: PlanOptions, model: CostModel) -> Choice:
     if rank is not None and rank < layer.rank.rank:
         choice = truncation(layer, rank)
         if options.form is FormChoice.DENSE:
-            return Choice(form="dense", reason=choice.reason, made=choice.made, truncation=choice.truncation)
+            return replace(choice, form="dense", components=None)
         return choice
     if options.form is FormChoice.DENSE:
         return Choice(form="dense", reason="--form dense")

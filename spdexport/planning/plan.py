@@ -139,6 +139,7 @@ class LayerPlan:
         reason: Why this form, in one clause.
         kept: Components of the V and U that stand in the model, in each group; None where none do.
         truncation: The relative Frobenius error of a truncated effective weight; None where it is exact.
+        truncated_to: The rank of that weight.
         params_before: Numbers that the dense layer stores.
         params_after: Numbers that the form stores.
         weighed: The forms that ``auto`` chose from, dense first; empty where the form was given.
@@ -161,6 +162,7 @@ class LayerPlan:
     reason: str
     kept: int | None = None
     truncation: float | None = None
+    truncated_to: int | None = None
     params_before: int = 0
     params_after: int = 0
     weighed: tuple[Weighed, ...] = ()

@@ -37,7 +37,7 @@ class LayerRecord:
         components: C; None for a layer without factors.
         kept: Components of V and U in the form.
         delta: What became of the delta.
-        truncated: Whether the effective weight was truncated to ``kept`` components.
+        truncated_to: The rank that the effective weight was truncated to; None for an exact one.
         reason: Why.
         weighed: As ``LayerPlan.weighed``, for reports.
         gain: As ``LayerPlan.gain``, for reports.
@@ -50,7 +50,7 @@ class LayerRecord:
     components: int | None
     kept: int | None
     delta: str
-    truncated: bool
+    truncated_to: int | None
     reason: str
     weighed: tuple[Weighed, ...]
     gain: Gain | None
@@ -185,7 +185,6 @@ def _layer(entry: object) -> LayerRecord:
     kept, components = (_count(layer, key) for key in ("kept", "components"))
     if form == "recompressed" and kept is None:
         raise ValueError(f"layer {name!r} is recompressed, and its rank is missing")
-    truncated = layer.get("truncation") is not None
     return LayerRecord(
         name=name,
         kind=kind,
@@ -194,7 +193,7 @@ def _layer(entry: object) -> LayerRecord:
         components=components,
         kept=kept,
         delta=delta,
-        truncated=truncated,
+        truncated_to=_count(layer, "truncated_to"),
         reason=reason,
         weighed=tuple(_weighed(_mapping(found)) for found in _list(layer, "weighed")),
         gain=None if layer.get("gain") is None else _gain(_mapping(layer["gain"])),

@@ -27,9 +27,8 @@ def repeated(layer: Layer, recorded: LayerRecord | None, record: PlanRecord, *, 
     """
     if recorded is None:
         return Choice(form="dense", reason="the plan does not fit this layer")
-    if recorded.truncated:
-        rank = min(recorded.kept or layer.rank.full, layer.rank.full)
-        choice = truncation(layer, rank)
+    if recorded.truncated_to is not None:
+        choice = truncation(layer, min(recorded.truncated_to, layer.rank.full))
         if recorded.form == "dense":
             choice = replace(choice, form="dense", components=None)
         return replace(choice, reason=recorded.reason, weighed=recorded.weighed)

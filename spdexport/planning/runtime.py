@@ -125,9 +125,7 @@ def _with_runtime(decision: Decision, options: RuntimeOptions, gates: Mapping[st
     delta_mask = None
     if options.delta_masks and decision.layer.delta == "kept" and is_input:
         delta_mask = VariableMask(layer=layer, input=given(Role.DELTA_MASK))
-    run_time = RunTime(
-        mask=mask, delta_mask=delta_mask, routing=given(Role.ROUTING) if options.routing else None
-    )
+    run_time = RunTime(mask=mask, delta_mask=delta_mask, routing=given(Role.ROUTING) if options.routing else None)
     return _literal(replace(decision, run_time=run_time, made=None))
 
 
@@ -145,6 +143,7 @@ def _literal(decision: Decision) -> Decision:
         kept=components,
         reason=f"its mask is {decision.run_time.mask.told()}: all components stay",
         truncation=None,
+        truncated_to=None,
         macs_after=cost.shape_macs(site, shape) + routed,
         params_after=cost.shape_parameters(shape) + decision.run_time.mask.size,
         weighed=(),
@@ -182,8 +181,9 @@ def _check(before: Sequence[Decision], decisions: Sequence[Decision], options: R
                 where=f"--gates, layer {layer_of_call(decision.site.name)}",
                 hint=f"Leave the layer out with --exclude '{layer_of_call(decision.site.name)}*'.",
             )
-    if before and any(d.layer.truncation is not None and r.run_time is not None
-                      for d, r in zip(before, decisions, strict=True)):
+    if before and any(
+        d.layer.truncation is not None and r.run_time is not None for d, r in zip(before, decisions, strict=True)
+    ):
         raise UsageError(
             "A truncated weight has no components for a mask to choose among.",
             where="--rank, --energy or --max-error",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Interpreter
 
-from spdexport.rewrite.torch_graph import CONVOLUTIONS, arguments
+from spdexport.rewrite.torch_graph import CONVOLUTIONS, arguments, operands
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -55,6 +55,7 @@ def evaluate(
     float64: bool = True,
     noise: Noise | None = None,
     watch: Callable[[str, torch.Tensor], None] | None = None,
+    replaced: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] | None = None,
 ) -> list[Any]:
     """The outputs of a program, flattened in their own order.
 
@@ -65,8 +66,9 @@ def evaluate(
         float64: Whether every float value is promoted to float64; otherwise the program runs in its own dtypes.
         noise: Noise to add; needs ``float64``.
         watch: Called with each node's name and tensor as it is computed, so that none need be kept.
+        replaced: What is computed in the place of layers, by the names of their nodes, from what they read.
     """
-    runner = _Runner(program.graph_module, float64=float64, noise=noise, watch=watch)
+    runner = _Runner(program.graph_module, float64=float64, noise=noise, watch=watch, replaced=replaced)
     with torch.no_grad():
         result = runner.run(*_operands(program, args, kwargs or {}, runner))
     return list(result)
@@ -146,8 +148,10 @@ class _Runner(Interpreter):
         float64: bool,
         noise: Noise | None,
         watch: Callable[[str, torch.Tensor], None] | None,
+        replaced: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] | None = None,
     ) -> None:
         super().__init__(module, garbage_collect_values=True)
+        self._replaced = replaced or {}
         self._float64 = float64
         self._noise = noise
         self._watch = watch
@@ -159,7 +163,10 @@ class _Runner(Interpreter):
         return self._promote(value) if self._float64 else value
 
     def run_node(self, n: torch.fx.Node) -> Any:
-        result = super().run_node(n)
+        if n.name in self._replaced:
+            result: Any = self._replaced[n.name](self._promote(self.env[operands(n).data]))
+        else:
+            result = super().run_node(n)
         if n.op == "call_function" and isinstance(result, torch.Tensor):
             if self._noise is not None and n.target in NOISY:
                 result = result + self._perturbation(n, result)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from spdexport.folding import Folding
+from spdexport.importance.result import DerivedMasks
 from spdexport.measuring.bench import Bench
 from spdexport.pipeline import Conversion, Inspection
 from spdexport.verification.result import Verification
 
-Result: TypeAlias = Conversion | Inspection | Folding | Verification | Bench
+Result: TypeAlias = Conversion | Inspection | Folding | Verification | Bench | DerivedMasks
 """What the commands give."""
 
 
@@ -26,7 +27,7 @@ def verification_of(result: Result) -> Verification | None:
 def names_of(result: Result) -> str:
     """What a report is about: the names of the files that were compared or written, without folders."""
     names = list(result.artifacts) if isinstance(result, Verification) else []
-    if isinstance(result, Conversion | Folding):
+    if isinstance(result, Conversion | Folding | DerivedMasks):
         names = [path.name for path in result.outputs]
     if isinstance(result, Bench):
         names = [file.name for file in result.files]

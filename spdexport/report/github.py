@@ -50,7 +50,7 @@ def tell(result: Result, say: Callable[[str], object]) -> None:
 
 
 def commands(result: Result) -> list[str]:
-    """A command to the runner for each edge that failed or is inconclusive."""
+    """A command to the runner for each edge that failed or is inconclusive, and for a limit that is exceeded."""
     verification = verification_of(result)
     if verification is None:
         return []
@@ -63,6 +63,9 @@ def commands(result: Result) -> list[str]:
                 said += f"\nwhat this means: {hint.means}\nto do: {hint.to_do}"
             title = f"spdexport, {names_of(result)}: {name} {words(edge.status)}"
             lines.append(annotation(_LEVELS[edge.status], title, said))
+    if verification.approximation is not None and verification.exceeds:
+        title = f"spdexport, {names_of(result)}: the approximation exceeds the limit"
+        lines.append(annotation("error", title, "\n".join(verification.approximation.exceeded)))
     return lines
 
 
@@ -80,7 +83,8 @@ def summary(result: Result) -> str:
     lines += ["", *_layers(verification)]
     if verification.approximation is not None:
         change = verification.approximation.relative_l2
-        lines += ["", f"Approximation, intended: masks and dropped deltas change the outputs by {change:.1%} in norm."]
+        said = f"Approximation, intended: masks, ranks and dropped deltas change the outputs by {change:.1%} in norm."
+        lines += ["", said, *(f"\n❌ **limit exceeded**: {_cell(x)}" for x in verification.approximation.exceeded)]
     lines += ["", f"<sub>{_cell(tolerance(verification))}</sub>", "", ""]
     return "\n".join(lines)
 

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from spdexport.files.atomic import replacing
 from spdexport.folding import Folding
+from spdexport.importance.result import DerivedMasks
 from spdexport.measuring.bench import Bench
 from spdexport.pipeline import Conversion, Inspection
 from spdexport.report.bench import bench_json
+from spdexport.report.derived import masks_json
 from spdexport.verification.result import Status, Verification
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ SCHEMA_VERSION = 1
 
 
 def to_json(result: Result) -> dict[str, Any]:
-    """A result as plain JSON values; the same keys for every command but ``bench``, which checks nothing.
+    """A result as plain JSON values; the same keys for every command but ``bench`` and ``masks``, which check nothing.
 
     ``verdict`` is ``pass``, ``fail`` or ``inconclusive``, and ``not_run`` where nothing was verified: with
     ``--no-verify``, and of ``inspect``. ``layers`` is empty for ``verify`` without a source, and ``edges`` where
@@ -50,6 +52,8 @@ def to_json(result: Result) -> dict[str, Any]:
             report["outputs"] = [path.name for path in result.outputs]
         case Bench():
             report = bench_json(result)
+        case DerivedMasks():
+            report = masks_json(result)
         case Inspection():
             report = _verified(None, result.hashes, result.versions, result.seed, notes=result.notes)
             report |= {"components": result.components, **_planned(result.plan, None)}

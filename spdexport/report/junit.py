@@ -30,13 +30,15 @@ NOT_VERIFIED = "verification was not asked for"
 
 
 def to_junit(result: Result) -> str:
-    """A result as JUnit XML: a suite of edges, and one of layers where there are any."""
+    """A result as JUnit XML: a suite of edges, one of the user's limits, and one of layers, where there are any."""
     verification = verification_of(result)
     root = ET.Element("testsuites", name="spdexport")
     if verification is None:
         _suite(root, "edges", [("verification", Status.NOT_RUN, NOT_VERIFIED, "")])
     else:
         _suite(root, "edges", _edges(verification), _properties(verification))
+        if limits := _limits(verification):
+            _suite(root, "limits", limits)
         if verification.layers:
             _suite(root, "layers", [(x.name, x.status, layer_reason(x), "") for x in verification.layers])
     for count in ("tests", "failures", "errors"):
@@ -50,6 +52,15 @@ def _edges(verification: Verification) -> Iterable[tuple[str, Status, str, str]]
     for edge, name in zip(verification.edges, edge_names(verification.edges), strict=True):
         more = f"what it means: {hint.means}\nwhat to do: {hint.to_do}" if hint and hint.edge == name else ""
         yield name, edge.status, edge_reason(edge), more
+
+
+def _limits(verification: Verification) -> list[tuple[str, Status, str, str]]:
+    """A case for the limits that the user set to the approximation, which is no part of the verdict."""
+    change = verification.approximation
+    if change is None or (change.max_relative_l2 is None and change.max_top1_drop is None):
+        return []
+    status = Status.FAIL if change.exceeded else Status.PASS
+    return [("approximation", status, "; ".join(change.exceeded) or "within the limits", "")]
 
 
 def _properties(verification: Verification) -> dict[str, str]:

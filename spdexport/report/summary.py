@@ -49,7 +49,7 @@ def gains(plan: Plan) -> list[str]:
     if not weighed or plan.options.form is not FormChoice.AUTO:
         return []
     said = []
-    if all(layer.form == "dense" for layer in weighed):
+    if all(layer.form == "dense" for layer in plan.layers):
         numbers = ", ".join(f"{x.name} {x.live} live, break-even {below(x.break_even)}" for x in weighed[:_SHOWN])
         more = f", and {len(weighed) - _SHOWN} more" if len(weighed) > _SHOWN else ""
         said.append(f"Exact pruning gains nothing here: every layer is cheapest dense ({numbers}{more}).")
@@ -72,7 +72,8 @@ def gains(plan: Plan) -> list[str]:
 def dearer(plan: Plan, *, verbose: bool) -> str:
     """That V and U cost more than the dense layers, where they do; else empty."""
     found = [layer for layer in plan.layers if layer.macs_after > layer.macs_before]
-    if not found:
+    # What was measured to be faster may have more multiply-accumulates.
+    if not found or plan.options.form is FormChoice.AUTO:
         return ""
     names = some([layer.name for layer in found], len(found) if verbose else _SHOWN)
     why = "their live components are above the break-even number"

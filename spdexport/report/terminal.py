@@ -12,10 +12,11 @@ from rich.padding import Padding
 from rich.text import Text
 
 from spdexport.folding import Folding
+from spdexport.importance.result import DerivedMasks
 from spdexport.measuring.bench import Bench
 from spdexport.names import count
 from spdexport.pipeline import Conversion, Inspection
-from spdexport.report import bench, summary, tables
+from spdexport.report import bench, derived, summary, tables
 from spdexport.report.explain import advice, failing_layers, layer_reason, tolerance
 from spdexport.report.numbers import ratio, short, size, some
 from spdexport.verification.result import Approximation, Status, Verification
@@ -87,6 +88,9 @@ def show(result: Result, *, verbose: bool = False, quiet: bool = False, console:
     page = _Page(console or Console(), verbose=verbose)
     if isinstance(result, Bench):
         _bench(page, result)
+        return
+    if isinstance(result, DerivedMasks):
+        _derived(page, result, quiet=quiet)
         return
     if isinstance(result, Inspection) and not isinstance(result, Conversion):
         _inspection(page, result)
@@ -168,6 +172,22 @@ def _bench(page: _Page, result: Bench) -> None:
     _notes(page, result.notes)
     if page.verbose:
         _provenance(page, {file.name: file.sha256 for file in result.files}, result.versions, result.seed)
+
+
+def _derived(page: _Page, result: DerivedMasks, *, quiet: bool) -> None:
+    page.line(derived.title(result), "bold")
+    if quiet:
+        return
+    page.console.print()
+    page.write(derived.table(result))
+    page.line(derived.LEGEND, "dim")
+    _notes(page, result.notes)
+    if page.verbose:
+        _provenance(page, result.hashes, result.versions, result.seed)
+    if result.outputs:
+        page.heading("files")
+    for path in result.outputs:
+        page.literal(f"{path}, {size(path.stat().st_size)}")
 
 
 def _folding(page: _Page, result: Folding) -> None:

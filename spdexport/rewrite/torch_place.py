@@ -14,7 +14,7 @@ from spdexport.conv import stored_weight
 from spdexport.forms import VariableMask
 from spdexport.names import layer_of_call
 from spdexport.rewrite.torch_edit import ProgramEdit
-from spdexport.rewrite.torch_gates import gate_nodes, thresholded
+from spdexport.rewrite.torch_gates import GateNodes
 from spdexport.rewrite.torch_graph import operands
 from spdexport.rewrite.torch_masks import DensePass, MaskNodes
 
@@ -120,11 +120,12 @@ class _Placement:
             data = self._masks.read_by_gate(mask, self._data)
             if data is not self._data:
                 activation = self._edit.call(*self._stage_call(data, stage), self._node, f"{stage.name}_dense")
-            gate = gate_nodes(self._edit, mask, activation, data, self._node, self._store)
+            nodes = GateNodes(self._edit, self._site.spec, self._node, self._store)
+            gate = nodes.importances(mask.gate, activation, data)
             if mask.shows_importance:
                 self._masks.show(f"ci/{self._layer}", gate, stage.spec, self._node)
             if mask.threshold is not None:
-                gate = thresholded(self._edit, gate, mask.threshold, self._node)
+                gate = nodes.thresholded(gate, mask.threshold)
         if mask.shows_activation:
             self._masks.show(f"activation/{self._layer}", activation, stage.spec, self._node)
         return self._masks.product(mask, x, gate, stage.spec, self._node, self._store)

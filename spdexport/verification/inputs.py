@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +13,7 @@ from spdexport.loading.model import ExampleInputs
 from spdexport.verification.recipes import Recipe, draw, generators, span_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     import numpy as np
     from torch.export import ExportedProgram
@@ -29,11 +29,22 @@ class Case:
         name: In words, such as ``normal, batch 2``.
         inputs: What the program is called with.
         own: Whether the inputs are the user's rather than generated.
+        plain: The same without run-time masks; None for a model that has none.
+        given: The run-time masks by the names that the file has for them.
+        omitted: Whether the file is run without them: they are all ones then.
     """
 
     name: str
     inputs: ExampleInputs
     own: bool
+    plain: ExampleInputs | None = None
+    given: Mapping[str, Array] = field(default_factory=dict)
+    omitted: bool = False
+
+    @property
+    def unmasked(self) -> Case:
+        """The same for the model without run-time masks."""
+        return self if self.plain is None else replace(self, inputs=self.plain)
 
     @property
     def batch(self) -> int:
@@ -58,12 +69,17 @@ def cases(program: ExportedProgram, example: ExampleInputs | None, *, own: bool,
     symbol = _batch_symbol(program)
     values = _placeholders(program)
     tensors = example.tensors()
-    for recipe, random in generators(seed):
+    others = _other_sizes(program, tensors, symbol)
+    for number, (recipe, random) in enumerate(generators(seed)):
+        # The second case, which is never left out for time, has other sizes on the further dynamic axes.
+        sizes = others if number == 1 else {}
         made = [
-            _redraw(tensor, _resized(tensor, fake, symbol, recipe.batch), recipe, random)
+            _redraw(tensor, _resized(tensor, fake, {**sizes, symbol: recipe.batch}), recipe, random)
             for tensor, fake in zip(tensors, values, strict=True)
         ]
         label = recipe.label(dynamic=symbol is not None)
+        if sizes:
+            label += f", {' and '.join(dict.fromkeys(_different(tensors, made, batch=symbol is not None)))}"
         yield Case(name=label, inputs=example.with_tensors(made, origin=label), own=False)
 
 
@@ -95,9 +111,43 @@ def _batch_symbol(program: ExportedProgram) -> str | None:
     return None
 
 
-def _resized(tensor: torch.Tensor, fake: torch.Tensor, symbol: str | None, batch: int) -> tuple[int, ...]:
+def _other_sizes(
+    program: ExportedProgram, tensors: Sequence[torch.Tensor], batch: str | None
+) -> Mapping[str | None, int]:
+    """For each dynamic axis but the batch another size than the example has, by its symbol; without those of one size.
+
+    Axes whose size is an expression of a symbol are left as they are, and so is the symbol.
+    """
+    dims = [
+        (dim.node.expr, size)
+        for tensor, fake in zip(tensors, _placeholders(program), strict=True)
+        for size, dim in zip(tensor.shape, fake.shape, strict=True)
+        if isinstance(dim, torch.SymInt)
+    ]
+    tied = {symbol for expr, _ in dims if not expr.is_Symbol for symbol in expr.free_symbols}
+    found: dict[str | None, int] = {}
+    for symbol, size in dims:
+        if not symbol.is_Symbol or symbol in tied or str(symbol) == batch:
+            continue
+        bounds = program.range_constraints.get(symbol)
+        fits = [n for n in (size + 1, size - 1) if bounds is None or bounds.lower <= n <= bounds.upper]
+        found |= {str(symbol): n for n in fits[:1]}
+    return found
+
+
+def _different(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor], *, batch: bool) -> list[str]:
+    """The sizes that differ, in words; not that of the batch, axis 0."""
+    return [
+        f"size {b} in the place of {a}"
+        for old, new in zip(before, after, strict=True)
+        for axis, (a, b) in enumerate(zip(old.shape, new.shape, strict=True))
+        if a != b and not (batch and axis == 0)
+    ]
+
+
+def _resized(tensor: torch.Tensor, fake: torch.Tensor, sizes: Mapping[str | None, int]) -> tuple[int, ...]:
     return tuple(
-        batch if isinstance(dim, torch.SymInt) and str(dim.node.expr) == symbol else size
+        sizes.get(str(dim.node.expr), size) if isinstance(dim, torch.SymInt) else size
         for size, dim in zip(tensor.shape, fake.shape, strict=True)
     )
 

@@ -9,6 +9,8 @@ import torch
 
 from spdexport.arrays import to_numpy
 from spdexport.capture import eval_mode
+from spdexport.conv import stored_weight
+from spdexport.names import layer_of_call
 from spdexport.rewrite.torch_graph import module_path
 from spdexport.verification.locate import first_divergent_node
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from spdexport.conv import Array
+    from spdexport.planning import Plan
     from spdexport.verification.inputs import Case
 
 
@@ -66,6 +69,23 @@ def first_divergent_module(
         last[path]: to_numpy(found[0]) for path, found in seen.items() if path in last and len(found) == 1
     }
     return first_divergent_node(program, case, values, unit_rounding=unit_rounding)
+
+
+def effective_parameters(module: torch.nn.Module, plan: Plan) -> dict[str, torch.Tensor] | None:
+    """The effective weights by the module's own parameter names; None where a changed weight is no parameter.
+
+    Found from the layers' names alone, not through the traced graph, so that a weight put into the wrong node shows.
+    """
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    changed: dict[str, torch.Tensor] = {}
+    for site, form in plan.dense_forms():
+        name = f"{layer_of_call(site.name)}.weight"
+        weight = parameters.get(name)
+        effective = stored_weight(form.stages[0].weight, site.spec)
+        if isinstance(module, torch.jit.ScriptModule) or weight is None or weight.shape != effective.shape:
+            return None
+        changed[name] = torch.from_numpy(effective)
+    return changed
 
 
 @contextlib.contextmanager

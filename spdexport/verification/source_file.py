@@ -7,7 +7,6 @@ first edge tells that what was read of the source is what ONNX Runtime makes of 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,21 +27,20 @@ from spdexport.verification.layers import layer_of
 from spdexport.verification.masks import mask_fault
 from spdexport.verification.per_layer import Patches, layer_results, read_in_model
 from spdexport.verification.result import EdgeResult, Status, Verification
+from spdexport.verification.runner import Check, Progress
 from spdexport.verification.tapping import diverges
-from spdexport.verification.trial import Trial, make_trial, rounded
+from spdexport.verification.trial import Trial, rounded
 from spdexport.verification.weight_errors import WeightErrors
 from spdexport.verification.weights import compare_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from spdexport.conv import Array
     from spdexport.loading.model import ExampleInputs
     from spdexport.planning import Plan
     from spdexport.runtime import Provider
-    from spdexport.verification.file_inputs import FileCase, GivenArrays
-
-Progress = Callable[[str], None]
+    from spdexport.verification.file_inputs import FileCase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -99,9 +97,11 @@ def verify_against_file(
         ExampleInputError: The inputs do not fit the file, or none can be generated for it.
         UsageError: A tolerance is negative or not finite.
     """
+    check = Check(
+        seed=seed, providers=providers, thorough=thorough, tolerance=Tolerance.of(atol, rtol), progress=progress
+    )
     with tempfile.TemporaryDirectory(prefix="spdexport.") as folder:
-        run = _Run(subject, Path(folder), providers, seed, thorough, Tolerance.of(atol, rtol), progress)
-        return run.verification(subject.inputs, subject.own_inputs)
+        return _Run(subject, Path(folder), check).verification()
 
 
 class _Run(FileRun):
@@ -111,14 +111,19 @@ class _Run(FileRun):
         self,
         subject: FileSubject,
         folder: Path,
-        providers: Sequence[Provider],
-        seed: int,
-        thorough: bool,
-        tolerance: Tolerance | None,
-        progress: Progress,
+        check: Check,
     ) -> None:
         intended = _written(subject.intended, folder / "intended.onnx")
-        super().__init__(subject.file, subject.name, intended, providers, seed, thorough, tolerance, progress)
+        self._capture, self._rewrite = Edge("capture"), Edge("rewrite")
+        super().__init__(
+            subject.file,
+            subject.name,
+            intended,
+            subject.inputs,
+            subject.own_inputs,
+            check,
+            edges=(self._capture, self._rewrite),
+        )
         self._subject = subject
         own = subject.source if subject.own is None else _written(subject.own, folder / "source.onnx")
         self._own_model = ir.load(own)
@@ -127,7 +132,6 @@ class _Run(FileRun):
         if subject.effective is not None:
             effective = _written(subject.effective, folder / "effective.onnx")
             self._effective = Evaluated(effective, ir.load(effective))
-        self._capture, self._rewrite = Edge("capture"), Edge("rewrite")
         self._source = self._opened()
         self._changes: list[Change] = []
         labels = None if subject.inputs is None else subject.inputs.labels
@@ -135,20 +139,26 @@ class _Run(FileRun):
         self._errors = WeightErrors()
         self._patches = Patches(read_in_model(self._own_model, subject.plan))
 
-    def verification(self, inputs: ExampleInputs | GivenArrays | None, own: bool) -> Verification:
+    def verification(self) -> Verification:
         """Run all cases over all edges."""
-        found = super().verification(inputs, own)
+        self._run_all()
         subject = self._subject
-        return replace(
-            found,
-            edges=(self._capture.result(), found.edges[1], self._rewrite.result(), *map(self._fair, found.edges[3:])),
-            approximation=approximation(self._changes),
+        # Before the layers, for which it tells the errors of their weights.
+        weights = self._weights()
+        return self.result(
+            edges=(
+                self._capture.result(),
+                weights,
+                self._rewrite.result(),
+                *map(self._fair, self._session_edges.results()),
+            ),
             artifacts={
                 f"source {subject.source.name}": sha256_file(subject.source),
                 subject.name: sha256_file(subject.file),
             },
-            plan=subject.plan,
             layers=layer_results(subject.plan, self._errors.of, self._patches.of, self._ratios),
+            approximation=approximation(self._changes),
+            plan=subject.plan,
         )
 
     def _fair(self, edge: EdgeResult) -> EdgeResult:
@@ -157,10 +167,6 @@ class _Run(FileRun):
         if self._source is not None or edge.status is not Status.FAIL or not refused:
             return edge
         return replace(edge, status=Status.INCONCLUSIVE, reason=f"{edge.reason} (nor does it run the source)")
-
-    @property
-    def _open(self) -> list[Edge]:
-        return [edge for edge in (self._capture, self._rewrite) if edge.given is None] + super()._open
 
     def _opened(self) -> Session | None:
         """The source itself on ONNX Runtime."""
@@ -171,7 +177,7 @@ class _Run(FileRun):
             return None
 
     def _weights(self) -> EdgeResult:
-        self._progress("comparing weights")
+        self._check.progress("comparing weights")
         found = compare_weights(self._model, self._subject.plain())
         self._errors = found.layers
         fault = mask_fault(self._model, self._subject.plan) or self._touched()
@@ -191,7 +197,8 @@ class _Run(FileRun):
                 return EdgeResult(edge="weights", status=Status.FAIL, first_divergence=name, reason=reason)
         return None
 
-    def _compare(self, case: FileCase, trial: Trial) -> None:
+    def compare(self, case: FileCase, trial: Trial) -> None:
+        """The source on ONNX Runtime, and the two models in float64."""
         self._patches.watch_inputs(case.inputs)
         effective = self._effective.run(case.inputs, watch=self._watch)
         found = trial.compare_exact(effective, trial.reference)
@@ -212,20 +219,8 @@ class _Run(FileRun):
 
     def _own_trial(self, case: FileCase, trial: Trial, dense: Mapping[str, Array]) -> Trial:
         """The tolerance of the source with its own weights."""
-
-        def perturbed(seed: int, u: float) -> Mapping[str, Array]:
-            return self._own.run(case.inputs, NoiseSpec(seed=seed, unit_rounding=u))
-
         own = {name: rounded(value, trial.own[name].dtype) for name, value in dense.items()}
-        return make_trial(
-            case.name,
-            dense,
-            own,
-            perturbed,
-            seed=self._seed,
-            unit_rounding=self._u,
-            tolerance=self._tolerance,
-        )
+        return self.measured(case.name, dense, own, lambda noise: self._own.run(case.inputs, noise))
 
     def _compare_source(self, case: FileCase, trial: Trial, right: Mapping[str, Array]) -> None:
         """What ONNX Runtime makes of the source itself."""

@@ -73,3 +73,14 @@ def test_the_same_command_twice_gives_the_same_bytes(tmp_path: Path) -> None:
         convert(RUN, [tmp_path / f"{name}.onnx", tmp_path / f"{name}.pt2"], **options)
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
     assert (tmp_path / "a.pt2").read_bytes() == (tmp_path / "b.pt2").read_bytes()
+
+
+def test_the_cheapest_forms_give_the_same_outputs_and_cost_no_more_than_dense(tmp_path: Path) -> None:
+    path = tmp_path / "auto.onnx"
+    result = convert(RUN, path, factory=FACTORY, input_shape="1x1x16x16", form="auto", **MASKS)
+    assert result.verdict is Status.PASS
+    assert result.plan.macs_after <= result.plan.macs_before
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (output,) = session.run(None, {"x": GOLDEN["input"]})
+    wanted = GOLDEN["fixed_mask_output"]
+    np.testing.assert_allclose(output, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())

@@ -17,20 +17,21 @@ def layer(name="conv1", **changes):
     fields = {
         "name": name, "kind": "conv2d", "geometry": "16>32 3x3 s2 p1", "form": "factorized", "components": 8,
         "live": 4, "rank": 4, "break_even": 6.5, "macs_before": 295_000, "macs_after": 181_000, "delta_ratio": 0.125,
-        "delta": "dropped", "masked": True, "reason": "4 live of 8 components, break-even 6",
+        "delta": "dropped", "masked": True, "reason": "4 live of 8 components, break-even 6", "kept": 4,
+        "params_before": 4640, "params_after": 2850,
     }  # fmt: skip
     return LayerPlan(**{**fields, **changes})
 
 
 def dear(name="conv1", **changes):
     """A layer that does not pay."""
-    return layer(name, **{"live": 8, "macs_after": 362_000, **changes})
+    return layer(name, **{"live": 8, "kept": 8, "macs_after": 362_000, "params_after": 5700, **changes})
 
 
 def left(name, reason):
     """A layer without components."""
     return layer(name, form="dense", components=None, live=None, rank=None, delta_ratio=None, delta="none",
-                 masked=False, macs_after=295_000, reason=reason)  # fmt: skip
+                 masked=False, macs_after=295_000, reason=reason, kept=None, params_after=4640)  # fmt: skip
 
 
 def plan(*layers, skipped=()):

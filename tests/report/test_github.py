@@ -35,7 +35,7 @@ def test_the_summary():
     assert "| capture | ✅ pass | 0.5 | 6 inputs compared |" in text
     assert "| weights | ❌ fail | 2.1e+05 | first diverges at conv2: " in text
     assert "1 of 2 layers failed" in text
-    assert "Approximation, intended: masks and dropped deltas change the outputs by 25.0% in norm." in text
+    assert "Approximation, intended: masks, ranks and dropped deltas change the outputs by 25.0% in norm." in text
     passed = summary(verification(edge("rewrite"), NO_DEVICE))
     assert passed.startswith("### ✅ spdexport: equivalent: the file computes the intended model, to rounding\n")
 

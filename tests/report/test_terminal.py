@@ -42,10 +42,11 @@ def file(tmp_path):
 def test_a_cheaper_model(file):
     text = shown(conversion(layer(), outputs=[file], found=verification()))
     assert "1 layer decomposed (factorized), components from the SPD run" in text
-    assert " ".join(row(text, "conv1")) == "conv1 16>32 3x3 s2 p1 8 4 6 295 k 181 k 0.125 dropped"
+    assert " ".join(row(text, "conv1")) == "conv1 16>32 3x3 s2 p1 8 4 6 295 k 181 k 4.64 k 2.85 k 0.125"
     assert "MACs for one sample: 295 k -> 181 k, 0.61 times the dense cost" in text
     assert "spdexport fold" not in text
-    assert f"  {file}, 208 kB\n" in text
+    assert f"  {file}, 208 kB (dense 215 kB)\n" in text
+    assert "parameters of these layers: 4.64 k -> 2.85 k" in text
     assert "equivalent: the file computes the intended model, to rounding" in text
 
 
@@ -58,6 +59,7 @@ def test_a_dearer_model_is_told_plainly_with_what_to_do(file):
     assert "This costs more than the dense model. 2 layers (conv1, conv2)" in joined(text)
     assert f"  spdexport fold {file} -o OUT.onnx\n" in text
     assert "--form dense" in text
+    assert "--form auto" in text
 
 
 def test_different_forms_have_a_column():
@@ -68,7 +70,11 @@ def test_different_forms_have_a_column():
 
 
 def test_a_delta_that_is_rounding_is_none():
-    assert row(shown(conversion(layer(delta="none", delta_ratio=3e-8))), "conv1")[-1] == "none"
+    both = conversion(layer(), layer("conv2", delta="none", delta_ratio=3e-8))
+    assert row(shown(both), "conv2")[-1] == "none"
+    assert "delta: what V U leaves of the weight, dropped" in joined(shown(both))
+    alone = shown(conversion(layer(delta="none", delta_ratio=3e-8)))
+    assert "delta" not in alone
 
 
 def test_a_big_model_shows_what_changes_most():
@@ -274,7 +280,7 @@ def test_an_edge_that_did_not_run_says_why():
 
 def test_approximation_is_intended():
     text = joined(shown(verification()))
-    assert "approximation, intended: what masks and dropped deltas change of the dense model" in text
+    assert "approximation, intended: what masks, ranks and dropped deltas change of the dense model" in text
     assert "outputs differ by 25.0% in norm, at most 1.5" in text
     assert "the top class is the same for 93.8% of the samples" in text
     assert "approximation" not in shown(verification(approximation=None))

@@ -127,7 +127,8 @@ def test_given_inputs_are_a_case(file: Path) -> None:
 def test_nan_in_the_users_inputs_is_inconclusive(file: Path) -> None:
     found = pipeline.verify(file, inputs=torch.full((1, 3, 8, 8), torch.nan))
     assert edge(found, "export").status is Status.INCONCLUSIVE
-    assert edge(found, "export").reason == "the reference itself is NaN, on input given by inputs"
+    reason = edge(found, "export").reason
+    assert reason == "the reference itself is NaN (the input input has NaN), on input given by inputs"
 
 
 def test_sizes_of_dynamic_axes_are_guessed_and_said(tmp_path: Path) -> None:

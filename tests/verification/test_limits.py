@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
 import torch
 from cli_command import spdexport as command
+from report.results import verification
 from torch import nn
 
 import spdexport
 from spdexport.errors import ExampleInputError, UsageError
+from spdexport.report import github
 from spdexport.verification.approximation import Change, approximation
-from spdexport.verification.result import Status
+from spdexport.verification.result import Approximation, Status
 
 
 def net() -> nn.Module:
@@ -79,7 +82,8 @@ def test_the_command_line_says_it_plainly(tmp_path: Path, inputs: Path) -> None:
     torch.export.save(torch.export.export(net(), (torch.randn(8, 3, 8, 8),)), tmp_path / "net.pt2")
     out, report = tmp_path / "m.onnx", tmp_path / "r.json"
     arguments = ("convert", tmp_path / "net.pt2", "--inputs", inputs, "--max-error", "0.9", "--max-relative-l2", "1e-6")
-    done = command(*arguments, "-o", out, "--report", report, "--save-plan", tmp_path / "plan.json")
+    files = ("--report", report, "--junit", tmp_path / "j.xml", "--save-plan", tmp_path / "plan.json")
+    done = command(*arguments, "-o", out, *files)
     assert done.exit_code == 1, done.output
     text = " ".join(done.output.split())
     assert "The approximation exceeds the limit that you set" in text
@@ -91,6 +95,9 @@ def test_the_command_line_says_it_plainly(tmp_path: Path, inputs: Path) -> None:
     assert found["approximation"]["max_relative_l2"] == 1e-6
     assert len(found["approximation"]["exceeded"]) == 1
     assert (tmp_path / "plan.json").exists(), "the plan is what it is"
+    suite = ET.parse(tmp_path / "j.xml").find("testsuite[@name='spdexport.limits']")
+    assert suite is not None
+    assert suite.get("failures") == "1"
     quiet = command(*arguments, "-o", out, "-q")
     assert quiet.exit_code == 1
     assert "exceeds the limit" in quiet.output
@@ -113,6 +120,16 @@ def test_limits_that_nothing_could_be_judged_on(tmp_path: Path, options: dict[st
     shapes = {} if "inputs" in options else {"input_shape": "2x3x8x8"}
     with pytest.raises(UsageError, match=message):
         spdexport.convert(net(), tmp_path / "m.onnx", **shapes, **options)
+
+
+def test_the_other_reports_show_an_exceeded_limit() -> None:
+    change = Approximation(
+        max_abs=1.0, relative_l2=0.5, top1_agreement=None, max_relative_l2=0.1, exceeded=("outputs differ too much",)
+    )
+    (told,) = github.commands(verification(approximation=change))
+    assert told.startswith("::error title=spdexport")
+    assert "outputs differ too much" in told
+    assert "**limit exceeded**: outputs differ too much" in github.summary(verification(approximation=change))
 
 
 def test_a_file_alone_has_no_approximation(tmp_path: Path) -> None:

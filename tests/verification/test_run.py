@@ -69,7 +69,7 @@ def test_nan_in_the_users_inputs_is_inconclusive(conv_bn: Subject) -> None:
     assert found["weights"].status is Status.PASS
     for edge in ("capture", "rewrite", "export", "optimize"):
         assert found[edge].status is Status.INCONCLUSIVE
-        assert found[edge].reason == "the reference itself is NaN, on input given by mine"
+        assert found[edge].reason == "the reference itself is NaN (the input input has NaN), on input given by mine"
 
 
 def _one_weight_off(subject: Subject) -> torch.nn.Module:
@@ -108,3 +108,14 @@ def test_outputs_that_cannot_be_compared_are_inconclusive(
     for edge in ("capture", "rewrite", "export", "optimize"):
         assert found[edge].status is Status.INCONCLUSIVE
         assert found[edge].reason.startswith(why)
+
+
+def test_a_transposed_layer_as_wide_as_it_is_deep_is_exchanged_in_the_layout_that_it_is_stored_in(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    module = torch.nn.ConvTranspose2d(4, 4, 3)
+    subject = make_subject(tmp_path, module, {"inputs": torch.randn(2, 4, 8, 8), "rank": 2})
+    assert subject.plan.approximates
+    found = {e.edge: e for e in verify_subject(subject, providers=(), seed=0).edges}
+    assert found["capture"].status is Status.PASS

@@ -1,0 +1,82 @@
+"""``spdexport masks``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from spdexport.cli_options import given, model_options, report_option, source_argument, talk_options
+from spdexport.commands.running import Reporting, reporting
+from spdexport.errors import UsageError
+
+MEASURES = ("peak", "mean", "frequency")
+
+
+@click.command(short_help="Derive fixed masks for SOURCE, an SPD run, from data.")
+@source_argument
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The masks: OUT.safetensors.")
+@model_options
+@click.option("--components", type=click.Path(path_type=Path), help="The SPD run or checkpoint, for a dense SOURCE.")
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave these layers alone. Repeatable.")
+@click.option("--by", type=click.Choice(MEASURES), default="peak", show_default=True, help="What is judged.")
+@click.option(
+    "--threshold",
+    type=float,
+    default=0.1,
+    show_default=True,
+    metavar="T",
+    help="Keep components whose peak or mean importance is above T; for frequency, what is above T fires.",
+)
+@click.option(
+    "--min-frequency",
+    type=float,
+    default=0.0,
+    show_default=True,
+    metavar="F",
+    help="With --by frequency: keep components that fire on this share of samples and locations.",
+)
+@click.option("--top", type=int, metavar="K", help="Keep the K greatest of each layer instead.")
+@click.option("--batch", type=int, default=64, show_default=True, help="Samples that are run together.")
+@report_option
+@talk_options
+@reporting
+def masks(
+    reports: Reporting,
+    *,
+    source: Path | None,
+    output: Path,
+    inputs: Path | None,
+    by: str,
+    threshold: float,
+    min_frequency: float,
+    top: int | None,
+    batch: int,
+    **_: Any,
+) -> int:
+    """Derive fixed masks for SOURCE from the data in --inputs: .npz, .npy, safetensors, or a folder of such.
+
+    The data run through the dense model, and the run's causal-importance functions tell how important each component
+    is. The importances are written beside the masks.
+    """
+    import spdexport
+
+    if inputs is None:
+        raise UsageError("There are no data.", where="the command", hint="Give --inputs FILE or a folder.")
+    options = {name: value for name, value in given().items() if name != "inputs"}
+    with reports.run([source, output, inputs]) as (progress, finish):
+        result = spdexport.derive_masks(
+            source,
+            output,
+            data=inputs,
+            by=by,
+            threshold=threshold,
+            min_frequency=min_frequency,
+            top=top,
+            batch=batch,
+            progress=progress,
+            **options,
+        )
+        finish(result)
+    return 0

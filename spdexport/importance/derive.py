@@ -1,0 +1,320 @@
+"""Fixed masks derived from data: the importances that the run's gates give in the dense model's own pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+import numpy as np
+import safetensors.numpy
+
+from spdexport.arrays import to_numpy, to_torch
+from spdexport.conv import stored_weight
+from spdexport.errors import ComponentsError, ExampleInputError, UsageError
+from spdexport.factors import v_filters
+from spdexport.files.atomic import replacing
+from spdexport.files.batches import UNNAMED, DataSet, open_data
+from spdexport.files.hashing import sha256_file
+from spdexport.gates import evaluate as evaluate_gate
+from spdexport.importance.result import DerivedMasks, LayerMask
+from spdexport.importance.statistics import Importances, Measure, Rule, Running
+from spdexport.installed import versions
+from spdexport.loading.inputs import inputs_by_name
+from spdexport.names import layer_of_call
+from spdexport.options import Options, OptionsDict
+from spdexport.prepare import prepare
+from spdexport.reference.torch_reference import evaluate
+from spdexport.rewrite.torch_graph import operands
+from spdexport.rewrite.torch_place import convolution
+from spdexport.sources.match import match_gates
+from spdexport.sources.spd import load_components
+from spdexport.verification.inputs import input_names
+
+if TYPE_CHECKING:
+    import torch
+    from torch.export import ExportedProgram
+
+    from spdexport.conv import Array, ConvSite
+    from spdexport.factors import Factors
+    from spdexport.gates import GateFunction
+    from spdexport.loading.model import ExampleInputs
+    from spdexport.planning import Decision
+    from spdexport.prepare import Prepared, Source
+
+BATCH = 64
+
+Progress = Callable[[str], None]
+Data = Iterable[Mapping[str, "Array"]] | Iterable["Array"]
+"""Batches: arrays by input name, or one array for a model with one input; axis 0 counts the samples."""
+
+
+def derive_masks(
+    source: Source,
+    output: str | Path | None = None,
+    *,
+    data: str | Path | Data,
+    by: str = Measure.PEAK.value,
+    threshold: float = 0.1,
+    min_frequency: float = 0.0,
+    top: int | None = None,
+    batch: int = BATCH,
+    progress: Progress = lambda _: None,
+    **options: Unpack[OptionsDict],
+) -> DerivedMasks:
+    """Run a data set through the dense model, and keep the components that the run's gates find important.
+
+    Args:
+        source: As for ``convert``; its components are those of an SPD run with causal-importance functions.
+        output: The masks' file, safetensors; the importances are written beside it, as ``<layer>/peak``,
+            ``<layer>/mean`` and ``<layer>/frequency`` in ``OUT.importances.safetensors``. None to write nothing.
+        data: A .npz, .npy or safetensors file or a folder of such, or batches of arrays.
+        by: ``peak``, ``mean`` or ``frequency`` of the importance.
+        threshold: Kept where the peak or mean is greater; for ``frequency``, an importance above it counts as firing.
+        min_frequency: For ``frequency``, the least share of samples and locations.
+        top: The number of components that each layer keeps, in the place of a limit.
+        batch: Samples that are run together, of a file; batches that are given are taken as they are.
+        progress: Told what is being done.
+        **options: See ``spdexport.Options``; what is about forms and masks has no meaning here.
+
+    Raises:
+        UsageError: Options that do not go together.
+        ComponentsError: The source has no causal-importance functions.
+        InputError: A file that cannot be used.
+        CaptureError: The model cannot be traced.
+    """
+    rule = _rule(by, threshold, min_frequency, top)
+    if batch < 1:
+        raise UsageError(f"A batch of {batch} holds nothing.", where="--batch", hint="Give a number of at least 1.")
+    path = None if output is None else Path(output)
+    if path is not None and path.suffix != ".safetensors":
+        raise UsageError(
+            f"Masks are written as safetensors, and {path.name!r} does not end so.",
+            where=f"-o {path}",
+            hint="Name it OUT.safetensors.",
+        )
+    beside = None if path is None else path.with_name(f"{path.stem}.importances{path.suffix}")
+    opened = open_data(data) if isinstance(data, str | Path) else None
+    batches = iter(_named(data) if opened is None else opened.batches(batch))  # type: ignore[arg-type]
+    first = next(batches, None)
+    if first is None:
+        raise ExampleInputError("There are no data.", where="the data", hint="Give at least one sample.")
+    origin = "the data" if opened is None else str(opened.path)
+    if "inputs" not in options and "input_shape" not in options:
+        options = {**options, "inputs": _example(first, origin)}
+    chosen = Options.of(options)
+    prepared = prepare(source, chosen, progress)
+    gated, note = _gated(prepared, chosen)
+    found, samples = _run(prepared, gated, first, batches, rule, opened, origin, progress)
+    layers = tuple(LayerMask(name=name, importances=found[name], mask=found[name].mask(rule)) for name in gated)
+    written: tuple[Path, ...] = ()
+    if path is not None and beside is not None:
+        written = (path, beside)
+        _write(layers, path, beside)
+    return DerivedMasks(
+        layers=layers,
+        rule=rule,
+        samples=samples,
+        outputs=written,
+        notes=(*prepared.notes, *([] if note is None else [note])),
+        hashes={**prepared.hashes, **_hashes(opened), **{p.name: sha256_file(p) for p in written}},
+        seed=chosen.seed,
+        versions=versions(),
+    )
+
+
+def _rule(by: str, threshold: float, min_frequency: float, top: int | None) -> Rule:
+    try:
+        measure = Measure(by)
+    except ValueError:
+        allowed = ", ".join(m.value for m in Measure)
+        raise UsageError(f"{by!r} is no measure.", where="--by", hint=f"Choose one of {allowed}.") from None
+    if not np.isfinite(threshold):
+        raise UsageError(f"The threshold is {threshold}.", where="--threshold", hint="Give a finite number.")
+    if not 0 <= min_frequency <= 1:
+        raise UsageError(
+            f"A share of {min_frequency} cannot be.", where="--min-frequency", hint="Give a number from 0 to 1."
+        )
+    if min_frequency and measure is not Measure.FREQUENCY:
+        raise UsageError(
+            f"--min-frequency says nothing about the {measure.value}.",
+            where="--min-frequency",
+            hint="Give --by frequency with it.",
+        )
+    if top is not None and top < 1:
+        raise UsageError(f"The top {top} are none.", where="--top", hint="Give a number of at least 1.")
+    return Rule(by=measure, threshold=threshold, min_frequency=min_frequency, top=top)
+
+
+def _named(data: Data) -> Iterable[Mapping[str, Array]]:
+    for part in data:
+        yield part if isinstance(part, Mapping) else {UNNAMED: np.asarray(part)}
+
+
+def _example(batch: Mapping[str, Array], origin: str) -> ExampleInputs:
+    """The first samples, with which the model is traced."""
+    return _inputs({name: array[:2] for name, array in batch.items()}, origin)
+
+
+def _inputs(batch: Mapping[str, Array], origin: str) -> ExampleInputs:
+    return inputs_by_name({name: to_torch(array) for name, array in batch.items()}, origin)
+
+
+def _gated(prepared: Prepared, options: Options) -> tuple[dict[str, tuple[Decision, GateFunction]], str | None]:
+    """The layers that have components and a function, by name; and what had to be guessed of the functions."""
+    components = prepared.loaded.components
+    if options.components is not None:
+        components = load_components(options.components)
+    gates = {} if components is None else match_gates(components, [d.site for d in prepared.plan.decisions])
+    found: dict[str, tuple[Decision, GateFunction]] = {}
+    for decision in prepared.plan.decisions:
+        layer = layer_of_call(decision.site.name)
+        if decision.factors is None or layer not in gates:
+            continue
+        if decision.site.name != layer:
+            raise ComponentsError(
+                f"{layer} is called more than once, and SPD has one importance for it.",
+                where=f"layer {layer}",
+                hint=f"Leave the layer out with --exclude '{layer}*'.",
+            )
+        found[layer] = (decision, gates[layer])
+    if not found:
+        raise ComponentsError(
+            "There are no causal-importance functions to derive masks from.",
+            where=str(options.components or prepared.loaded.path or "the source"),
+            hint="Give an SPD run or checkpoint, as the source or as --components.",
+        )
+    note = getattr(None if components is None else components.gates, "note", None)
+    return found, note
+
+
+def _run(
+    prepared: Prepared,
+    gated: Mapping[str, tuple[Decision, GateFunction]],
+    first: Mapping[str, Array],
+    rest: Iterable[Mapping[str, Array]],
+    rule: Rule,
+    opened: DataSet | None,
+    origin: str,
+    progress: Progress,
+) -> tuple[dict[str, Importances], int]:
+    program = prepared.captured.program
+    running = {name: Running(gate.components, rule.threshold) for name, (_, gate) in gated.items()}
+    fixed = _fixed_batch(program)
+    done = 0
+    for batch in _chain(first, rest):
+        number = min(len(array) for array in batch.values())
+        for start in range(0, number, fixed or number):
+            part = {name: array[start : start + (fixed or number)] for name, array in batch.items()}
+            _take(program, gated, running, _filled(part, fixed), min(number - start, fixed or number), origin)
+        done += number
+        total = "" if opened is None else f" of {opened.samples}"
+        progress(f"importances: {done}{total} samples")
+    return {name: one.result() for name, one in running.items()}, done
+
+
+def _chain(first: Mapping[str, Array], rest: Iterable[Mapping[str, Array]]) -> Iterable[Mapping[str, Array]]:
+    yield first
+    yield from rest
+
+
+def _fixed_batch(program: ExportedProgram) -> int | None:
+    """The batch of a program that takes no other; None where it may change."""
+    names = set(input_names(program))
+    first = next(
+        (
+            node.meta["val"]
+            for node in program.graph.nodes
+            if node.op == "placeholder" and node.name in names and node.meta["val"].ndim
+        ),
+        None,
+    )
+    return int(first.shape[0]) if first is not None and isinstance(first.shape[0], int) else None
+
+
+def _filled(part: Mapping[str, Array], batch: int | None) -> Mapping[str, Array]:
+    """The samples, the last of them repeated up to a fixed batch; what is repeated is not counted."""
+    if batch is None:
+        return part
+    return {
+        name: np.concatenate([array, np.repeat(array[-1:], batch - len(array), axis=0)]) for name, array in part.items()
+    }
+
+
+class _EnoughError(Exception):
+    """All layers were seen; what follows in the model is not needed."""
+
+
+def _take(
+    program: ExportedProgram,
+    gated: Mapping[str, tuple[Decision, GateFunction]],
+    running: Mapping[str, Running],
+    batch: Mapping[str, Array],
+    number: int,
+    origin: str,
+) -> None:
+    """Run one batch, and take in the importances of its first ``number`` samples."""
+    inputs = _inputs(batch, origin)
+    if not all(np.isfinite(to_numpy(t)).all() for t in inputs.tensors() if t.is_floating_point()):
+        raise ExampleInputError("The data hold NaN or infinity.", where=origin, hint="Mend or remove these samples.")
+    readers: dict[str, list[str]] = {}
+    nodes = {node.name: node for node in program.graph.nodes}
+    for layer, (decision, _) in gated.items():
+        readers.setdefault(operands(nodes[decision.site.node]).data.name, []).append(layer)
+    waiting = set(readers)
+
+    def see(name: str, value: torch.Tensor) -> None:
+        for layer in readers.get(name, ()):
+            decision, gate = gated[layer]
+            assert decision.factors is not None, "layers with gates have components"
+            found = _importances(decision.site, decision.factors, gate, value)
+            running[layer].add(found[:number])
+        waiting.discard(name)
+        if not waiting:
+            raise _EnoughError
+
+    tensors = dict(zip(input_names(program), inputs.tensors(), strict=False))
+    try:
+        for name, tensor in tensors.items():
+            if name in readers:
+                see(name, tensor)
+        evaluate(program, inputs.args, inputs.kwargs, float64=False, watch=see)
+    except _EnoughError:
+        return
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ExampleInputError(
+            f"The model does not take the data: {str(error).splitlines()[0]}",
+            where=origin,
+            hint="Save them by the names of the model's inputs, with the shapes that it was traced with.",
+        ) from error
+
+
+def _importances(site: ConvSite, factors: Factors, gate: GateFunction, value: torch.Tensor) -> Array:
+    """Of what a layer reads: shape (batch, ..., C), rounded to the layer's dtype as SPD computes it."""
+    if not site.spec.axes:
+        activation = value @ to_torch(np.ascontiguousarray(factors.V))
+    else:
+        spec = replace(site.spec, out_channels=factors.components)
+        target, arguments = convolution(spec)
+        filters = to_torch(np.ascontiguousarray(stored_weight(v_filters(factors, site.spec), spec)))
+        activation = target(value, filters, None, *arguments).movedim(1, -1)
+    given: Any = to_numpy(value).astype(np.float64) if gate.kind.reads_input else None
+    found = evaluate_gate(gate, to_numpy(activation).astype(np.float64), given)
+    return found.astype(site.weight.dtype)
+
+
+def _write(layers: tuple[LayerMask, ...], path: Path, beside: Path) -> None:
+    """Both files, whole or not at all."""
+    statistics = {
+        f"{layer.name}/{measure.value}": getattr(layer.importances, measure.value).astype(np.float32)
+        for layer in layers
+        for measure in Measure
+    }
+    with replacing(path) as masks, replacing(beside) as importances:
+        safetensors.numpy.save_file({layer.name: layer.mask for layer in layers}, masks)
+        safetensors.numpy.save_file(statistics, importances)
+
+
+def _hashes(opened: DataSet | None) -> dict[str, str]:
+    return {} if opened is None else {f"data {file.name}": sha256_file(file) for file in opened.files}

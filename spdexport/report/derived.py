@@ -1,0 +1,84 @@
+"""Masks made from data: in words, as a table, and as JSON values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from spdexport.importance.statistics import Measure
+from spdexport.names import count
+
+if TYPE_CHECKING:
+    from spdexport.importance.result import DerivedMasks
+
+LEGEND = "peak, mean: the greatest of any component, over all samples and locations; fires: the most that any does"
+
+
+def title(result: DerivedMasks) -> str:
+    """What was kept of what, and by which rule."""
+    live, all_of_them = (sum(getattr(x, what) for x in result.layers) for what in ("live", "components"))
+    return f"{live} of {count(all_of_them, 'component')} kept, on {count(result.samples, 'sample')}: {rule(result)}"
+
+
+def rule(result: DerivedMasks) -> str:
+    """The rule in words."""
+    made = result.rule
+    what = {
+        Measure.PEAK: "peak importance",
+        Measure.MEAN: "mean importance",
+        Measure.FREQUENCY: f"frequency of an importance above {made.threshold:g}",
+    }[made.by]
+    if made.top is not None:
+        return f"the {made.top} of each layer with the greatest {what}"
+    if made.by is Measure.FREQUENCY:
+        return f"{what} at least {made.min_frequency:g}" if made.min_frequency else f"{what} above 0"
+    return f"{what} above {made.threshold:g}"
+
+
+def table(result: DerivedMasks) -> Table:
+    """A row for each layer."""
+    made = Table(box=None, pad_edge=False, show_edge=False)
+    made.add_column("layer", overflow="fold")
+    for header in ("C", "live", "peak", "mean", "fires"):
+        made.add_column(header, justify="right", no_wrap=True)
+    for layer in result.layers:
+        found = layer.importances
+        made.add_row(
+            Text(layer.name),
+            str(layer.components),
+            str(layer.live),
+            f"{found.peak.max():.3g}",
+            f"{found.mean.max():.3g}",
+            f"{found.frequency.max():.1%}",
+        )
+    return made
+
+
+def masks_json(result: DerivedMasks) -> dict[str, Any]:
+    """The names of the JSON report."""
+    return {
+        "samples": result.samples,
+        "rule": {
+            "by": result.rule.by.value,
+            "threshold": result.rule.threshold,
+            "min_frequency": result.rule.min_frequency,
+            "top": result.rule.top,
+        },
+        "layers": [
+            {
+                "name": layer.name,
+                "components": layer.components,
+                "live": layer.live,
+                "kept": [int(index) for index in layer.mask.nonzero()[0]],
+                **{m.value: getattr(layer.importances, m.value).tolist() for m in Measure},
+            }
+            for layer in result.layers
+        ],
+        "notes": list(result.notes),
+        "outputs": [path.name for path in result.outputs],
+        "seed": result.seed,
+        "versions": dict(result.versions),
+        "artifacts": {name: {"sha256": value} for name, value in result.hashes.items()},
+    }

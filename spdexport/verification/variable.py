@@ -1,0 +1,212 @@
+"""Verification of masks that are known only at run time: which are drawn, what is right, and what V and U must be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from spdexport.arrays import to_numpy, to_torch
+from spdexport.factors import absorb_mask, delta, u_filters, unit_rounding, v_filters
+from spdexport.forms import Role
+from spdexport.names import layer_of_call
+from spdexport.reference.masked_reference import Masked, evaluate_masked
+from spdexport.reference.torch_reference import Noise
+from spdexport.verification.inputs import Case, feeds
+from spdexport.verification.result import EdgeResult, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import onnx_ir as ir
+    from torch.export import ExportedProgram
+
+    from spdexport.conv import Array
+    from spdexport.forms import RuntimeInput
+    from spdexport.planning import Decision, Plan
+
+KINDS = ("left out", "random", "zero", "binary", "one", "beyond 0 and 1")
+"""What run-time masks are drawn as, case after case; the two that say most come first."""
+
+GATE_ROUNDINGS = 16
+"""Times the unit rounding by which a gate is shaken to see if its threshold decides the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MaskedModel:
+    """A model with masks that are known only at run time, as it is verified.
+
+    Attributes:
+        dense: The traced program with the source's own weights.
+        effective: The traced program with the plan's effective weights.
+        intended: The program with the masks.
+        plan: The decisions.
+        required: Whether the file has no default for an input that is left out.
+    """
+
+    dense: ExportedProgram
+    effective: ExportedProgram
+    intended: ExportedProgram
+    plan: Plan
+    required: bool
+
+    @property
+    def decisions(self) -> Sequence[Decision]:
+        """The layers whose masks are known only at run time."""
+        return [d for d in self.plan.decisions if d.run_time is not None]
+
+    def cases(self, plain: Iterator[Case], seed: int) -> Iterator[Case]:
+        """Each case with masks; without run-time masks, as it is."""
+        inputs = self.plan.runtime_inputs
+        for number, case in enumerate(plain):
+            if not inputs:
+                yield replace(case, plain=case.inputs)
+                continue
+            kind = KINDS[number % len(KINDS)]
+            if kind == "left out" and self.required:
+                kind = "one"
+            shapes = self._shapes(case)
+            random = np.random.default_rng([seed, number, 1])
+            dtypes = {d.site.weight.dtype for d in self.decisions}
+            dtype = max(dtypes, key=lambda kind: kind.itemsize)
+            given = {i.name: _draw(kind, i, shapes[i.keyword], random).astype(dtype) for i in inputs}
+            tensors = {i.keyword: to_torch(given[i.name]) for i in inputs}
+            yield replace(
+                case,
+                name=f"{case.name}, masks {kind}",
+                inputs=replace(case.inputs, kwargs={**case.inputs.kwargs, **tensors}),
+                plain=case.inputs,
+                given=given,
+                omitted=kind == "left out",
+            )
+
+    def feeds(self, case: Case) -> Mapping[str, Array]:
+        """The inputs of a case by the names that the file has for them; what is left out is not there."""
+        assert case.plain is not None, "a case of a masked model remembers the model's own inputs"
+        return {**feeds(self.effective, case.plain), **({} if case.omitted else case.given)}
+
+    def expected(self, case: Case, watch: Callable[[str, torch.Tensor], None] | None = None) -> Masked:
+        """What is right, from the definition of the components."""
+        assert case.plain is not None, "a case of a masked model remembers the model's own inputs"
+        plain = case.plain
+        return evaluate_masked(
+            self.dense, self.effective, self.decisions, plain.args, plain.kwargs, case.given, watch=watch
+        )
+
+    def is_undecided(self, case: Case, found: Masked, unit_rounding: float) -> bool:
+        """Whether an importance is so near the threshold of its gate that rounding may decide about the mask."""
+        if not found.passed:
+            return False
+        assert case.plain is not None, "a case of a masked model remembers the model's own inputs"
+        plain = case.plain
+        for seed in (1, 2):
+            noise = Noise(seed=seed, unit_rounding=GATE_ROUNDINGS * unit_rounding)
+            shaken = evaluate_masked(
+                self.dense, self.effective, self.decisions, plain.args, plain.kwargs, case.given, noise=noise
+            )
+            if not found.has_same_gates(shaken):
+                return True
+        return False
+
+    def first_divergent(self, case: Case, evaluate: Callable[[Callable[[str, torch.Tensor], None]], object]) -> str | None:
+        """The first masked layer whose output in the intended program is not what is right.
+
+        Args:
+            case: The case that showed the fault.
+            evaluate: Runs the intended program on it, in float64, with a watcher.
+        """
+        nodes = {d.site.node: d.site.name for d in self.decisions}
+        right: dict[str, Array] = {}
+        wrong: dict[str, bool] = {}
+
+        def remember(name: str, value: torch.Tensor) -> None:
+            if name in nodes:
+                right[name] = to_numpy(value)
+
+        def compare(name: str, value: torch.Tensor) -> None:
+            if name in right:
+                exact, mine = right[name], to_numpy(value)
+                size = float(np.abs(exact).max(initial=0.0))
+                u = unit_rounding(np.dtype(np.float32))
+                wrong[name] = mine.shape != exact.shape or bool((np.abs(mine - exact) > 64 * u * size).any())
+
+        self.expected(case, remember)
+        evaluate(compare)
+        return next((nodes[name] for name in right if wrong.get(name)), None)
+
+    def _shapes(self, case: Case) -> dict[str, tuple[int, ...]]:
+        """The sizes of the masks for a case."""
+        wanted = {i.keyword for i in self.plan.runtime_inputs}
+        placeholders = {n.name: n.meta["val"] for n in self.intended.graph.nodes if n.op == "placeholder"}
+        sizes: dict[str, int] = {}
+        for name, value in feeds(self.effective, case.inputs).items():
+            sizes |= dict(zip(map(str, placeholders[name].shape), value.shape, strict=True))
+        return {
+            name: tuple(size if isinstance(size, int) else sizes[str(size)] for size in value.shape)
+            for name, value in placeholders.items()
+            if name in wanted
+        }
+
+
+def _draw(kind: str, wanted: RuntimeInput, shape: tuple[int, ...], random: np.random.Generator) -> Array:
+    """Values of one input, float64."""
+    binary: Array = (random.random(shape) < 0.5).astype(np.float64)
+    match kind:
+        case "random":
+            return binary if wanted.role is Role.ROUTING else random.random(shape)
+        case "binary":
+            return binary
+        case "beyond 0 and 1":
+            return np.zeros(shape) if wanted.role is Role.ROUTING else 3 * random.random(shape) - 1
+        case "zero":
+            return np.ones(shape) if wanted.role is Role.ROUTING else np.zeros(shape)
+        case _:
+            return np.ones(shape)
+
+
+def factors_fault(file: ir.Model, plan: Plan) -> EdgeResult | None:
+    """The weights edge as a failure, where V, U or the delta of a masked layer is not the plan's; None where they are.
+
+    V and the delta are in the file as they are in the plan, bit for bit. So is U, unless a batch norm was folded into
+    it: then each of its output channels has one factor.
+    """
+    for decision in plan.decisions:
+        if decision.run_time is None or decision.factors is None:
+            continue
+        spec, layer = decision.site.spec, layer_of_call(decision.site.name)
+        factors = absorb_mask(decision.factors)
+        parts = {"V": v_filters(factors, spec), "U": u_filters(factors, spec)}
+        if decision.layer.delta == "kept":
+            parts["delta"] = delta(decision.site.weight, decision.factors, spec)
+        for part, right in parts.items():
+            stored = file.graph.initializers.get(f"{layer}.{part}")
+            if stored is None or stored.const_value is None or (spec.transposed and part != "U"):
+                continue  # under another name it is compared with the export
+            mine = stored.const_value.numpy()
+            right = right.astype(decision.site.weight.dtype)
+            # A linear layer's weight may be stored transposed, for a plain matrix product.
+            if not any(_agrees(mine, way, scaled=part != "V") for way in ((right, right.T) if not spec.axes else (right,))):
+                return EdgeResult(
+                    edge="weights",
+                    status=Status.FAIL,
+                    noise_ratio=float("inf"),
+                    first_divergence=decision.site.name,
+                    reason=f"{part} of {layer} in the file is not that of its components",
+                )
+    return None
+
+
+def _agrees(mine: Array, right: Array, *, scaled: bool) -> bool:
+    if mine.shape != right.shape:
+        return False
+    if np.array_equal(mine, right):
+        return True
+    if not scaled:
+        return False
+    a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (mine, right))
+    norms = (b * b).sum(axis=1)
+    scale = np.divide((a * b).sum(axis=1), norms, out=np.zeros_like(norms), where=norms > 0)
+    bound = 4 * unit_rounding(mine.dtype) * np.abs(scale[:, None] * b).max(axis=1, keepdims=True, initial=0.0)
+    return bool((np.abs(a - scale[:, None] * b) <= bound).all())
