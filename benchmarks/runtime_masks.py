@@ -58,9 +58,7 @@ def main() -> None:
     print(f"\nWanted: a ratio of {WANTED} at most.")
 
 
-def _rows(
-    paths: dict[str, Path], components: dict[str, int], batch: int, options: argparse.Namespace
-) -> list[str]:
+def _rows(paths: dict[str, Path], components: dict[str, int], batch: int, options: argparse.Namespace) -> list[str]:
     """One row for masks that are given, and one for masks that are left out."""
     settings = SessionSettings(spinning=False)
     sessions = {name: open_session(path, settings) for name, path in paths.items()}

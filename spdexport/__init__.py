@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from spdexport.ablation.ablate import Ablations, ablate
     from spdexport.conv import ConvSpec
     from spdexport.errors import (
         CaptureError,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Ablations",
     "Bench",
     "CaptureError",
     "ComponentSet",
@@ -70,6 +72,7 @@ __all__ = [
     "UsageError",
     "Verification",
     "__version__",
+    "ablate",
     "bench",
     "convert",
     "derive_masks",
@@ -81,6 +84,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "Ablations": "ablation.ablate",
     "Bench": "measuring.bench",
     "CaptureError": "errors",
     "ComponentSet": "sources.components",
@@ -109,6 +113,7 @@ _HOME = {
     "Status": "verification.result",
     "UsageError": "errors",
     "Verification": "verification.result",
+    "ablate": "ablation.ablate",
     "bench": "measuring.bench",
     "convert": "pipeline",
     "derive_masks": "importance.derive",

@@ -11,6 +11,7 @@ import click
 
 from spdexport import __version__
 from spdexport.cli_options import DEBUG
+from spdexport.commands.ablate import ablate
 from spdexport.commands.bench import bench
 from spdexport.commands.convert import convert
 from spdexport.commands.fold import fold
@@ -110,5 +111,5 @@ def main() -> None:
     """
 
 
-for command in (convert, verify, fold, inspect, bench, masks):
+for command in (convert, verify, fold, inspect, bench, masks, ablate):
     main.add_command(command)

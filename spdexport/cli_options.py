@@ -225,12 +225,15 @@ provider_option = click.option(
     help="Check on this ONNX Runtime provider beside the CPU. Repeatable. Default: cuda where it can run.",
 )
 report_option = click.option("--report", type=_PATH, metavar="F.json", help="Write the result as JSON.")
+html_option = click.option(
+    "--html", type=_PATH, metavar="F.html", help="Write it as a page that needs nothing but itself."
+)
 report_options = _together(
     report_option,
     click.option(
         "--junit", type=_PATH, metavar="F.xml", help="Write it as JUnit XML: a test case for each edge and layer."
     ),
-    click.option("--html", type=_PATH, metavar="F.html", help="Write it as a page that needs nothing but itself."),
+    html_option,
 )
 repro_option = click.option(
     "--repro",

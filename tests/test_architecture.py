@@ -31,7 +31,7 @@ LAYERS = (
     ("onnx_prepare", "recorded"),
     ("routes",),
     ("pipeline",),
-    ("folding", "importance", "measuring"),
+    ("ablation", "folding", "importance", "measuring"),
     ("report",),
     ("testing",),
     ("pytest_plugin",),

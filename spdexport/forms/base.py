@@ -43,7 +43,11 @@ class Stage:
         if self.weight.shape != self.spec.weight_shape:
             raise ValueError(f"weight {self.weight.shape} does not fit {self.spec}")
         for values in (self.mask, self.bias):
-            if values is not None and not isinstance(values, VariableMask) and values.shape != (self.spec.out_channels,):
+            if (
+                values is not None
+                and not isinstance(values, VariableMask)
+                and values.shape != (self.spec.out_channels,)
+            ):
                 raise ValueError(f"mask and bias need shape ({self.spec.out_channels},), not {values.shape}")
 
 

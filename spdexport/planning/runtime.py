@@ -10,7 +10,7 @@ import numpy as np
 from spdexport import cost
 from spdexport.conv import Skipped
 from spdexport.errors import UsageError
-from spdexport.forms import GateMode, Role, RuntimeInput, RunTime, VariableMask
+from spdexport.forms import GateMode, Role, RunTime, RuntimeInput, VariableMask
 from spdexport.names import layer_of_call
 from spdexport.planning.patterns import check_patterns, matches
 

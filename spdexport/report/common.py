@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+from spdexport.ablation.ablate import Ablations
 from spdexport.folding import Folding
 from spdexport.importance.result import DerivedMasks
 from spdexport.measuring.bench import Bench
 from spdexport.pipeline import Conversion, Inspection
 from spdexport.verification.result import Verification
 
-Result: TypeAlias = Conversion | Inspection | Folding | Verification | Bench | DerivedMasks
+Result: TypeAlias = Conversion | Inspection | Folding | Verification | Bench | DerivedMasks | Ablations
 """What the commands give."""
 
 
@@ -29,6 +30,8 @@ def names_of(result: Result) -> str:
     names = list(result.artifacts) if isinstance(result, Verification) else []
     if isinstance(result, Conversion | Folding | DerivedMasks):
         names = [path.name for path in result.outputs]
+    if isinstance(result, Ablations):
+        names = [result.file]
     if isinstance(result, Bench):
         names = [file.name for file in result.files]
     return ", ".join(names) or "the model"

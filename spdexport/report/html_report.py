@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from spdexport import __version__
+from spdexport.ablation.ablate import Ablations
 from spdexport.pipeline import Conversion, Inspection
+from spdexport.report import ablations
 from spdexport.report.common import names_of, verification_of
 from spdexport.report.explain import (
     advice,
@@ -39,6 +41,12 @@ def to_html(result: Result) -> str:
     Nothing in it is loaded from elsewhere, no script runs, and every name and reason is escaped: they come from models
     and files that nobody vouches for.
     """
+    if isinstance(result, Ablations):
+        return _environment().get_template("ablations.html.jinja").render(ablations.values(result))
+    return _environment().get_template("report.html.jinja").render(_values(result))
+
+
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("spdexport.report"),
         autoescape=True,
@@ -50,7 +58,7 @@ def to_html(result: Result) -> str:
     )
     environment.filters.update(ratio=ratio, short=short)
     environment.globals["words"] = words
-    return environment.get_template("report.html.jinja").render(_values(result))
+    return environment
 
 
 def _values(result: Result) -> dict[str, Any]:

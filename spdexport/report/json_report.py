@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from spdexport.ablation.ablate import Ablations
 from spdexport.files.atomic import replacing
 from spdexport.folding import Folding
 from spdexport.importance.result import DerivedMasks
 from spdexport.measuring.bench import Bench
 from spdexport.pipeline import Conversion, Inspection
+from spdexport.report.ablations import ablations_json
 from spdexport.report.bench import bench_json
 from spdexport.report.derived import masks_json
 from spdexport.verification.result import Status, Verification
@@ -29,7 +31,7 @@ SCHEMA_VERSION = 1
 
 
 def to_json(result: Result) -> dict[str, Any]:
-    """A result as plain JSON values; the same keys for every command but ``bench`` and ``masks``, which check nothing.
+    """A result as plain JSON values; the same keys for every command that checks something.
 
     ``verdict`` is ``pass``, ``fail`` or ``inconclusive``, and ``not_run`` where nothing was verified: with
     ``--no-verify``, and of ``inspect``. ``layers`` is empty for ``verify`` without a source, and ``edges`` where
@@ -54,6 +56,8 @@ def to_json(result: Result) -> dict[str, Any]:
             report = bench_json(result)
         case DerivedMasks():
             report = masks_json(result)
+        case Ablations():
+            report = ablations_json(result)
         case Inspection():
             report = _verified(None, result.hashes, result.versions, result.seed, notes=result.notes)
             report |= {"components": result.components, **_planned(result.plan, None)}

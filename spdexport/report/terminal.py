@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from spdexport.ablation.ablate import Ablations
 from spdexport.folding import Folding
 from spdexport.importance.result import DerivedMasks
 from spdexport.measuring.bench import Bench
 from spdexport.names import count
 from spdexport.pipeline import Conversion, Inspection
-from spdexport.report import bench, derived, summary, tables
+from spdexport.report import ablations, bench, derived, summary, tables
 from spdexport.report.explain import advice, failing_layers, layer_reason, tolerance
 from spdexport.report.numbers import ratio, short, size, some
 from spdexport.verification.result import Approximation, Status, Verification
@@ -88,6 +89,9 @@ def show(result: Result, *, verbose: bool = False, quiet: bool = False, console:
     page = _Page(console or Console(), verbose=verbose)
     if isinstance(result, Bench):
         _bench(page, result)
+        return
+    if isinstance(result, Ablations):
+        _ablations(page, result, quiet=quiet)
         return
     if isinstance(result, DerivedMasks):
         _derived(page, result, quiet=quiet)
@@ -172,6 +176,19 @@ def _bench(page: _Page, result: Bench) -> None:
     _notes(page, result.notes)
     if page.verbose:
         _provenance(page, {file.name: file.sha256 for file in result.files}, result.versions, result.seed)
+
+
+def _ablations(page: _Page, result: Ablations, *, quiet: bool) -> None:
+    page.line(ablations.title(result), "bold")
+    if quiet:
+        return
+    page.console.print()
+    page.write(ablations.table(result, shown=None if page.verbose else ablations.SHOWN))
+    for remark in ablations.remarks(result, shown=None if page.verbose else ablations.SHOWN):
+        page.line(remark, "dim")
+    _notes(page, result.notes)
+    if page.verbose:
+        _provenance(page, result.hashes, result.versions, 0)
 
 
 def _derived(page: _Page, result: DerivedMasks, *, quiet: bool) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from spdexport.conv import stored_weight
+from spdexport.forms import VariableMask
 from spdexport.names import layer_of_call
 from spdexport.rewrite.onnx_graph import conv_attributes, is_operator
 from spdexport.rewrite.onnx_names import node_name
@@ -148,6 +149,7 @@ class _Placement:
             if pending is not None:
                 data = self._insert(*pending)
             pending = self._stage(data, stage)
+            assert not isinstance(stage.mask, VariableMask), "such masks are refused for ONNX sources"
             if stage.mask is not None:
                 mask = stage.mask.astype(self._site.weight.dtype, copy=False).reshape(-1, *(1,) * stage.spec.axes)
                 held = self._edit.store(f"{self._layer}.mask", mask)

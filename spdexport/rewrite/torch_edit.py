@@ -126,8 +126,10 @@ class ProgramEdit:
         """
         if keyword in self._inputs:
             known = self._inputs[keyword].node
-            if tuple(known.meta["val"].shape) != tuple(shape):
-                raise ValueError(f"{tuple(known.meta['val'].shape)} and {tuple(shape)}")
+            # As text, for comparing symbols with numbers would leave a guard.
+            before, now = (tuple(map(str, sizes)) for sizes in (known.meta["val"].shape, shape))
+            if before != now:
+                raise ValueError(f"one call needs ({', '.join(before)}), and another ({', '.join(now)})")
             return known
         if any(node.name == keyword for node in self.graph.nodes):
             raise ValueError(f"the model has a value called {keyword}")

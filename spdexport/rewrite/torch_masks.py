@@ -121,7 +121,8 @@ class MaskNodes:
             factors.append(self.given(mask.input, value, spec, like))
         if mask.located is not None:
             sizes = _locations(value, spec)
-            if tuple(sizes) != mask.located.shape[:-1]:
+            # A size that is a symbol would compare with its traced value, and leave a guard.
+            if not all(isinstance(size, int) for size in sizes) or tuple(sizes) != mask.located.shape[:-1]:
                 raise _misfit(mask, sizes)
             array = mask.located if not spec.axes else mask.located.transpose(-1, *range(spec.axes))
             factors.append(store("mask", array, InputKind.BUFFER))
@@ -132,9 +133,7 @@ class MaskNodes:
             product = self._edit.call(aten.mul.Tensor, (product, factor), like, "mask")
         return product
 
-    def given(
-        self, wanted: RuntimeInput, value: torch.fx.Node, spec: ConvSpec, like: torch.fx.Node
-    ) -> torch.fx.Node:
+    def given(self, wanted: RuntimeInput, value: torch.fx.Node, spec: ConvSpec, like: torch.fx.Node) -> torch.fx.Node:
         """An input of the program, with its axes as ``value`` has them."""
         where = f"{_OPTIONS[str(wanted.role)]}, layer {wanted.layer}"
         fake = value.meta["val"]

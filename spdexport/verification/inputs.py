@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.export.graph_signature import InputKind, TensorArgument
@@ -114,16 +114,15 @@ def _batch_symbol(program: ExportedProgram) -> str | None:
 def _other_sizes(
     program: ExportedProgram, tensors: Sequence[torch.Tensor], batch: str | None
 ) -> Mapping[str | None, int]:
-    """For each dynamic axis but the batch another size than the example has, by its symbol; without those of one size.
+    """For each dynamic axis but the batch another size than the example has, by its symbol.
 
     Axes whose size is an expression of a symbol are left as they are, and so is the symbol.
     """
-    dims = [
-        (dim.node.expr, size)
-        for tensor, fake in zip(tensors, _placeholders(program), strict=True)
-        for size, dim in zip(tensor.shape, fake.shape, strict=True)
-        if isinstance(dim, torch.SymInt)
-    ]
+    dims: list[tuple[Any, int]] = []
+    for tensor, fake in zip(tensors, _placeholders(program), strict=True):
+        for size, dim in zip(tensor.shape, fake.shape, strict=True):
+            if isinstance(dim, torch.SymInt):
+                dims.append((dim.node.expr, size))
     tied = {symbol for expr, _ in dims if not expr.is_Symbol for symbol in expr.free_symbols}
     found: dict[str | None, int] = {}
     for symbol, size in dims:

@@ -1,0 +1,1 @@
+"""Ablation: what each component of a file with run-time masks does to the outputs."""

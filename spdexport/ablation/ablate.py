@@ -1,0 +1,302 @@
+"""Ablating components of an ONNX file with run-time masks: many ablations in each run of one session.
+
+The samples of a batch are repeated once for each ablation, and every copy has masks of its own. Works without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from spdexport.ablation.effects import Baseline, Effect, Running
+from spdexport.ablation.masked_runs import BESIDE, MASK, MaskedRuns, RuntimeMask
+from spdexport.ablation.sets import ComponentsOf, each_of, read_sets
+from spdexport.errors import ExampleInputError, MaskError, SourceError, UsageError
+from spdexport.files.batches import UNNAMED, open_data
+from spdexport.files.hashing import sha256_file
+from spdexport.installed import versions
+from spdexport.model_files import load_onnx, read_metadata
+from spdexport.names import did_you_mean
+from spdexport.runtime import Provider, RuntimeFailure, Session, SessionSettings, open_session, provider_status
+from spdexport.verification.file_inputs import Port, input_ports
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from spdexport.conv import Array
+
+ROWS = 1024
+"""Samples times ablations in one run, where the user does not say."""
+
+SHOWN = ("ci/", "activation/")
+"""What the names of outputs begin with that are not the model's own."""
+
+ONES, GATES = "ones", "gates"
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ablated:
+    """One ablation.
+
+    Attributes:
+        components: What was removed, or alone was kept.
+        effect: What that does; None where the baseline's mask is zero for all of it, so that there was nothing to do.
+    """
+
+    components: ComponentsOf
+    effect: Effect | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ablations:
+    """The ablations of a file.
+
+    Attributes:
+        file: The file's name.
+        found: In the order of layers and components, or of the sets.
+        kept: Whether all else in the layers concerned was removed instead.
+        baseline: What the outputs are compared with: ``ones``, ``gates`` or the name of a file of masks.
+        output: The output that was compared.
+        samples: How many.
+        components: C by layer.
+        provider: Where it ran.
+        notes: What the user should know.
+        hashes: SHA-256 of what was read, by name.
+        versions: Of everything that took part.
+    """
+
+    file: str
+    found: tuple[Ablated, ...]
+    kept: bool
+    baseline: str
+    output: str
+    samples: int
+    components: Mapping[str, int]
+    provider: str
+    notes: tuple[str, ...]
+    hashes: Mapping[str, str]
+    versions: Mapping[str, str]
+
+
+def ablate(
+    file: str | Path,
+    *,
+    inputs: str | Path,
+    sets: str | Path | None = None,
+    keep: bool = False,
+    baseline: str | Path = ONES,
+    layers: Sequence[str] = (),
+    output: str | None = None,
+    provider: str = "cpu",
+    threads: int | None = None,
+    rows: int = ROWS,
+    progress: Progress = lambda _: None,
+) -> Ablations:
+    """Measure what removing components does to an output.
+
+    Args:
+        file: An ONNX file with inputs ``mask/<layer>``.
+        inputs: The data: a .npz, .npy or safetensors file, or a folder of such.
+        sets: A JSON file of named sets; None for every component by itself.
+        keep: Whether to remove all other components of the layers concerned, and keep these.
+        baseline: What to start from: ``ones``; ``gates`` for the file's own importances, which run-time masks multiply;
+            or a file of fixed masks.
+        layers: Patterns of the layers whose components are ablated; empty for all.
+        output: The output to compare; None for the first float one.
+        provider: ``cpu``, ``cuda`` or ``tensorrt``.
+        threads: Of one operator; None leaves it to ONNX Runtime.
+        rows: Samples times ablations in one run.
+        progress: Told what is being done.
+
+    Raises:
+        UsageError: An option names nothing, or the provider cannot run here.
+        InputError: A file that cannot be used.
+    """
+    path = Path(file)
+    if rows < 1:
+        raise UsageError(f"A run of {rows} samples holds nothing.", where="--rows", hint="Give a number of at least 1.")
+    settings = SessionSettings(provider=_provider(provider), optimized=True, tf32=None, threads=threads)
+    progress("loading")
+    model = load_onnx(path)
+    masks = _masks(model, path)
+    name = _output(model, output)
+    components = {mask.layer: mask.channels for mask in masks.values()}
+    start = _baseline(baseline, masks, model)
+    wanted = _wanted(sets, components, layers)
+    live = [i for i, one in enumerate(wanted) if any(start[x][list(c)].any() for x, c in one.members.items())]
+    data = open_data(inputs)
+    own = [port for port in input_ports(model) if not port.name.startswith(BESIDE)]
+    runner = MaskedRuns(_opened(path, settings), masks, name, start, keep=keep, rows=rows)
+    running = Running(len(live))
+    done = 0
+    for batch in data.batches(min(rows, 256)):
+        feeds = _feeds(own, batch, str(data.path))
+        samples = min(len(array) for array in feeds.values())
+        before = Baseline(runner.baseline(feeds, samples, str(data.path)))
+        for which, outputs in runner.ablated(feeds, samples, [wanted[i] for i in live]):
+            running.add(which, outputs, before)
+        done += samples
+        progress(f"ablating {len(live)} times: {done} of {data.samples} samples")
+    effects = dict(zip(live, running.effects(), strict=True)) if live else {}
+    notes = list(runner.notes)
+    if all(effect.kl is None for effect in effects.values()) and effects:
+        notes.append(f"{name} is not (batch, classes): there is no top class and no softmax to compare")
+    return Ablations(
+        file=path.name,
+        found=tuple(Ablated(components=one, effect=effects.get(i)) for i, one in enumerate(wanted)),
+        kept=keep,
+        baseline=str(baseline) if baseline in (ONES, GATES) else Path(baseline).name,
+        output=name,
+        samples=done,
+        components=components,
+        provider=settings.provider.value,
+        notes=tuple(notes),
+        hashes={path.name: sha256_file(path), **{f"data {f.name}": sha256_file(f) for f in data.files}},
+        versions=versions(),
+    )
+
+
+def _provider(name: str) -> Provider:
+    try:
+        provider = Provider(name)
+    except ValueError:
+        allowed = ", ".join(p.value for p in Provider)
+        raise UsageError(
+            f"There is no provider {name!r}.", where="--provider", hint=f"Choose from {allowed}."
+        ) from None
+    if missing := provider_status(provider):
+        raise UsageError(
+            f"The provider cannot run here: {missing}.", where=f"--provider {name}", hint="Name a provider that can."
+        )
+    return provider
+
+
+def _opened(path: Path, settings: SessionSettings) -> Session:
+    try:
+        return open_session(path, settings)
+    except RuntimeFailure as failure:
+        raise SourceError(
+            f"ONNX Runtime does not load the file: {failure}", where=str(path), hint="spdexport verify says more of it."
+        ) from failure
+
+
+def _masks(model: ir.Model, path: Path) -> dict[str, RuntimeMask]:
+    """The run-time masks by the names of their inputs.
+
+    Raises:
+        SourceError: There are none.
+    """
+    found = {}
+    for value in model.graph.inputs:
+        name, shape = value.name or "", value.shape
+        if not name.startswith(MASK) or shape is None or value.dtype is None:
+            continue
+        sizes = [d if isinstance(d, int) else None for d in shape]
+        if len(sizes) > 1 and sizes[-1] is not None:
+            found[name] = RuntimeMask(
+                layer=name.removeprefix(MASK), inner=tuple(sizes[1:-1]), channels=sizes[-1], dtype=value.dtype.numpy()
+            )
+    if not found:
+        raise SourceError(
+            "The file has no run-time masks to ablate components with.",
+            where=str(path),
+            hint="Convert the model with --runtime-masks all.",
+        )
+    return found
+
+
+def _output(model: ir.Model, wanted: str | None) -> str:
+    own = [v for v in model.graph.outputs if not (v.name or "").startswith(SHOWN)]
+    floats = [v.name or "" for v in own if v.dtype is not None and v.dtype.is_floating_point()]
+    if wanted is None and floats:
+        return floats[0]
+    if wanted in floats:
+        return str(wanted)
+    what = "The file has no output of a float type" if wanted is None else f"{wanted!r} is no float output of the file"
+    raise UsageError(f"{what}.", where="--output", hint=f"The float outputs are {', '.join(floats) or 'none'}.")
+
+
+def _baseline(given: str | Path, masks: Mapping[str, RuntimeMask], model: ir.Model) -> dict[str, Array]:
+    """The masks to start from, (C,) by layer."""
+    start: dict[str, Array] = {mask.layer: np.ones(mask.channels) for mask in masks.values()}
+    if given == ONES:
+        return start
+    if given == GATES:
+        options = read_metadata(model).get("options")
+        if not (isinstance(options, dict) and options.get("gates")):
+            raise UsageError(
+                "The file has no gates in its graph.",
+                where="--baseline gates",
+                hint="Convert with --gates beside --runtime-masks, or leave the option out.",
+            )
+        return start
+    path = Path(given)
+    try:
+        read = safetensors.numpy.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise MaskError(
+            f"The masks cannot be read: {str(error).splitlines()[0]}.",
+            where=f"--baseline {path}",
+            hint="Give ones, gates, or a safetensors file of masks.",
+        ) from error
+    for layer, mask in read.items():
+        if layer not in start:
+            raise MaskError(
+                f"The file has no run-time mask of {layer}.", where=str(path), hint=did_you_mean(layer, start)
+            )
+        if mask.shape != start[layer].shape or not np.isfinite(mask).all():
+            raise MaskError(
+                f"The mask of {layer} is not {start[layer].size} finite numbers.",
+                where=str(path),
+                hint="Give masks that were made for these components.",
+            )
+        start[layer] = mask.astype(np.float64)
+    return start
+
+
+def _wanted(sets: str | Path | None, components: Mapping[str, int], layers: Sequence[str]) -> tuple[ComponentsOf, ...]:
+    for pattern in layers:
+        if not any(fnmatchcase(layer, pattern) for layer in components):
+            raise UsageError(
+                f"The pattern {pattern!r} matches no layer with a run-time mask.",
+                where="--layers",
+                hint=did_you_mean(pattern, components),
+            )
+    chosen = {x: c for x, c in components.items() if not layers or any(fnmatchcase(x, p) for p in layers)}
+    if sets is None:
+        return each_of(chosen)
+    return tuple(one for one in read_sets(Path(sets), components) if any(layer in chosen for layer in one.members))
+
+
+def _feeds(ports: Sequence[Port], batch: Mapping[str, Array], where: str) -> dict[str, Array]:
+    """A batch by the names of the file's own inputs.
+
+    Raises:
+        ExampleInputError: The names or dtypes are not those of the file.
+    """
+    declared = ", ".join(port.describe() for port in ports)
+    given = {name: array for name, array in batch.items() if name != "labels" or any(p.name == name for p in ports)}
+    if len(ports) == len(given) == 1:
+        given = {ports[0].name: next(iter(given.values()))}
+    if set(given) != {port.name for port in ports}:
+        told = ", ".join(name if name != UNNAMED else "an array without a name" for name in given) or "nothing"
+        raise ExampleInputError(
+            f"The data hold {told}.", where=where, hint=f"The file takes {declared or 'no inputs'}."
+        )
+    for port in ports:
+        if port.conflicts(Port(name=port.name, dtype=given[port.name].dtype, shape=None)):
+            raise ExampleInputError(
+                f"The data have {given[port.name].dtype} for {port.name}.",
+                where=where,
+                hint=f"The file takes {declared}.",
+            )
+    return given

@@ -1,0 +1,135 @@
+"""Runs of one session in which every copy of the samples has masks of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from spdexport.errors import ExampleInputError
+from spdexport.runtime import RuntimeFailure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from spdexport.ablation.sets import ComponentsOf
+    from spdexport.conv import Array
+    from spdexport.runtime import Session
+
+MASK = "mask/"
+BESIDE = ("mask/", "delta_mask/", "routing/")
+"""What the names of inputs begin with that are not the model's own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeMask:
+    """A run-time mask of the file: its layer, the axes between batch and components (None where open), and C."""
+
+    layer: str
+    inner: tuple[int | None, ...]
+    channels: int
+    dtype: np.dtype[np.generic]
+
+    def filled(self, rows: Array, sizes: tuple[int, ...]) -> Array:
+        """Masks (rows, C), each the same at every location."""
+        if not self.inner:
+            return np.ascontiguousarray(rows, self.dtype)
+        spread = rows.reshape(len(rows), *(1,) * len(self.inner), self.channels)
+        return np.ascontiguousarray(np.broadcast_to(spread, (len(rows), *sizes, self.channels)), self.dtype)
+
+
+class MaskedRuns:
+    """One session, and the masks that its runs start from.
+
+    Args:
+        session: Of the file.
+        masks: The file's run-time masks by the names of their inputs.
+        output: The output that is wanted.
+        start: The masks to start from, (C,) by layer.
+        keep: Whether an ablation removes all but what it names.
+        rows: Samples times ablations in one run.
+
+    Attributes:
+        notes: What the user should know.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        masks: Mapping[str, RuntimeMask],
+        output: str,
+        start: Mapping[str, Array],
+        *,
+        keep: bool,
+        rows: int,
+    ) -> None:
+        self._session, self._masks, self._output = session, masks, output
+        self._start, self._keep, self._rows = start, keep, rows
+        self._required = {port.name for port in session.inputs if port.required}
+        self._sizes = {name: tuple(size or 1 for size in mask.inner) for name, mask in masks.items()}
+        self.notes: list[str] = []
+
+    def baseline(self, feeds: Mapping[str, Array], samples: int, where: str) -> Array:
+        """The output without an ablation.
+
+        Raises:
+            ExampleInputError: ONNX Runtime does not take the inputs.
+        """
+        try:
+            return self._run(feeds, {layer: np.tile(mask, (samples, 1)) for layer, mask in self._start.items()})
+        except RuntimeFailure as failure:
+            raise ExampleInputError(
+                f"The file does not run on the data: {failure}", where=where, hint="Give the inputs that it takes."
+            ) from failure
+
+    def ablated(
+        self, feeds: Mapping[str, Array], samples: int, wanted: Sequence[ComponentsOf]
+    ) -> Iterator[tuple[slice, Array]]:
+        """The outputs of some ablations at a time: (ablations, samples, ...)."""
+        together = max(self._rows // samples, 1)
+        start = 0
+        while start < len(wanted):
+            part = wanted[start : start + together]
+            try:
+                outputs = self._together(feeds, samples, part)
+            except RuntimeFailure:
+                if together == 1:
+                    raise
+                # A batch that cannot change: one ablation after another.
+                together = 1
+                self.notes.append("the batch of the file cannot change: every ablation took a run of its own")
+                continue
+            yield slice(start, start + len(part)), outputs
+            start += len(part)
+
+    def _together(self, feeds: Mapping[str, Array], samples: int, part: Sequence[ComponentsOf]) -> Array:
+        masks = {}
+        for layer, mask in self._start.items():
+            if any(layer in one.members for one in part):
+                masks[layer] = np.repeat([self._changed(mask, one.members.get(layer)) for one in part], samples, axis=0)
+            else:
+                masks[layer] = np.tile(mask, (samples * len(part), 1))
+        tiled = {name: np.concatenate([array] * len(part)) for name, array in feeds.items()}
+        found = self._run(tiled, masks)
+        return found.reshape(len(part), samples, *found.shape[1:])
+
+    def _changed(self, mask: Array, indices: tuple[int, ...] | None) -> Array:
+        if indices is None:
+            return mask
+        removed = np.ones(mask.shape, bool) if self._keep else np.zeros(mask.shape, bool)
+        removed[list(indices)] = not self._keep
+        return np.where(removed, 0.0, mask)
+
+    def _run(self, feeds: Mapping[str, Array], masks: Mapping[str, Array]) -> Array:
+        given = dict(feeds)
+        rows = len(next(iter(masks.values())))
+        for name, mask in self._masks.items():
+            # What may be left out means ones, and ones cost nothing then.
+            if name in self._required or not (masks[mask.layer] == 1).all():
+                given[name] = mask.filled(masks[mask.layer], self._sizes[name])
+        for port in self._session.inputs:
+            if port.required and port.name.startswith(BESIDE) and port.name not in given:
+                sizes = (size if isinstance(size, int) else 1 for size in port.shape[1:])
+                given[port.name] = np.ones((rows, *sizes), port.dtype)
+        return self._session.run(given, [self._output])[self._output]

@@ -1,0 +1,43 @@
+"""``spdexport ablate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from spdexport.cli_options import PROVIDERS, html_option, report_option, talk_options
+from spdexport.commands.running import Reporting, reporting
+
+
+@click.command(short_help="Measure what removing components of FILE does to its outputs.")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--inputs", required=True, type=click.Path(path_type=Path), help="The data: .npz, .npy, safetensors, or a folder."
+)
+@click.option("--sets", type=click.Path(path_type=Path), help='Sets of components, JSON: {"name": ["layer:0", ...]}.')
+@click.option("--keep", is_flag=True, help="Keep these alone, and remove all else in their layers.")
+@click.option(
+    "--baseline",
+    default="ones",
+    show_default=True,
+    metavar="ones|gates|FILE",
+    help="What to start from: all components, the file's own gates, or a file of fixed masks.",
+)
+@click.option("--layers", multiple=True, metavar="PATTERN", help="Ablate components of these alone. Repeatable.")
+@click.option("--output", metavar="NAME", help="The output to compare. Default: the first float one.")
+@click.option("--provider", type=click.Choice(PROVIDERS), default="cpu", show_default=True, help="Where to run.")
+@click.option("--threads", type=int, metavar="N", help="Of one operator. Default: ONNX Runtime's own choice.")
+@click.option("--rows", type=int, default=1024, show_default=True, help="Samples times ablations in one run.")
+@report_option
+@html_option
+@talk_options
+@reporting
+def ablate(reports: Reporting, *, file: Path, inputs: Path, **options: Any) -> int:
+    """Measure what removing each component of FILE, an ONNX file with run-time masks, does to its outputs."""
+    import spdexport
+
+    with reports.run([file, inputs]) as (progress, finish):
+        finish(spdexport.ablate(file, inputs=inputs, progress=progress, **options))
+    return 0
