@@ -164,7 +164,7 @@ runtime_options = _together(
     click.option("--runtime-masks-per-location", is_flag=True, help="Make these inputs (batch, *locations, C)."),
     click.option("--runtime-delta-masks", is_flag=True, help="Give them an input delta_mask/<layer> too."),
     click.option(
-        "--runtime-routing", is_flag=True, help="And an input routing/<layer>: where it is 0, the layer is the original."
+        "--runtime-routing", is_flag=True, help="And an input routing/<layer>: where it is 0, the original layer runs."
     ),
     click.option(
         "--mask-inputs",

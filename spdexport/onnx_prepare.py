@@ -309,8 +309,8 @@ def _refuse_runtime(plan: Plan, path: Path) -> None:
     if layer is None or layer.run_time is None:
         return
     raise UsageError(
-        f"The mask of {layer.site.name} is {layer.run_time.mask.told()}, and {path.name} is an ONNX file: such masks are "
-        "placed in traced programs alone.",
+        f"The mask of {layer.site.name} is {layer.run_time.mask.told()}, and {path.name} is an ONNX file: such masks "
+        "are placed in traced programs alone.",
         where="--runtime-masks, --gates, --activation-outputs or --masks",
         hint="Give the torch model as the source.",
     )

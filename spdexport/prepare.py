@@ -19,7 +19,7 @@ from spdexport.loading.inputs import inputs_from_file, inputs_from_shapes
 from spdexport.loading.model import LABELS
 from spdexport.masks import fit_masks, read_masks
 from spdexport.planning import FactorSource, Objective, Plan, check_patterns, make_plan, matches
-from spdexport.planning.runtime import masked_source, with_runtime
+from spdexport.planning.runtime import masked_source, runtime_notes, with_runtime
 from spdexport.rewrite.torch_graph import list_sites
 from spdexport.rewrite.torch_place import place_forms
 from spdexport.runtime import Provider
@@ -99,7 +99,7 @@ def prepare(source: Source, options: Options, progress: Callable[[str], None] = 
         plan=decided.plan,
         components=decided.components,
         hashes={"source": source_hash, **decided.hashes},
-        notes=(*loaded.notes, *captured.notes),
+        notes=(*loaded.notes, *captured.notes, *runtime_notes(decided.plan)),
     )
 
 

@@ -1,4 +1,4 @@
-"""Which layers have masks that are known only at run time: inputs of the model, its gates, or fixed ones by location."""
+"""Which layers have masks that are known only at run time: inputs of the model, its gates, or one for each location."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from spdexport import cost
 from spdexport.conv import Skipped
 from spdexport.errors import UsageError
 from spdexport.forms import GateMode, Role, RunTime, RuntimeInput, VariableMask
-from spdexport.names import layer_of_call
+from spdexport.names import count, layer_of_call
 from spdexport.planning.patterns import check_patterns, matches
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def with_runtime(plan: Plan, options: RuntimeOptions, gates: Mapping[str, GateFu
     Raises:
         UsageError: A pattern names no layer with components, or an option has nothing to work on.
     """
-    decisions = [_with_runtime(decision, options, gates) for decision in plan.decisions]
+    decisions = _with_passes([_with_runtime(decision, options, gates) for decision in plan.decisions])
     _check(plan.decisions, decisions, options)
     return replace(plan, decisions=tuple(decisions))
 
@@ -150,6 +150,63 @@ def _literal(decision: Decision) -> Decision:
         gain=None,
     )
     return replace(decision, layer=layer)
+
+
+def _with_passes(decisions: list[Decision]) -> list[Decision]:
+    """The decisions with what gates cost: their own maps and, of exact ones, the dense pass up to the last.
+
+    The dense pass has the layers before the last gate, and V once more for each layer that does not read the same in
+    both passes, which is each but the first.
+    """
+    exact = [i for i, d in enumerate(decisions) if _gate(d) is not None and _mode(d) is GateMode.EXACT]
+    last = max(exact, default=0)
+    found = []
+    for index, decision in enumerate(decisions):
+        site, gate = decision.site, _gate(decision)
+        macs = parameters = 0
+        if index < last:
+            dense = cost.dense_shape(site)
+            macs += cost.shape_macs(site, dense)
+            parameters += cost.shape_parameters(dense) if decision.run_time is not None else 0
+        if index in exact and index and decision.factors is not None:
+            v = replace(site.spec, out_channels=site.spec.groups * decision.factors.components)
+            macs += cost.dense_macs(v, site.applications)
+        if gate is not None:
+            macs += site.positions * sum(layer.weight.size for layer in gate.layers)
+            parameters += sum(layer.weight.size + layer.bias.size for layer in gate.layers)
+        layer = replace(
+            decision.layer,
+            macs_after=decision.layer.macs_after + macs,
+            params_after=decision.layer.params_after + parameters,
+        )
+        found.append(replace(decision, layer=layer) if macs or parameters else decision)
+    return found
+
+
+def _gate(decision: Decision) -> GateFunction | None:
+    return None if decision.run_time is None else decision.run_time.mask.gate
+
+
+def _mode(decision: Decision) -> GateMode | None:
+    return None if decision.run_time is None else decision.run_time.mask.mode
+
+
+def runtime_notes(plan: Plan) -> tuple[str, ...]:
+    """What the user should know of what is known only at run time."""
+    notes = []
+    modes = {_mode(d) for d in plan.decisions if _gate(d) is not None}
+    if GateMode.EXACT in modes:
+        notes.append(
+            "gates exact: importances come from the dense model, of which the file holds a second pass, as in SPD"
+        )
+    if GateMode.LOCAL in modes:
+        notes.append("gates local: importances come from the masked model's own activations, which differ from SPD's")
+    roles = dict.fromkeys(i.role for i in plan.runtime_inputs)
+    for role in roles:
+        layers = [i.layer for i in plan.runtime_inputs if i.role is role]
+        first = ", ".join(f"{role}/{layer}" for layer in layers[:3]) + (", ..." if len(layers) > 3 else "")
+        notes.append(f"{count(len(layers), f'{role} input')}: {first}")
+    return tuple(notes)
 
 
 def _check(before: Sequence[Decision], decisions: Sequence[Decision], options: RuntimeOptions) -> None:

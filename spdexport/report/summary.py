@@ -79,6 +79,8 @@ def dearer(plan: Plan, *, verbose: bool) -> str:
     why = "their live components are above the break-even number"
     if any(layer.delta == "kept" for layer in found):
         why += ", or their delta is kept beside V and U"
+    if plan.exactly_gated:
+        why += ", and exact gates read the dense model beside them"
     verb = "costs" if len(found) == 1 else "cost"
     whole = "This costs more than the dense model. " if plan.macs_after > plan.macs_before else ""
     return f"{whole}{count(len(found), 'layer')} ({names}) {verb} more as V and U than dense: {why}."

@@ -238,7 +238,8 @@ def _if_dearer(page: _Page, result: Conversion) -> None:
         return
     page.line(said, "yellow")
     file = next((path for path in result.outputs if path.suffix == ".onnx"), result.outputs[0])
-    if result.verdict is not Status.FAIL:
+    at_run_time = any(decision.run_time is not None for decision in result.plan.decisions)
+    if result.verdict is not Status.FAIL and not at_run_time:
         page.line("The cheapest exact form of each layer, with the same masks, is what --form auto writes.")
         page.line("One dense layer each is what --form dense writes, and what this gives back:")
         page.literal(f"spdexport fold {shlex.quote(str(file))} -o OUT{file.suffix}")

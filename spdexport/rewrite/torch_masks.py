@@ -140,8 +140,8 @@ class MaskNodes:
         sizes = _locations(value, spec)
         if str(fake.shape[0]) != str(self._batch):
             raise UsageError(
-                f"The layer runs on a batch of {fake.shape[0]}, and the model on one of {self._batch}: no mask for each "
-                "sample can be told.",
+                f"The layer runs on a batch of {fake.shape[0]}, and the model on one of {self._batch}: no mask for "
+                "each sample can be told.",
                 where=where,
                 hint="Leave the layer out of the run-time masks.",
             )

@@ -9,15 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch.export import ModuleCallEntry
 from torch.export.graph_signature import InputKind, InputSpec, OutputKind, OutputSpec, TensorArgument
 from torch.utils import _pytree as pytree
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from torch.export import ExportedProgram
+    import torch
+    from torch.export import ExportedProgram, ModuleCallEntry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -108,14 +109,11 @@ def gate(kind: GateKind, sigmoid: Sigmoid, components: int, size: int, random: n
 
     if kind is GateKind.SHARED_MLP:
         sizes = [size, 5, components]
-        layers = [GateLayer(weight=drawn(a, b), bias=shift(b)) for a, b in zip(sizes, sizes[1:], strict=False)]
+        layers = [GateLayer(weight=drawn(a, b), bias=shift(b)) for a, b in pairwise(sizes)]
     else:
         start = size if kind is GateKind.VECTOR_MLP else 1
         sizes = [start, 1] if kind is GateKind.LINEAR else [start, 4, 3, 1]
-        layers = [
-            GateLayer(weight=drawn(components, a, b), bias=shift(components, b))
-            for a, b in zip(sizes, sizes[1:], strict=False)
-        ]
+        layers = [GateLayer(weight=drawn(components, a, b), bias=shift(components, b)) for a, b in pairwise(sizes)]
     return GateFunction(kind=kind, layers=tuple(layers), sigmoid=sigmoid)
 
 
@@ -204,7 +202,7 @@ class InPlace(nn.Module):
 
 def test_a_dense_pass_that_changes_values_in_place_is_refused() -> None:
     gates = {name: gate(GateKind.MLP, Sigmoid.HARD, 4, 4, np.random.default_rng(0)) for name in ("first", "second")}
-    with pytest.raises(UsageError, match="add_.* which changes a value in place"):
+    with pytest.raises(UsageError, match=r"add_.* which changes a value in place"):
         placed(InPlace(), torch.randn(2, 4), gates, gates=GateMode.EXACT)
     placed(InPlace(), torch.randn(2, 4), gates, gates=GateMode.LOCAL)
 
@@ -221,7 +219,7 @@ class Folded(nn.Module):
 
 
 def test_a_layer_on_another_batch_than_the_models_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="runs on a batch of .* no mask for each sample can be told"):
+    with pytest.raises(UsageError, match=r"runs on a batch of .* no mask for each sample can be told"):
         spdexport.convert(Folded(), tmp_path / "m.onnx", inputs=torch.randn(2, 12), runtime_masks="all")
 
 
