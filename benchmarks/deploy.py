@@ -111,9 +111,8 @@ def _model(name: str, folder: Path, options: argparse.Namespace, settings: Sessi
             rows.append(_row(share, batch, {"source": source, "one": one, **files}, plans, options, settings))
             print(f"{name} {rows[-1]}", file=sys.stderr)
     print(f"## {name}\n\n{len(layers)} layers with components\n")
-    print(
-        "| live | batch | factorized | dense | auto | auto / better of both | roofline | auto / roofline | MACs | auto's forms |"
-    )
+    columns = ("live", "batch", *FORMS, "auto / better of both", "roofline", "auto / roofline", "MACs", "auto's forms")
+    print(f"| {' | '.join(columns)} |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for row in rows:
         best = min(row.ratios["factorized"], row.ratios["dense"])

@@ -222,7 +222,9 @@ class _Run(Runner[Case]):
         if masked.is_undecided(case, found, self._u):
             return "an importance is so near the threshold of its gate that rounding decides", None
         own = [to_numpy(v) for v in found.outputs if isinstance(v, torch.Tensor)]
-        further = {name: to_numpy(found.further[name]) for name in self._names[len(own) :]}
+        # In a file they have these names; of a program alone the outputs are numbered.
+        names = zip(self._names[len(own) :], self._subject.plan.runtime_outputs, strict=True)
+        further = {name: to_numpy(found.further[output]) for name, output in names}
         return None, {**dict(zip(self._names, own, strict=False)), **further}
 
     def _effective_trial(self, case: Case) -> Trial:

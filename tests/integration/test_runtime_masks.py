@@ -253,6 +253,33 @@ def test_every_edge_passes_and_verify_repeats_the_options(tmp_path: Path, name: 
     assert spdexport.verify(tmp_path / "m.onnx").verdict is Status.PASS
 
 
+def test_a_program_alone_is_verified_too(tmp_path: Path) -> None:
+    options = {"runtime_masks": "all", "gates": "exact", "gate_outputs": True, "activation_outputs": True}
+    result = spdexport.convert(RUN, tmp_path / "m.pt2", **COMMON, **options)
+    assert result.verification is not None
+    assert {e.edge: e.status for e in result.verification.edges}["rewrite"] is Status.PASS
+
+
+def test_a_plan_repeats_beside_masks_that_are_inputs(tmp_path: Path) -> None:
+    _, first = converted(tmp_path, runtime_masks="all", form="auto")
+    assert {layer.form for layer in first.plan.layers} == {"factorized"}
+    assert {layer.name: layer.kept for layer in first.plan.layers} == LAYERS
+    (tmp_path / "plan.json").write_text(json.dumps(first.plan.as_json()))
+    before = (tmp_path / "m.onnx").read_bytes()
+    converted(tmp_path, runtime_masks="all", plan=tmp_path / "plan.json")
+    assert len((tmp_path / "m.onnx").read_bytes()) == len(before)
+
+
+def test_masks_beside_layers_in_their_cheapest_form(tmp_path: Path) -> None:
+    # What is never live for the fixed masks may be removed; what a mask of ones would only seem to be, may not.
+    options = {"masks": RUN / "fixed_masks.safetensors", "runtime_masks": ["conv2", "fc1"], "form": "auto"}
+    session, result = converted(tmp_path, verify=True, **options)
+    assert result.verification is not None
+    assert result.verification.verdict is Status.PASS
+    close(outputs(session)["output"], GOLDEN["fixed_mask_output"])
+    assert {layer.name: layer.form for layer in result.plan.layers}["conv2"] == "factorized"
+
+
 def test_another_option_than_the_recorded_one_is_refused(tmp_path: Path) -> None:
     converted(tmp_path, gates="exact")
     with pytest.raises(UsageError, match="made with gates = 'exact', not 'local'"):

@@ -127,14 +127,15 @@ class Small(nn.Module):
         return self.second(torch.tanh(self.first(x)))
 
 
+# The kinds with one sigmoid, and the sigmoids with one kind: neither knows of the other.
 KINDS = [
-    *((kind, True, (2, 2, 5, 5)) for kind in (GateKind.MLP, GateKind.LINEAR)),
-    *((kind, False, shape) for kind in GateKind for shape in ((3, 6), (2, 5, 6))),
+    *((kind, True, (2, 2, 5, 5), Sigmoid.LEAKY_HARD) for kind in (GateKind.MLP, GateKind.LINEAR)),
+    *((kind, False, shape, Sigmoid.NORMAL) for kind in GateKind for shape in ((3, 6), (2, 5, 6))),
+    *((GateKind.MLP, False, (3, 6), sigmoid) for sigmoid in Sigmoid),
 ]
 
 
-@pytest.mark.parametrize("sigmoid", list(Sigmoid))
-@pytest.mark.parametrize(("kind", "convolutional", "shape"), KINDS)
+@pytest.mark.parametrize(("kind", "convolutional", "shape", "sigmoid"), KINDS)
 def test_gates_of_every_kind_and_sigmoid(
     kind: GateKind, convolutional: bool, shape: tuple[int, ...], sigmoid: Sigmoid
 ) -> None:

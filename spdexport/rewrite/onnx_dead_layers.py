@@ -1,0 +1,226 @@
+"""The channels of values in an ONNX graph: which are one number everywhere, and what layers make of them.
+
+``Layer`` and ``Channelwise`` say how the channels of a node's result depend on those of its operands.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from spdexport.rewrite.onnx_constants import constant
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import onnx_ir as ir
+
+    from spdexport.conv import Array, FloatArray
+
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
+IntArray: TypeAlias = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Track:
+    """The channels of a value.
+
+    Attributes:
+        axis: Theirs, counted from the front.
+        constant: Which of them are one number, in all samples and at all locations, shape (channels,).
+        number: That number, float64, shape (channels,); 0 for the others.
+    """
+
+    axis: int
+    constant: BoolArray
+    number: FloatArray
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return self.constant.size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Layer:
+    """A node that mixes channels.
+
+    Attributes:
+        node: The node.
+        data: What it reads.
+        out: What it gives.
+        groups: Of channels, each mixed by itself.
+        uses: Whether the weight from an input channel of its group to an output channel is not zero everywhere under
+            the kernel, shape (out, in / groups).
+        uneven: Whether a constant at the input makes something else than a constant of the output: at the borders,
+            where zeros are padded, or under the strides of a transposed convolution; or there is nowhere to put it.
+    """
+
+    node: ir.Node
+    data: ir.Value
+    out: ir.Value
+    groups: int
+    uses: BoolArray
+    uneven: bool
+
+    def folds(self, data: Track) -> BoolArray:
+        """The input channels that are constants which the bias can hold, shape (in,)."""
+        return np.asarray(data.constant & ((data.number == 0) | (not self.uneven)))
+
+    def shift(self, columns: IntArray, numbers: FloatArray) -> FloatArray:
+        """What constant input channels add to each output channel, shape (out,), float64; of layers without groups."""
+        columns, numbers = columns[numbers != 0], numbers[numbers != 0]
+        if not columns.size:
+            return np.zeros(len(self.uses))
+        weight = matrix(self.node)[:, columns]
+        return np.asarray(scale_of(self.node) * np.einsum("oit,i->o", weight.astype(np.float64), numbers))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Channelwise:
+    """A node whose result has, in each channel, what it makes of single channels of its operands.
+
+    Attributes:
+        node: The node.
+        out: What it gives.
+        operands: Each tracked operand with the channel of it that is in each channel of the result, -1 for none.
+        parameters: Inputs that hold a number for each channel of the result, with the axis of these.
+    """
+
+    node: ir.Node
+    out: ir.Value
+    operands: tuple[tuple[ir.Value, IntArray], ...]
+    parameters: tuple[tuple[int, int], ...] = ()
+
+
+Rule: TypeAlias = "Layer | Channelwise"
+
+
+Found: TypeAlias = "tuple[Rule, Track] | None"
+
+LAYER_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+def weights(value: ir.Value | None) -> Array | None:
+    """A constant of floats that is stored as such: integers that are scaled would not stay integers."""
+    source = value
+    while source is not None and (node := source.producer()) is not None:
+        if node.op_type == "DequantizeLinear":
+            return None
+        source = node.inputs[0] if node.inputs else None
+    array = constant(value)
+    return None if array is None or array.dtype.kind in "iubOSU" else array
+
+
+def matrix(node: ir.Node) -> Array:
+    """The weight of a layer, shape (out, in / groups, taps under the kernel)."""
+    weight = weights(node.inputs[1])
+    assert weight is not None, "a layer has a constant weight"
+    match node.op_type:
+        case "Conv":
+            return weight.reshape(*weight.shape[:2], -1)
+        case "ConvTranspose":
+            groups = node.attributes.get_int("group", 1)
+            split = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+            return np.swapaxes(split, 1, 2).reshape(groups * weight.shape[1], weight.shape[0] // groups, -1)
+        case "Gemm" if node.attributes.get_int("transB", 0):
+            return weight[..., None]
+    return weight.T[..., None]
+
+
+def scale_of(node: ir.Node) -> float:
+    """What the weight of a layer is multiplied by: the alpha of a Gemm."""
+    return node.attributes.get_float("alpha", 1.0) if node.op_type == "Gemm" else 1.0
+
+
+def bias_of(node: ir.Node, channels: int) -> FloatArray | None:
+    """What a layer adds, float64, shape (channels,); None where that is not one constant for each channel."""
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    if value is None:
+        return np.zeros(channels)
+    bias = weights(value)
+    if bias is None or bias.size not in (1, channels) or (bias.ndim and bias.shape[-1] != bias.size):
+        return None
+    factor = node.attributes.get_float("beta", 1.0) if node.op_type == "Gemm" else 1.0
+    return np.asarray(np.broadcast_to(bias.reshape(-1).astype(np.float64) * factor, (channels,)))
+
+
+def layer_rule(node: ir.Node, track: Track | None, rank: int | None) -> Found:
+    """A layer with its tracked result; None where it is none, or is not understood in all its parts.
+
+    Args:
+        node: Of one of ``LAYER_OPERATORS``.
+        track: That of the data, if they have one.
+        rank: The number of axes of the data, if that is known.
+    """
+    data = node.inputs[0]
+    if data is None or constant(data) is not None or len(node.outputs) != 1:
+        return None
+    weight = weights(node.inputs[1])
+    if weight is None or weight.ndim < 2 or (node.op_type in ("MatMul", "Gemm") and weight.ndim != 2):
+        return None
+    axis = 1
+    if node.op_type == "MatMul":
+        if rank is None or rank < 2:
+            return None
+        axis = rank - 1
+    elif node.op_type == "Gemm" and (
+        node.attributes.get_int("transA", 0) != 0 or not node.attributes.get_float("beta", 1.0)
+    ):
+        return None
+    uses = np.asarray(matrix(node).astype(bool).any(axis=2))
+    bias = bias_of(node, len(uses))
+    groups = node.attributes.get_int("group", 1) if node.op_type in ("Conv", "ConvTranspose") else 1
+    if bias is None or (track is not None and (track.axis != axis or track.size != uses.shape[1] * groups)):
+        return None
+    layer = Layer(
+        node=node, data=data, out=node.outputs[0], groups=groups, uses=uses, uneven=_is_uneven(node, weight.shape[2:])
+    )
+    return layer, _made(layer, track, bias, axis)
+
+
+def _made(layer: Layer, data: Track | None, bias: FloatArray, axis: int) -> Track:
+    """The channels of a layer's result: constant where all that they read is."""
+    if data is None:
+        fixed = np.asarray(~layer.uses.any(axis=1))
+        return tracked(layer.out, axis, fixed, bias)
+    if layer.groups == 1:
+        folds = layer.folds(data)
+        fixed = np.asarray(~(layer.uses & ~folds).any(axis=1))
+        columns = np.flatnonzero(folds)
+        return tracked(layer.out, axis, fixed, bias + layer.shift(columns, data.number[columns]))
+    # Within groups, constants other than zero are left alone.
+    zero = (data.constant & (data.number == 0)).reshape(layer.groups, 1, -1)
+    fixed = ~(layer.uses.reshape(layer.groups, -1, zero.shape[2]) & ~zero).any(axis=2).reshape(-1)
+    return tracked(layer.out, axis, fixed, bias)
+
+
+def _is_uneven(node: ir.Node, kernel: Sequence[int]) -> bool:
+    attributes = node.attributes
+    if node.op_type == "MatMul":  # its constants are added behind it, which an output of the graph has no place for
+        return node.outputs[0].is_graph_output()
+    if node.op_type == "Gemm":
+        return False
+    padded = is_padded(node)
+    if node.op_type == "Conv":
+        return padded
+    plain = all(k == 1 for k in kernel) and all(s == 1 for s in attributes.get_ints("strides", ()))
+    return padded or not plain or any(attributes.get_ints("output_padding", ())) or "output_shape" in attributes
+
+
+def tracked(value: ir.Value, axis: int, fixed: BoolArray, number: FloatArray) -> Track:
+    """A track whose constants are finite in the value's own dtype too."""
+    dtype = value.dtype.numpy() if value.dtype is not None and value.dtype.is_floating_point() else np.dtype(np.float64)
+    with np.errstate(all="ignore"):
+        finite = np.isfinite(number.astype(dtype).astype(np.float64))
+    fixed = fixed & finite
+    return Track(axis=axis, constant=fixed, number=np.where(fixed, number, 0.0))
+
+
+def is_padded(node: ir.Node) -> bool:
+    """Whether a convolution or pooling may read beyond the border."""
+    automatic = node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    return automatic or any(node.attributes.get_ints("pads", ()))
