@@ -48,6 +48,18 @@ MIXED = (2, 5, 10, 25, 50, 100)
 FORMS = ("factorized", "dense", "auto")
 
 
+class Logits(torch.nn.Module):
+    """A model of transformers with its logits as the only output."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The logits of ``x``, shape (batch, 3, 224, 224)."""
+        return self.model(x).logits
+
+
 @dataclass(frozen=True)
 class Row:
     """What was measured of one share at one batch."""
@@ -90,8 +102,7 @@ def main() -> None:
 def _model(name: str, folder: Path, options: argparse.Namespace, settings: SessionSettings) -> None:
     torch.manual_seed(0)
     source = folder / f"{name}.onnx"
-    module = MODELS[name]().eval()
-    module.config.return_dict = False
+    module = Logits(MODELS[name]()).eval()
     spdexport.convert(module, source, inputs=torch.randn(2, 3, 224, 224), form="dense", verify=False)
     layers = [x for x in spdexport.inspect(source).plan.layers if x.components is not None]
     one = _converted(source, folder / "one.onnx", {x.name: 1 for x in layers}, layers, form="factorized")[0]

@@ -24,6 +24,7 @@ from spdexport.errors import UsageError
 from spdexport.files.atomic import replacing
 from spdexport.installed import versions
 from spdexport.rewrite.onnx_graph import conv_attributes
+from spdexport.rewrite.onnx_lanes import pad_lanes
 from spdexport.runtime import Provider, SessionSettings, open_session, provider_status
 from spdexport.timing import Spread, interleaved
 
@@ -73,6 +74,7 @@ class LatencyCost:
         provider: Where forms are measured.
         threads: Of one operator; None for ONNX Runtime's own choice.
         folder: Where times are kept; None for ``cache_folder()``.
+        lane: To how many channels together components are padded in the file; 1 for not at all.
         measure: How a model is timed.
         told: Called with a few words before each measurement.
     """
@@ -80,6 +82,7 @@ class LatencyCost:
     provider: Provider = Provider.CPU
     threads: int | None = None
     folder: Path | None = None
+    lane: int = 1
     measure: Measure = measure
     told: Callable[[str], None] = lambda _: None
     _known: dict[str, float] = field(default_factory=dict, init=False, repr=False)
@@ -132,6 +135,7 @@ class LatencyCost:
                 provider=self.provider, optimized=True, tf32=None, threads=self.threads, spinning=False
             )
             model, x = form_model(site, shape)
+            model, _ = pad_lanes(model, self.lane)
             seconds = self.measure(model, x, settings)
             _write(path, {"key": key, "seconds": seconds})
         self._known[digest] = seconds
@@ -150,6 +154,7 @@ class LatencyCost:
         return {
             "stages": stages,
             "input": list(site.input_size),
+            "lane": self.lane,
             "bias": site.bias is not None,
             "dtype": site.weight.dtype.name,
             "provider": self.provider.value,

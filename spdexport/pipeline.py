@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from spdexport.loading.model import ExampleInputs
     from spdexport.planning import Plan
     from spdexport.prepare import Source
+    from spdexport.rewrite.onnx_trim import Trimming
 
 Progress = Callable[[str], None]
 
@@ -71,10 +72,13 @@ class Conversion(Inspection):
     Attributes:
         outputs: The files written; of a conversion that failed its check, ``OUT.failed.onnx`` alone.
         verification: What the check found; None where it was not asked for.
+        trimming: What dead channels were removed from the ONNX file, and what was padded; None where it has all that
+            the plan says.
     """
 
     outputs: tuple[Path, ...]
     verification: Verification | None
+    trimming: Trimming | None = None
 
     @property
     def verdict(self) -> Status:
@@ -185,6 +189,7 @@ def convert(
         versions=versions(),
         outputs=tuple(written),
         verification=verification,
+        trimming=route.trimming if onnx_path else None,
     )
 
 

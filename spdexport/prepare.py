@@ -175,7 +175,7 @@ def _measured(options: Options, progress: Callable[[str], None]) -> CostModel | 
         return None
     from spdexport.latency import LatencyCost  # brings ONNX Runtime
 
-    return LatencyCost(provider=Provider(options.target), told=progress)
+    return LatencyCost(provider=Provider(options.target), lane=options.planning.padding, told=progress)
 
 
 def _loaded(source: Source, options: Options) -> LoadedModel:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from spdexport.options import Options
     from spdexport.planning import Plan
     from spdexport.prepare import Prepared, Source
+    from spdexport.rewrite.onnx_trim import Trimmed, Trimming
     from spdexport.runtime import Provider
     from spdexport.verification.result import Verification
     from spdexport.verification.variable import MaskedModel
@@ -58,6 +59,10 @@ class Route(Protocol):
 
     def model(self) -> ir.Model:
         """The factorized ONNX model, with metadata."""
+
+    @property
+    def trimming(self) -> Trimming | None:
+        """What was removed from ``model`` and padded in it; None where the plan does not ask for that."""
 
     def verify(
         self,
@@ -117,7 +122,22 @@ def no_program(source: Source, where: str) -> UsageError:
     )
 
 
-def _write_metadata(model: ir.Model, prepared: Decided, options: Options, source: str) -> None:
+def _trimmed(model: ir.Model, plan: Plan) -> Trimmed | None:
+    """The model as it is deployed; None where the plan wants it as it is."""
+    if not plan.trims:
+        return None
+    from spdexport.rewrite.onnx_trim import trim
+
+    return trim(model, lane=plan.options.padding)
+
+
+def _told(trimmed: Trimmed | None) -> Trimming | None:
+    return None if trimmed is None else trimmed.trimming
+
+
+def _write_metadata(
+    model: ir.Model, prepared: Decided, options: Options, trimming: Trimming | None, source: str
+) -> None:
     entries: dict[str, Any] = {
         "content": content_hash(model),
         "version": __version__,
@@ -127,6 +147,8 @@ def _write_metadata(model: ir.Model, prepared: Decided, options: Options, source
         "components": prepared.components,
         "source": source,
     }
+    if trimming is not None:
+        entries["trimming"] = trimming.as_json()
     write_metadata(model, entries)
 
 
@@ -145,14 +167,21 @@ class TorchRoute:
 
     def model(self) -> ir.Model:
         """The factorized ONNX model, with metadata."""
-        _write_metadata(self._exported.model, self.prepared, self._options, "torch")
-        return self._exported.model
+        model = self._exported.model if self._trimmed is None else self._trimmed.model
+        _write_metadata(model, self.prepared, self._options, self.trimming, "torch")
+        return model
+
+    @property
+    def trimming(self) -> Trimming | None:
+        """What was removed from the model and padded in it."""
+        return _told(self._trimmed)
 
     def verify(self, file: Path | None, name: str, *, folded: bool = False, **settings: Any) -> Verification:
         """Check a file against the module and the program; see ``Route``."""
         from spdexport.verification.run import Subject, verify_subject
 
-        prepared, options, masked = self.prepared, self._options, self._masked()
+        prepared, options, masked, trimmed = self.prepared, self._options, self._masked(), self._trimmed
+        unfolded = folded and trimmed is None
         subject = Subject(
             file=file,
             name=name,
@@ -162,7 +191,8 @@ class TorchRoute:
             intended=self._intended,
             lowered=lambda: self._exported.lowered,
             # What was folded from V and U has their rounding, which the same V and U bring into the comparison.
-            plain=lambda: self._exported.model if folded or masked is not None else self._plain,
+            plain=lambda: self._exported.model if unfolded or masked is not None else self._plain,
+            trimmed=trimmed,
             plan=prepared.plan,
             example=prepared.captured.inputs,
             own_inputs=not options.input_shape,
@@ -203,6 +233,10 @@ class TorchRoute:
         return exported
 
     @cached_property
+    def _trimmed(self) -> Trimmed | None:
+        return _trimmed(self._exported.model, self.prepared.plan)
+
+    @cached_property
     def _plain(self) -> ir.Model:
         return self._export(self._effective).model
 
@@ -231,9 +265,22 @@ class OnnxRoute:
 
     def model(self) -> ir.Model:
         """The factorized model, with metadata."""
-        model = self.prepared.factorized()
-        _write_metadata(model, self.prepared, self._options, "onnx")
+        model = self._whole if self._trimmed is None else self._trimmed.model
+        _write_metadata(model, self.prepared, self._options, self.trimming, "onnx")
         return model
+
+    @property
+    def trimming(self) -> Trimming | None:
+        """What was removed from the model and padded in it."""
+        return _told(self._trimmed)
+
+    @cached_property
+    def _whole(self) -> ir.Model:
+        return self.prepared.factorized()
+
+    @cached_property
+    def _trimmed(self) -> Trimmed | None:
+        return _trimmed(self._whole, self.prepared.plan)
 
     def verify(self, file: Path | None, name: str, *, folded: bool = False, **settings: Any) -> Verification:
         """Check a file against the source file; see ``Route``."""
@@ -241,7 +288,7 @@ class OnnxRoute:
 
         prepared, options = self.prepared, self._options
         assert file is not None, "an ONNX source gives an ONNX file"
-        effective = prepared.effective()
+        effective, trimmed = prepared.effective(), self._trimmed
         subject = FileSubject(
             file=file,
             name=name,
@@ -249,7 +296,8 @@ class OnnxRoute:
             own=None if prepared.as_written else prepared.model,
             effective=None if effective is prepared.model else effective,
             intended=prepared.factorized(),
-            plain=prepared.factorized if folded else prepared.plain,
+            plain=prepared.factorized if folded and trimmed is None else prepared.plain,
+            trimmed=trimmed,
             plan=prepared.plan,
             inputs=prepared.inputs,
             own_inputs=not options.input_shape,

@@ -80,6 +80,12 @@ class PlanOptions:
         """Whether weights may be approximated by ones of smaller rank."""
         return bool(self.rank) or self.energy is not None or self.max_error is not None
 
+    @property
+    def padding(self) -> int:
+        """Channels to multiples of which components are padded in an ONNX file; 1 for not at all."""
+        pads = self.form is FormChoice.AUTO and self.optimize_for is not Objective.PARAMS
+        return self.lane_width if pads else 1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weighed:
@@ -320,6 +326,12 @@ class Plan:
         for mask in masks:
             names += [f"ci/{mask.layer}"] * mask.shows_importance + [f"activation/{mask.layer}"] * mask.shows_activation
         return tuple(dict.fromkeys(names))
+
+    @property
+    def trims(self) -> bool:
+        """Whether dead channels are removed from an ONNX file: where nothing of it is to stay as it was given."""
+        at_run_time = any(d.run_time is not None for d in self.decisions)
+        return self.options.form is FormChoice.AUTO and not self.options.keep_masks and not at_run_time
 
     @property
     def exactly_gated(self) -> tuple[str, ...]:

@@ -52,6 +52,7 @@ def to_json(result: Result) -> dict[str, Any]:
             report = _verified(result.verification, result.hashes, result.versions, result.seed, notes=result.notes)
             report |= {"components": result.components, **_planned(result.plan, result.verification)}
             report["outputs"] = [path.name for path in result.outputs]
+            report["trimming"] = None if result.trimming is None else result.trimming.as_json()
         case Bench():
             report = bench_json(result)
         case DerivedMasks():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spdexport.names import count
+from spdexport.names import count, layer_of_call
 from spdexport.planning import ENERGY, FormChoice, Objective
 from spdexport.report.numbers import below, short, some
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from spdexport.planning import LayerPlan, Plan
+    from spdexport.rewrite.onnx_dead import RemovedChannels
+    from spdexport.rewrite.onnx_trim import Trimming
 
 _SHOWN = 4
 """Layers named in a sentence."""
@@ -84,3 +86,34 @@ def dearer(plan: Plan, *, verbose: bool) -> str:
     verb = "costs" if len(found) == 1 else "cost"
     whole = "This costs more than the dense model. " if plan.macs_after > plan.macs_before else ""
     return f"{whole}{count(len(found), 'layer')} ({names}) {verb} more as V and U than dense: {why}."
+
+
+def trimmed(plan: Plan, trimming: Trimming | None) -> list[str]:
+    """What removing dead channels came to, and padding; empty where nothing was done."""
+    said = []
+    if trimming is not None and trimming.layers:
+        macs = macs_left(plan, trimming)
+        gone = sum(layer.gone for layer in trimming.layers)
+        what = f"dead channels: {count(trimming.channels, 'channel')} that nothing live writes or reads removed"
+        more = f", {count(gone, 'layer')} with nothing else altogether" if gone else ""
+        said.append(f"{what}{more}; MACs {short(plan.macs_after)} -> {short(macs)}")
+    if trimming is not None and trimming.padded:
+        pairs = count(len(trimming.padded), "layer")
+        said.append(
+            f"components of {pairs} padded with zeros to whole lanes of {plan.options.padding}, which run faster"
+        )
+    return said
+
+
+def macs_left(plan: Plan, trimming: Trimming) -> int:
+    """Multiply-accumulates of the layers of a plan for one sample, without their dead channels."""
+    return round(sum(x.macs_after * trimming.share_left(layer_of_call(x.name)) for x in plan.layers))
+
+
+def removed(layer: RemovedChannels) -> str:
+    """What was removed from one layer."""
+    if layer.gone:
+        return f"{layer.name} ({layer.operator}): all of it"
+    parts = [(layer.inputs, layer.inputs_before, "input"), (layer.outputs, layer.outputs_before, "output")]
+    told = [f"{len(found)} of {count(before, f'{what} channel')}" for found, before, what in parts if found]
+    return f"{layer.name} ({layer.operator}): {' and '.join(told)}"

@@ -115,7 +115,7 @@ def show(result: Result, *, verbose: bool = False, quiet: bool = False, console:
         hashes = result.artifacts if isinstance(result, Verification) else result.hashes
         _provenance(page, hashes, result.versions, result.seed)
     if not isinstance(result, Verification):
-        _files(page, result.outputs, verification, result.plan.bytes_saved if isinstance(result, Conversion) else 0)
+        _files(page, result.outputs, verification, _saved(result) if isinstance(result, Conversion) else 0)
     # Last, for the end of the output is what is seen first.
     _verdict(page, verification)
 
@@ -160,10 +160,11 @@ def _conversion(page: _Page, result: Conversion) -> None:
             if remark:
                 page.line(remark, "dim")
         page.console.print()
-        for said in (*summary.totals(plan), *summary.gains(plan)):
+        for said in (*summary.totals(plan), *summary.trimmed(plan, result.trimming), *summary.gains(plan)):
             page.line(said)
         _if_dearer(page, result)
         _why(page, plan, changed)
+    _removed(page, result)
     _left_alone(page, [layer for layer in plan.layers if layer.components is None], plan.skipped)
 
 
@@ -231,6 +232,18 @@ def _why(page: _Page, plan: Plan, layers: Sequence[LayerPlan]) -> None:
         page.item(reason)
 
 
+def _removed(page: _Page, result: Conversion) -> None:
+    """The layers from which dead channels were removed."""
+    found = result.trimming.layers if result.trimming is not None else ()
+    if not found:
+        return
+    page.heading("dead channels removed")
+    for layer in found if page.verbose or len(found) <= tables.MANY else found[: tables.SHOWN]:
+        page.item(summary.removed(layer))
+    if len(found) > tables.MANY and not page.verbose:
+        page.item(f"and from {len(found) - tables.SHOWN} more; --verbose shows all")
+
+
 def _if_dearer(page: _Page, result: Conversion) -> None:
     """Say plainly where the factorized form costs more than the dense one, and what to do about it."""
     said = summary.dearer(result.plan, verbose=page.verbose)
@@ -254,6 +267,11 @@ def _left_alone(page: _Page, layers: Sequence[LayerPlan], skipped: Sequence[Skip
     for reason, group in groupby(why, key=lambda pair: pair[0]):
         names = [name for _, name in group]
         page.item(f"{reason}: {some(names, len(names) if page.verbose else _NAMES_SHOWN)}")
+
+
+def _saved(result: Conversion) -> int:
+    """Bytes that the forms save, and what was trimmed."""
+    return result.plan.bytes_saved + (result.trimming.bytes_saved if result.trimming is not None else 0)
 
 
 def _files(page: _Page, outputs: Sequence[Path], verification: Verification | None, saved: int = 0) -> None:

@@ -14,7 +14,7 @@ on which the original has finite values: zero times infinity, which is NaN, is t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from spdexport.conv import Array
     from spdexport.rewrite.onnx_dead_layers import BoolArray, IntArray, Rule
 
 
@@ -76,6 +77,10 @@ class RemovedChannels:
         """Whether anything was removed."""
         return self.gone or bool(self.inputs or self.outputs)
 
+    def as_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return asdict(self)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
@@ -83,12 +88,19 @@ class Kept:
 
     Attributes:
         axis: Of its channels.
-        channels: The old numbers of those that it still has; None where their numbers are others than before, because
-            the constants that are no longer in it are added further on.
+        channels: The old numbers of those that it still has; None for all.
+        shifted: Whether their values are others than before, because constants that were in them are added further on.
     """
 
     axis: int
     channels: tuple[int, ...] | None
+    shifted: bool = False
+
+    def of(self, before: Array) -> Array | None:
+        """What is left of such a value as it was before; None where that does not tell what it is now."""
+        if self.shifted:
+            return None
+        return before if self.channels is None else np.take(before, self.channels, axis=self.axis)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -99,36 +111,20 @@ class Removal:
         model: The model; the one given, where nothing was removed.
         layers: Every layer of the graph that was given, in its order, with what was removed from it.
         nodes: The names of removed nodes that are no layers.
-        kept: What is left of each value that has fewer channels, by name.
+        kept: What is left of each value that is not what it was, by name.
+        instead: Sums with zeros that are gone, by name, with the names of the values that stand for them.
     """
 
     model: ir.Model
     layers: tuple[RemovedChannels, ...]
     nodes: tuple[str, ...]
     kept: Mapping[str, Kept]
+    instead: Mapping[str, str]
 
     @property
     def removed(self) -> tuple[RemovedChannels, ...]:
         """The layers from which something was removed."""
         return tuple(layer for layer in self.layers if layer.changed)
-
-    def as_json(self) -> list[dict[str, Any]]:
-        """What was removed, without the graph."""
-        return [
-            {
-                "name": layer.name,
-                "layer": layer.layer,
-                "operator": layer.operator,
-                "inputs": list(layer.inputs),
-                "inputs_before": layer.inputs_before,
-                "outputs": list(layer.outputs),
-                "outputs_before": layer.outputs_before,
-                "gone": layer.gone,
-                "params_before": layer.params_before,
-                "params_after": layer.params_after,
-            }
-            for layer in self.removed
-        ]
 
 
 def remove_dead(model: ir.Model) -> Removal:
@@ -141,7 +137,7 @@ def remove_dead(model: ir.Model) -> Removal:
         model: The model; it is not changed, and shares the weights that are not cut with the result.
     """
     before = _layers(model)
-    cut = Cut(model.clone(), _shapes(model))
+    cut = Cut(model.clone(), known_shapes(model))
     changed = False
     while True:
         tracks = Tracks(shapes=cut.shapes)
@@ -155,19 +151,23 @@ def remove_dead(model: ir.Model) -> Removal:
         changed = True
     if not changed:
         layers = tuple(_record(layer, layer.node, {}) for layer in before.values())
-        return Removal(model=model, layers=layers, nodes=(), kept={})
+        return Removal(model=model, layers=layers, nodes=(), kept={}, instead={})
     cut.finish()
     after = {node.outputs[0].name or "": node for node in cut.graph}
     gone = [node for node in model.graph if not {v.name for v in node.outputs} & after.keys()]
-    kept_channels = {
-        name: Kept(axis=axis, channels=tuple(map(int, left))) for name, (axis, left) in cut.channels.items()
-    }
     return Removal(
         model=cut.model,
         layers=tuple(_record(layer, after.get(name), cut.channels) for name, layer in before.items()),
         nodes=tuple(f"{node.op_type} {node_name(node)}" for node in gone if node.outputs[0].name not in before),
-        kept={**kept_channels, **{name: Kept(axis=0, channels=None) for name in cut.shifted}},
+        kept={name: _left(name, cut) for name in (*cut.channels, *sorted(cut.shifted - cut.channels.keys()))},
+        instead=cut.instead,
     )
+
+
+def _left(name: str, cut: Cut) -> Kept:
+    axis, channels = cut.channels.get(name, (0, None))
+    numbers = None if channels is None else tuple(map(int, channels))
+    return Kept(axis=axis, channels=numbers, shifted=name in cut.shifted)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -182,7 +182,7 @@ class _Before:
 
 def _layers(model: ir.Model) -> dict[str, _Before]:
     """The layers of a graph by the names of their results."""
-    tracks, found = Tracks(shapes=_shapes(model)), {}
+    tracks, found = Tracks(shapes=known_shapes(model)), {}
     for node in model.graph:
         tracks.visit(node)
     for rule in tracks.rules:
@@ -227,7 +227,7 @@ def _missing(value: ir.Value, before: int, channels: Channels) -> tuple[int, ...
     return () if found is None else tuple(map(int, np.setdiff1d(np.arange(before), found[1])))
 
 
-def _shapes(model: ir.Model) -> dict[str, tuple[int | str, ...]]:
+def known_shapes(model: ir.Model) -> dict[str, tuple[int | str, ...]]:
     """The sizes of all values, as far as the model tells or lets them be inferred."""
     values = [v for node in model.graph for v in node.outputs]
     if any(v.shape is None for v in values):
@@ -288,6 +288,6 @@ def _spread_one(rule: Rule, known: Mapping[ir.Value, Track], kept: dict[ir.Value
     else:
         data = kept[rule.data].reshape(rule.groups, -1)  # views: a group stays whole, or goes
         rows = out.reshape(rule.groups, -1)
-        stay = (data.any(axis=1) | rows.any(axis=1))[:, None]
+        stay = np.logical_or(data.any(axis=1), rows.any(axis=1)).reshape(-1, 1)
         data |= stay
         rows |= stay

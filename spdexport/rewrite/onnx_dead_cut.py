@@ -32,6 +32,7 @@ class Cut:
     Attributes:
         channels: By the name of each value that has fewer channels: their axis, and the old numbers of those left.
         shifted: The names of values that lack constants which are added further on.
+        instead: Sums with zeros that are gone, with the names of the values that stand for them.
     """
 
     def __init__(self, model: ir.Model, shapes: dict[str, tuple[int | str, ...]]) -> None:
@@ -40,6 +41,7 @@ class Cut:
         self.shapes = shapes
         self.channels: dict[str, tuple[int, IntArray]] = {}
         self.shifted: set[str] = set()
+        self.instead: dict[str, str] = {}
         self._wanted: dict[ir.Value, str] = {}
         self._cuts: dict[tuple[ir.Value, str], ir.Value] = {}
         self._used = [value for value in self.graph.initializers.values() if value.uses()]
@@ -67,10 +69,13 @@ class Cut:
                     continue
                 if _adds_zeros(node, index, track.number) and not node.outputs[0].is_graph_output():
                     _use_instead(node.outputs[0], other)
+                    self.instead[node.outputs[0].name or ""] = other.name or ""
                 else:
                     rank = len(tracks.shapes[value.name or ""])
                     array = track.number.reshape(-1, *[1] * (rank - 1 - track.axis))
-                    node.replace_input_with(index, self._store(value, array.astype(_dtype(value, other)), None))
+                    node.replace_input_with(
+                        index, self._store(value, array.astype(_dtype(value, other)), None, suffix=".constant")
+                    )
                 found = True
                 break
         if found:
@@ -127,8 +132,8 @@ class Cut:
         dead = np.flatnonzero(~kept[layer.data]) if known is not None else np.zeros(0, int)
         shift = np.zeros(len(layer.uses))
         if known is not None and layer.groups == 1:
-            # What is not a constant here is read by no row that stays.
-            shift = layer.shift(dead, known.number[dead])
+            # What is no constant here counts as zero, and is read by no row that stays.
+            shift = layer.shift(np.where(kept[layer.data], 0.0, known.number))
         if len(rows) == len(layer.uses) and not dead.size:
             return None
         columns = index.get(layer.data)

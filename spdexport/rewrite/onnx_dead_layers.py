@@ -70,13 +70,14 @@ class Layer:
         """The input channels that are constants which the bias can hold, shape (in,)."""
         return np.asarray(data.constant & ((data.number == 0) | (not self.uneven)))
 
-    def shift(self, columns: IntArray, numbers: FloatArray) -> FloatArray:
-        """What constant input channels add to each output channel, shape (out,), float64; of layers without groups."""
-        columns, numbers = columns[numbers != 0], numbers[numbers != 0]
-        if not columns.size:
-            return np.zeros(len(self.uses))
-        weight = matrix(self.node)[:, columns]
-        return np.asarray(scale_of(self.node) * np.einsum("oit,i->o", weight.astype(np.float64), numbers))
+    def shift(self, numbers: FloatArray) -> FloatArray:
+        """What input channels that hold these numbers everywhere, shape (in,), add to each output channel, (out,)."""
+        weight, numbers = matrix(self.node), numbers.reshape(self.groups, -1)
+        there = np.flatnonzero(numbers.any(axis=0))
+        if not there.size:
+            return np.zeros(len(weight))
+        rows = weight[:, there].astype(np.float64).sum(axis=2).reshape(self.groups, -1, there.size)
+        return np.asarray(scale_of(self.node) * np.einsum("goi,gi->go", rows, numbers[:, there]).reshape(-1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -187,15 +188,10 @@ def _made(layer: Layer, data: Track | None, bias: FloatArray, axis: int) -> Trac
     if data is None:
         fixed = np.asarray(~layer.uses.any(axis=1))
         return tracked(layer.out, axis, fixed, bias)
-    if layer.groups == 1:
-        folds = layer.folds(data)
-        fixed = np.asarray(~(layer.uses & ~folds).any(axis=1))
-        columns = np.flatnonzero(folds)
-        return tracked(layer.out, axis, fixed, bias + layer.shift(columns, data.number[columns]))
-    # Within groups, constants other than zero are left alone.
-    zero = (data.constant & (data.number == 0)).reshape(layer.groups, 1, -1)
-    fixed = ~(layer.uses.reshape(layer.groups, -1, zero.shape[2]) & ~zero).any(axis=2).reshape(-1)
-    return tracked(layer.out, axis, fixed, bias)
+    folds = layer.folds(data)
+    inner = folds.reshape(layer.groups, 1, -1)
+    fixed = ~(layer.uses.reshape(layer.groups, -1, inner.shape[2]) & ~inner).any(axis=2).reshape(-1)
+    return tracked(layer.out, axis, fixed, bias + layer.shift(np.where(folds, data.number, 0.0)))
 
 
 def _is_uneven(node: ir.Node, kernel: Sequence[int]) -> bool:

@@ -145,7 +145,7 @@ def _elementwise(node: ir.Node, tracks: Tracks) -> Found:
 
 def _batch_norm(node: ir.Node, tracks: Tracks) -> Found:
     track = tracks.track(node)
-    if track is None or track.axis != 1 or node.attributes.get_int("training_mode", 0):
+    if track is None or track.axis != 1 or node.attributes.get_int("training_mode", 0) != 0:
         return None
     found = [weights(value) for value in node.inputs[1:5]]
     if any(array is None or array.shape != (track.size,) for array in found):

@@ -30,7 +30,7 @@ from spdexport.verification.layers import judged
 from spdexport.verification.result import EdgeResult, Status, Verification
 from spdexport.verification.runner import Check, Runner
 from spdexport.verification.sessions import SessionEdges
-from spdexport.verification.tapping import TAPPING_HIDES
+from spdexport.verification.tapping import TAPPING_HIDES, as_it_is
 from spdexport.verification.trial import rounded
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from spdexport.verification.edge import Edge
     from spdexport.verification.file_inputs import GivenArrays
     from spdexport.verification.runner import Progress
+    from spdexport.verification.tapping import Meant
     from spdexport.verification.trial import Trial
 
 NO_SOURCE = "there is no source to compare with; verify --against SOURCE has this edge"
@@ -124,6 +125,7 @@ class FileRun(Runner[FileCase]):
         super().__init__(check, SessionEdges(file, check.providers), u, edges)
         self._evaluated = Evaluated(reference, self._right)
         self._given = None if inputs is None else given_tensors(self._inputs, inputs)
+        self._meant: Meant = as_it_is
         self._own_inputs, self._origin = own_inputs, "" if inputs is None else inputs.origin
 
     def verification(self) -> Verification:
@@ -200,12 +202,15 @@ class FileRun(Runner[FileCase]):
 
     def locate(self, case: FileCase, settings: SessionSettings) -> tuple[str | None, str]:
         """The first layer whose values in the file are not those of the reference."""
-        layer = first_divergent(self._file, self._right, self._evaluated, case.inputs, settings, unit_rounding=self._u)
+        layer = first_divergent(*self._judged(case), settings, unit_rounding=self._u, meant=self._meant)
         return layer, "" if layer else TAPPING_HIDES
 
     def layer_ratios(self, case: FileCase) -> Mapping[str, float]:
         """Of all layers whose values have the same names in the file and in the reference."""
-        return layer_ratios(self._file, self._right, self._evaluated, case.inputs, unit_rounding=self._u)
+        return layer_ratios(*self._judged(case), unit_rounding=self._u, meant=self._meant)
+
+    def _judged(self, case: FileCase) -> tuple[Path, ir.Model, Evaluated, Mapping[str, Array]]:
+        return self._file, self._right, self._evaluated, case.inputs
 
     def _weights(self) -> EdgeResult:
         """Whether the file is still what the conversion wrote, by the hash that it carries."""

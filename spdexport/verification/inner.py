@@ -10,7 +10,7 @@ import onnx
 from spdexport.reference.onnx_reference import NOISY, NoiseSpec, OnnxReference
 from spdexport.runtime import SessionSettings
 from spdexport.verification.layers import layer_of
-from spdexport.verification.tapping import channel_ratio, diverges, tapped
+from spdexport.verification.tapping import as_it_is, channel_ratio, diverges, tapped
 from spdexport.verification.trial import NOISE_RUNS, largest_finite, rounded
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from spdexport.conv import Array
+    from spdexport.verification.tapping import Meant
 
 
 class Evaluated:
@@ -86,6 +87,7 @@ def first_divergent(
     settings: SessionSettings,
     *,
     unit_rounding: float,
+    meant: Meant = as_it_is,
 ) -> str | None:
     """The first layer, in the order of computation, whose value in a session is more than rounding off.
 
@@ -96,17 +98,19 @@ def first_divergent(
         inputs: By name.
         settings: Of the session.
         unit_rounding: Of the model's dtype.
+        meant: What the file has for a value of the model.
 
     Raises:
         RuntimeFailure: The file does not run with all its values as outputs.
     """
     layers = {v.name: layer_of(node) for node in model.graph for v in node.outputs if v.name}
     values = tapped(path, layers, inputs, settings)
-    exact = {name: value for name, value in _exact(evaluated, inputs, values).items() if value.dtype.kind == "f"}
+    exact = {n: value for n, value in _exact(evaluated, inputs, values, meant).items() if value.dtype.kind == "f"}
     off: list[str] = []
 
     def watch(name: str, noisy: Array) -> None:
-        if name in exact and not off and diverges(name, values[name], exact[name], _others(name, values, exact, noisy)):
+        seen = meant(name, noisy) if name in exact and not off else None
+        if seen is not None and diverges(name, values[name], exact[name], _others(name, values, exact, seen)):
             off.append(name)
 
     evaluated.run(inputs, NoiseSpec(seed=0, unit_rounding=unit_rounding), watch=watch)
@@ -114,7 +118,13 @@ def first_divergent(
 
 
 def layer_ratios(
-    path: Path, model: ir.Model, evaluated: Evaluated, inputs: Mapping[str, Array], *, unit_rounding: float
+    path: Path,
+    model: ir.Model,
+    evaluated: Evaluated,
+    inputs: Mapping[str, Array],
+    *,
+    unit_rounding: float,
+    meant: Meant = as_it_is,
 ) -> dict[str, float]:
     """The noise ratio of each layer's output, in the worst channel, from one unoptimized session on the CPU.
 
@@ -126,6 +136,7 @@ def layer_ratios(
         evaluated: Its evaluation.
         inputs: By name.
         unit_rounding: Of the model's dtype.
+        meant: What the file has for a value of the model.
 
     Raises:
         RuntimeFailure: The file does not run with all its values as outputs.
@@ -140,13 +151,14 @@ def layer_ratios(
             axes[name] = 1 if node.op_type in ("Conv", "ConvTranspose") else -1
     layers = {name: layer for layer, name in ends.items()}
     values = tapped(path, layers, inputs, SessionSettings(spinning=False))
-    exact = _exact(evaluated, inputs, values)
+    exact = _exact(evaluated, inputs, values, meant)
     explained: dict[str, list[Array]] = {name: [] for name in exact}
     for run in range(NOISE_RUNS):
 
         def watch(name: str, noisy: Array) -> None:
-            if name in exact:
-                explained[name].append(noisy)
+            seen = meant(name, noisy) if name in exact else None
+            if seen is not None:
+                explained[name].append(seen)
 
         evaluated.run(inputs, NoiseSpec(seed=run, unit_rounding=unit_rounding), watch=watch)
     return {
@@ -157,12 +169,15 @@ def layer_ratios(
     }
 
 
-def _exact(evaluated: Evaluated, inputs: Mapping[str, Array], wanted: Mapping[str, Array]) -> dict[str, Array]:
+def _exact(
+    evaluated: Evaluated, inputs: Mapping[str, Array], wanted: Mapping[str, Array], meant: Meant
+) -> dict[str, Array]:
     kept: dict[str, Array] = {}
 
     def watch(name: str, value: Array) -> None:
-        if name in wanted:
-            kept[name] = value
+        seen = meant(name, value) if name in wanted else None
+        if seen is not None:
+            kept[name] = seen
 
     evaluated.run(inputs, watch=watch)
     return kept

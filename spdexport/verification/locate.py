@@ -13,7 +13,7 @@ from spdexport.reference.torch_reference import Noise, evaluate, evaluate_togeth
 from spdexport.rewrite.torch_graph import module_path
 from spdexport.runtime import RuntimeFailure, SessionSettings
 from spdexport.verification.layers import layer_of_weight
-from spdexport.verification.tapping import TAPPING_HIDES, channel_ratio, diverges, tapped
+from spdexport.verification.tapping import TAPPING_HIDES, as_it_is, channel_ratio, diverges, tapped
 from spdexport.verification.trial import NOISE_RUNS
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from spdexport.conv import Array
     from spdexport.planning import Plan
     from spdexport.verification.inputs import Case
+    from spdexport.verification.tapping import Meant
 
 Visit = Callable[[str, "Array", "list[Array]", "Array"], bool]
 """Told a node's name, its value in float64, the same in the model's dtype and with noise, and the value under
@@ -70,6 +71,7 @@ def first_divergent_value(
     *,
     outputs: Sequence[str],
     unit_rounding: float,
+    meant: Meant = as_it_is,
 ) -> tuple[str | None, str]:
     """The first layer of a file that diverges from a program, found in one session with every value tapped.
 
@@ -81,6 +83,7 @@ def first_divergent_value(
         settings: Of the session that showed it.
         outputs: Names that the file has for the program's tensor outputs, which lost those of the nodes.
         unit_rounding: Of the model's dtype.
+        meant: What the file has for a value of the program.
 
     Returns:
         The layer, or None; and a remark for the report.
@@ -93,7 +96,7 @@ def first_divergent_value(
         return None, "no inner value of the file has a name of the program's"
     # A layer that another was folded into has only the weight's name to tell it by.
     paths = {name: weights.get(name) or layer for name, layer in _paths(lowered).items()}
-    layer = _first(lowered, case, values, paths, unit_rounding)
+    layer = _first(lowered, case, values, paths, unit_rounding, meant)
     return layer, "" if layer else TAPPING_HIDES
 
 
@@ -106,6 +109,7 @@ def layer_ratios(
     outputs: Sequence[str],
     unit_rounding: float,
     plan: Plan,
+    meant: Meant = as_it_is,
 ) -> dict[str, float]:
     """The noise ratio of each layer's output, in the worst channel, from one unoptimized session on the CPU.
 
@@ -117,6 +121,7 @@ def layer_ratios(
         outputs: As for ``first_divergent_value``.
         unit_rounding: Of the model's dtype.
         plan: The layers.
+        meant: What the file has for a value of the program.
 
     Returns:
         By the layers' names, without the number of a call; layers whose output has no name in the file are left out.
@@ -145,7 +150,7 @@ def layer_ratios(
             found[layer] = max(found.get(layer, 0.0), ratio)
         return False
 
-    _visit(lowered, case, values, unit_rounding, visit, runs=NOISE_RUNS)
+    _visit(lowered, case, values, unit_rounding, visit, runs=NOISE_RUNS, meant=meant)
     return found
 
 
@@ -173,7 +178,12 @@ def _tapped_nodes(
 
 
 def _first(
-    program: ExportedProgram, case: Case, values: Mapping[str, Array], layers: Mapping[str, str], unit_rounding: float
+    program: ExportedProgram,
+    case: Case,
+    values: Mapping[str, Array],
+    layers: Mapping[str, str],
+    unit_rounding: float,
+    meant: Meant = as_it_is,
 ) -> str | None:
     """The first layer at which some values are more than rounding off from a program's."""
     first: str | None = None
@@ -184,7 +194,7 @@ def _first(
             first = layers.get(name, name)
         return first is not None
 
-    _visit(program, case, values, unit_rounding, visit, runs=1)
+    _visit(program, case, values, unit_rounding, visit, runs=1, meant=meant)
     return first
 
 
@@ -196,14 +206,16 @@ def _visit(
     visit: Visit,
     *,
     runs: int,
+    meant: Meant,
 ) -> None:
     """Evaluate a program in all ways at once, and show each node's values as they come; none is kept."""
 
     def watch(name: str, found: list[torch.Tensor]) -> bool:
         if name not in values:
             return False
-        exact, *others = (to_numpy(tensor) for tensor in found)
-        return visit(name, exact, others, values[name])
+        exact, *others = (meant(name, to_numpy(tensor)) for tensor in found)
+        told = [other for other in others if other is not None]
+        return exact is not None and visit(name, exact, told, values[name])
 
     evaluate_together(
         program,

@@ -23,9 +23,11 @@ from spdexport.verification.locate import first_divergent_layer, first_divergent
 from spdexport.verification.masks import mask_fault
 from spdexport.verification.module_calls import call_module, effective_parameters, first_divergent_module
 from spdexport.verification.per_layer import Patches, layer_results, read_in_program
+from spdexport.verification.removed import compare_trimmed
 from spdexport.verification.result import EdgeResult, Status, Verification
 from spdexport.verification.runner import NOT_TAKEN, Check, NotTakenError, Runner, first_line
 from spdexport.verification.sessions import SessionEdges
+from spdexport.verification.tapping import as_it_is
 from spdexport.verification.variable import MaskedModel, factors_fault
 from spdexport.verification.weight_errors import WeightErrors
 from spdexport.verification.weights import compare_weights
@@ -40,8 +42,10 @@ if TYPE_CHECKING:
     from spdexport.loading import ExampleInputs
     from spdexport.planning import Plan
     from spdexport.reference.onnx_reference import NoiseSpec
+    from spdexport.rewrite.onnx_trim import Trimmed
     from spdexport.runtime import Provider, SessionSettings
     from spdexport.verification.runner import Progress
+    from spdexport.verification.tapping import Meant
     from spdexport.verification.trial import Trial
 
 NO_FILE = "no ONNX file was written"
@@ -64,6 +68,7 @@ class Subject:
         example: Example inputs.
         own_inputs: Whether these are the user's own values.
         masked: What is known only at run time; None where nothing is.
+        trimmed: What was removed from the export and padded in it; None where it stands as it is.
     """
 
     file: Path | None
@@ -78,6 +83,7 @@ class Subject:
     example: ExampleInputs | None
     own_inputs: bool
     masked: MaskedModel | None = None
+    trimmed: Trimmed | None = None
 
 
 def verify_subject(
@@ -154,10 +160,11 @@ class _Run(Runner[Case]):
             return not_run("weights", NO_FILE)
         self._check.progress("comparing weights")
         file = ir.load(self._subject.file)
-        found = compare_weights(file, self._subject.plain())
+        plain, trimmed = self._subject.plain(), self._subject.trimmed
+        found = compare_weights(file, plain) if trimmed is None else compare_trimmed(file, trimmed, plain)
         self._errors = found.layers
         edge = mask_fault(file, self._subject.plan) or factors_fault(file, self._subject.plan) or found.edge
-        del file
+        del file, plain, trimmed
         # Graphs refer to themselves in circles, and those that were compared hold several copies of the weights.
         gc.collect()
         return edge
@@ -306,6 +313,7 @@ class _Run(Runner[Case]):
             settings,
             outputs=self._names,
             unit_rounding=self._u,
+            meant=self._meant,
         )
 
     def layer_ratios(self, case: Case) -> Mapping[str, float]:
@@ -319,7 +327,14 @@ class _Run(Runner[Case]):
             outputs=self._names,
             unit_rounding=self._u,
             plan=self._subject.plan,
+            meant=self._meant,
         )
+
+    @property
+    def _meant(self) -> Meant:
+        """What the file has for a value of the program: channels may be gone, or added."""
+        trimmed = self._subject.trimmed
+        return as_it_is if trimmed is None else trimmed.meant
 
 
 def _draws(program: ExportedProgram) -> bool:

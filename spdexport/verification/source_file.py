@@ -26,6 +26,7 @@ from spdexport.verification.inner import Evaluated
 from spdexport.verification.layers import layer_of
 from spdexport.verification.masks import mask_fault
 from spdexport.verification.per_layer import Patches, layer_results, read_in_model
+from spdexport.verification.removed import compare_trimmed
 from spdexport.verification.result import EdgeResult, Status, Verification
 from spdexport.verification.runner import Check, Progress
 from spdexport.verification.tapping import diverges
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from spdexport.conv import Array
     from spdexport.loading.model import ExampleInputs
     from spdexport.planning import Plan
+    from spdexport.rewrite.onnx_trim import Trimmed
     from spdexport.runtime import Provider
     from spdexport.verification.file_inputs import FileCase
 
@@ -58,6 +60,7 @@ class FileSubject:
         plan: The decisions.
         inputs: The user's example inputs, or None.
         own_inputs: Whether these are the user's own values.
+        trimmed: What was removed from the intended model and padded in it; None where it stands as it is.
     """
 
     file: Path
@@ -70,6 +73,7 @@ class FileSubject:
     plan: Plan
     inputs: ExampleInputs | None
     own_inputs: bool
+    trimmed: Trimmed | None = None
 
 
 def verify_against_file(
@@ -125,6 +129,8 @@ class _Run(FileRun):
             edges=(self._capture, self._rewrite),
         )
         self._subject = subject
+        if subject.trimmed is not None:
+            self._meant = subject.trimmed.meant
         own = subject.source if subject.own is None else _written(subject.own, folder / "source.onnx")
         self._own_model = ir.load(own)
         self._own = Evaluated(own, self._own_model)
@@ -178,14 +184,17 @@ class _Run(FileRun):
 
     def _weights(self) -> EdgeResult:
         self._check.progress("comparing weights")
-        found = compare_weights(self._model, self._subject.plain())
+        plain, trimmed = self._subject.plain(), self._subject.trimmed
+        found = compare_weights(self._model, plain) if trimmed is None else compare_trimmed(self._model, trimmed, plain)
         self._errors = found.layers
         fault = mask_fault(self._model, self._subject.plan) or self._touched()
         return found.edge if found.edge.status is Status.FAIL or fault is None else fault
 
     def _touched(self) -> EdgeResult | None:
         """The weights edge as a failure, where a weight that is no layer's is not the source's, inside bodies too."""
-        own, planned = (m.graph.initializers for m in (self._own_model, self._right))
+        trimmed = self._subject.trimmed
+        written = self._right if trimmed is None else trimmed.model
+        own, planned = (m.graph.initializers for m in (self._own_model, written))
         for name, value in self._model.graph.initializers.items():
             if name not in own or name not in planned:
                 continue
