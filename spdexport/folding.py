@@ -43,8 +43,8 @@ Progress = Callable[[str], None]
 ENDINGS = {FileKind.ONNX: ".onnx", FileKind.PT2: ".pt2"}
 """The kinds of files that are folded, and what the names of their folded files end in."""
 
-MADE_WITH = ("components", "options", "sha256", "source")
-"""The entries of a file's metadata that still hold after folding: the model, and how its layers were masked."""
+MADE_WITH = ("components", "options", "plan", "sha256", "source", "trimming")
+"""The entries of a file's metadata that are kept when it is folded: the model, and what was decided about it before."""
 
 
 def _silent(_: str) -> None:
@@ -216,7 +216,7 @@ def _fold_onnx(request: _Request, temporary: Path) -> _Written:
     request.progress("folding")
     result = fold_onnx(model, if_cheaper=request.if_cheaper)
     folded = result.model
-    # What the file was made with still tells which model it is; its plan and content no longer describe it.
+    # What the file was made with still tells which model it is; its content is hashed anew.
     made = {key: value for key, value in read_metadata(folded).items() if key in MADE_WITH}
     for key in [key for key in folded.metadata_props if key.startswith(METADATA_PREFIX)]:
         del folded.metadata_props[key]

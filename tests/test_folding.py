@@ -141,12 +141,12 @@ def test_the_program_is_the_plain_one(converted: Path, plain: ExportedProgram) -
     assert ours.module()(torch.rand(5, 1, 16, 16)).shape == (5, 10)
 
 
-def test_metadata_tells_of_the_fold_and_of_the_model_but_not_of_the_plan(converted: Path) -> None:
+def test_metadata_tells_of_the_fold_and_of_the_model(converted: Path) -> None:
     assert "plan" in read_metadata(ir.load(converted / "digits.onnx"))
     fold(converted / "digits.onnx", converted / "b.onnx", verify=False)
     model = ir.load(converted / "b.onnx")
     entries = read_metadata(model)
-    assert set(entries) == {"version", "folded", "content", "components", "options", "sha256", "source"}
+    assert set(entries) == {"version", "folded", "content", "components", "options", "plan", "sha256", "source"}
     assert entries["folded"] == {"layers": LAYERS, "of": sha256_file(converted / "digits.onnx")}
     assert entries["content"] == content.content_hash(model)
 

@@ -7,8 +7,8 @@ the weights before and after alone, whatever the removal thought of them.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -89,13 +89,34 @@ def _fault(layer: str, what: str) -> EdgeResult:
     return EdgeResult(edge="weights", status=Status.FAIL, first_divergence=layer, reason=what)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Sum:
+    """What constants add to each channel, with the sum of its terms' magnitudes: rounding is in proportion to that."""
+
+    value: FloatArray
+    size: FloatArray
+
+    @classmethod
+    def zeros(cls, channels: int) -> Self:
+        return cls(value=np.zeros(channels), size=np.zeros(channels))
+
+    @classmethod
+    def of(cls, weight: Array, numbers: FloatArray, sizes: FloatArray, scale: float) -> Self:
+        """A layer's weight, shape (out, in, taps), times numbers that stand in its input channels."""
+        weight = weight.astype(np.float64) * scale
+        return cls(value=np.einsum("oit,i->o", weight, numbers), size=np.einsum("oit,i->o", np.abs(weight), sizes))
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(value=self.value + other.value, size=self.size + other.size)
+
+
 class _Proof:
     """The nodes before and after, and which channels of their values are left."""
 
     def __init__(self, tracks: Tracks, removal: Removal, after: dict[str, ir.Node]) -> None:
         self._tracks, self._kept, self._instead, self._after = tracks, removal.kept, removal.instead, after
         # What values lack of what they were, in all channels they had: constants that a product has no bias for.
-        self._lack: dict[str, FloatArray] = {}
+        self._lack: dict[str, _Sum] = {}
 
     def is_whole(self, value: ir.Value) -> bool:
         """Whether all channels of a value are left as they were, if it has any."""
@@ -115,7 +136,7 @@ class _Proof:
         if rule.groups > 1:
             groups = np.unique(outs // (len(old) // rule.groups))
             if len(groups) > 1:
-                return _groups(rule, ins, outs, old, new) or _bias(rule, node, outs, np.zeros(len(old)))
+                return _groups(rule, ins, outs, old, new) or _bias(rule, node, outs, _Sum.zeros(len(old)))
             # A group that is left alone is a layer like any other, and its channels may go one by one.
             first = int(groups[0]) * old.shape[1]
             if (ins < first).any() or (ins >= first + old.shape[1]).any():
@@ -125,25 +146,25 @@ class _Proof:
             return "the weights that are left are not those of the channels that are left"
         gone = np.setdiff1d(np.arange(old.shape[1]), ins)
         read = gone[rule.uses[outs][:, gone].any(axis=0)]
-        shift = np.zeros(len(old))
+        shift = _Sum.zeros(len(old))
         if read.size:
             if track is None or not rule.folds(track)[first + read].all():
                 return (
                     f"the removed input channel {read[0]} is alive: weights on it are not zero, and it is no constant"
                 )
             numbers = track.number[first + read]
-            shift = np.einsum("oit,i->o", old[:, read].astype(np.float64), numbers) * scale_of(rule.node)
+            shift = _Sum.of(old[:, read], numbers, np.abs(numbers), scale_of(rule.node))
         lack = self._lacking(node, rule.data)
         if lack is not None:
-            shift = shift + np.einsum("oit,i->o", old[:, ins].astype(np.float64), lack[ins]) * scale_of(rule.node)
+            shift += _Sum.of(old[:, ins], lack.value[ins], lack.size[ins], scale_of(rule.node))
         if node.op_type != "MatMul":
             return "its input lacks constants" if lack is not None else _bias(rule, node, outs, shift)
-        if not shift[outs].any():
+        if not shift.value[outs].any():
             return None
         self._lack[rule.out.name or ""] = shift
         behind = self._after.get(f"{rule.out.name}.shifted")
         added = None if behind is None else weights(behind.inputs[1])
-        wrong = behind is not None and (added is None or not _close(added, shift[outs], np.abs(shift[outs])))
+        wrong = behind is not None and (added is None or not _close(added, shift.value[outs], shift.size[outs]))
         return "what is added behind it is not what the removed constants make of it" if wrong else None
 
     def channelwise(self, rule: Channelwise, node: ir.Node) -> str | None:
@@ -170,17 +191,17 @@ class _Proof:
                 return f"{what} has other numbers for the channels that are left"
         return None
 
-    def _adds(self, rule: Channelwise, node: ir.Node, left: IntArray, lack: FloatArray) -> str | None:
+    def _adds(self, rule: Channelwise, node: ir.Node, left: IntArray, lack: _Sum) -> str | None:
         """Whether a sum with a bias adds what its input lacks, too."""
         pairs = [(weights(a), weights(b)) for a, b in zip(rule.node.inputs, node.inputs, strict=True)]
         for old, new in pairs:
             if old is not None and new is not None and len(pairs) == 2:
-                before = np.broadcast_to(old.reshape(-1).astype(np.float64), lack.shape)[left]
-                if _close(new, before + lack[left], np.abs(before) + np.abs(lack[left])):
+                before = np.broadcast_to(old.reshape(-1).astype(np.float64), lack.value.shape)[left]
+                if _close(new, before + lack.value[left], np.abs(before) + lack.size[left]):
                     return None
         return "its bias is not what the removed constants make of it"
 
-    def _lacking(self, node: ir.Node, value: ir.Value) -> FloatArray | None:
+    def _lacking(self, node: ir.Node, value: ir.Value) -> _Sum | None:
         """What a value that a node reads lacks, if it does not read the sum behind it."""
         name = self._alias(value).name or ""
         return self._lack.get(name) if any(read is not None and read.name == name for read in node.inputs) else None
@@ -231,11 +252,11 @@ def _groups(rule: Layer, ins: IntArray, outs: IntArray, old: Array, new: Array) 
     return None
 
 
-def _bias(rule: Layer, node: ir.Node, outs: IntArray, shift: FloatArray) -> str | None:
+def _bias(rule: Layer, node: ir.Node, outs: IntArray, shift: _Sum) -> str | None:
     """Whether the bias holds what the removed channels added."""
     old, new = bias_of(rule.node, len(rule.uses)), bias_of(node, len(outs))
     assert old is not None, "the layer has a rule"
-    right, size = (old + shift)[outs], (np.abs(old) + np.abs(shift))[outs]
+    right, size = (old + shift.value)[outs], (np.abs(old) + shift.size)[outs]
     stored = weights(node.inputs[1])
     if new is None or stored is None or not _close(new.astype(stored.dtype), right, size):
         return "its bias is not what the removed constants make of it"
