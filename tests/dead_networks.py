@@ -114,3 +114,16 @@ def networks(draw: Callable[[Any], Any]) -> onnx.ModelProto:
     last = graph.head(x, channels)
     ends = {last: ["N", 5] if graph.nodes[-1].op_type == "MatMul" else ["N", channels, 6, 6]}
     return model(graph.nodes, inputs={"x": ["N", 3, 6, 6]}, outputs=ends, weights=graph.weights)
+
+
+def in_float64(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same network with numbers, input and outputs in float64, whose rounding no test takes for a fault."""
+    wide = onnx.ModelProto()
+    wide.CopyFrom(proto)
+    for tensor in wide.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            values = onnx.numpy_helper.to_array(tensor).astype(np.float64)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    for value in (*wide.graph.input, *wide.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    return wide

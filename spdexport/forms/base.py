@@ -9,15 +9,17 @@ A mask may be a ``VariableMask``, which is known only at run time; such stages a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from spdexport.forms.deferred import Deferred
 from spdexport.forms.variable import VariableMask
 
 if TYPE_CHECKING:
     from spdexport.conv import Array, ConvSpec, FloatArray
+    from spdexport.forms.deferred import Numbers
     from spdexport.forms.variable import RuntimeInput
 
 
@@ -27,14 +29,14 @@ class Stage:
 
     Attributes:
         spec: The geometry.
-        weight: Shape ``spec.weight_shape``.
+        weight: Shape ``spec.weight_shape``; ``numpy.asarray`` has the numbers, which may be computed for it.
         mask: Factors on the output channels, shape (out_channels,), or what gives them at run time; or None.
         bias: Added after the mask, shape (out_channels,), or None.
         name: The last part of the parameter's name in the graph, such as ``V``; the layer's name stands before it.
     """
 
     spec: ConvSpec
-    weight: Array
+    weight: Numbers
     mask: Array | VariableMask | None = None
     bias: Array | None = None
     name: str = "weight"
@@ -49,6 +51,10 @@ class Stage:
                 and values.shape != (self.spec.out_channels,)
             ):
                 raise ValueError(f"mask and bias need shape ({self.spec.out_channels},), not {values.shape}")
+
+    def evaluated(self) -> Stage:
+        """The stage with its weight as an array, for those who need it more than once."""
+        return replace(self, weight=np.asarray(self.weight))
 
 
 Chain = tuple[Stage, ...]
@@ -90,19 +96,21 @@ def constant_mask(stage: Stage) -> FloatArray | None:
     return None if stage.mask is None else f64(stage.mask)
 
 
-def absorbed(stage: Stage) -> tuple[FloatArray, FloatArray | None]:
+def absorbed(stage: Stage) -> tuple[Deferred, FloatArray | None]:
     """A stage's weight with the mask in it, and its bias, in float64.
 
     Raises:
         CannotComposeError: The mask is known only at run time.
     """
-    weight = f64(stage.weight)
     mask = constant_mask(stage)
-    if mask is not None:
-        weight = weight * mask.reshape(-1, *(1,) * (weight.ndim - 1))
-    return weight, None if stage.bias is None else f64(stage.bias)
+
+    def weight() -> FloatArray:
+        values = f64(stage.weight)
+        return values if mask is None else values * mask.reshape(-1, *(1,) * (values.ndim - 1))
+
+    return Deferred(stage.spec.weight_shape, weight), None if stage.bias is None else f64(stage.bias)
 
 
-def f64(values: Array) -> FloatArray:
+def f64(values: Numbers) -> FloatArray:
     """The values in float64."""
     return np.asarray(values, dtype=np.float64)

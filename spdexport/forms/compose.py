@@ -1,5 +1,7 @@
 """The composition of two convolution stages, and the sum of two, as one stage; all in float64.
 
+Whether they compose is told at once; the weight is computed when it is asked for.
+
 Along one spatial axis a stage has kernel K, stride s, dilation d and padding (a, b); the first stage has index 1, the
 second 2. The formulas of ``ConvSpec`` put into each other give, for two convolutions, taps at ``s1 d2 k2 + d1 k1``,
 stride ``s1 s2`` and padding ``(a1 + s1 a2, b1 + s1 b2)``; for two transposed ones, taps at ``s2 d1 k1 + d2 k2``, the
@@ -38,6 +40,7 @@ import numpy as np
 
 from spdexport.conv import ConvSpec
 from spdexport.forms.base import CannotComposeError, Stage, absorbed, constant_mask, f64
+from spdexport.forms.deferred import Deferred
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,26 +83,29 @@ def compose(first: Stage, second: Stage) -> Stage:
     if a.axes != b.axes:
         raise CannotComposeError("the two have different numbers of spatial axes")
     A, bias = absorbed(first)
+    B = Deferred(b.weight_shape, lambda: f64(second.weight))
     if bias is not None and bias.any():
         _check_bias(b)
-    one, two = _of_one_kind(_Part(spec=a, weight=A), _Part(spec=b, weight=f64(second.weight)))
+    one, two = _of_one_kind(_Part(spec=a, weight=A), _Part(spec=b, weight=B))
     spec, taps1, taps2 = _combined(one.spec, two.spec)
     size = math.prod(spec.weight_shape)
     if size > LARGEST and overlaps(a, b):
         raise CannotComposeError(f"one layer for both kernels would hold {size} numbers")
-    weight = _convolved(one, two, spec, taps1, taps2)
+    mask = constant_mask(second)
     if bias is not None:
         # The first one's bias as its value at every location: what a second one without borders makes of it.
-        ones = two.weight.sum(axis=tuple(range(2, two.weight.ndim)))
+        ones = f64(B).sum(axis=tuple(range(2, 2 + b.axes)))
         blocks = ones.reshape(b.groups, b.group_out, -1) @ bias.reshape(b.groups, -1, 1)
         bias = blocks.reshape(b.out_channels)
-    mask = constant_mask(second)
-    if mask is not None:
-        weight = weight * mask.reshape(-1, *(1,) * (weight.ndim - 1))
-        bias = None if bias is None else bias * mask
+        bias = bias if mask is None else bias * mask
     if second.bias is not None:
         bias = f64(second.bias) if bias is None else bias + f64(second.bias)
-    return Stage(spec=spec, weight=weight, bias=bias)
+
+    def weight() -> FloatArray:
+        values = _convolved(one, two, spec, taps1, taps2)
+        return values if mask is None else values * mask.reshape(-1, *(1,) * (values.ndim - 1))
+
+    return Stage(spec=spec, weight=Deferred(spec.weight_shape, weight), bias=bias)
 
 
 def add(first: Stage, second: Stage) -> Stage:
@@ -117,7 +123,7 @@ def add(first: Stage, second: Stage) -> Stage:
     (A, bias), (B, more) = absorbed(first), absorbed(second)
     one, two = _of_one_kind(_Part(spec=a, weight=A), _Part(spec=b, weight=B))
     spec, taps1, taps2 = _union(one.spec, two.spec)
-    weight = _spread(one, spec, taps1) + _spread(two, spec, taps2)
+    weight = Deferred(spec.weight_shape, lambda: _spread(one, spec, taps1) + _spread(two, spec, taps2))
     if more is not None:
         bias = more if bias is None else bias + more
     return Stage(spec=spec, weight=weight, bias=bias)
@@ -128,7 +134,7 @@ class _Part:
     """A spec and its weight in float64, without mask and bias."""
 
     spec: ConvSpec
-    weight: FloatArray
+    weight: Deferred
 
 
 def _of_one_kind(a: _Part, b: _Part) -> tuple[_Part, _Part]:
@@ -151,8 +157,8 @@ def _flipped(part: _Part) -> _Part | None:
     padding = tuple((r - a, r - b + o) for r, (a, b), o in zip(reach, spec.padding, extra, strict=True))
     if any(s != 1 for s in spec.stride) or any(min(p) < 0 for p in padding):
         return None
-    weight = np.flip(part.weight, axis=tuple(range(2, part.weight.ndim)))
-    return _Part(spec=replace(spec, padding=padding, transposed=not spec.transposed, output_padding=()), weight=weight)
+    flipped = Deferred(spec.weight_shape, lambda: np.flip(part.weight, axis=tuple(range(2, 2 + spec.axes))))
+    return _Part(spec=replace(spec, padding=padding, transposed=not spec.transposed, output_padding=()), weight=flipped)
 
 
 def _check_bias(second: ConvSpec) -> None:
@@ -264,12 +270,12 @@ def _convolved(a: _Part, b: _Part, spec: ConvSpec, taps1: list[Taps], taps2: lis
     if b.spec.groups % a.spec.groups == 0:
         # Each group of the second reads outputs of one group of the first. Also the way of scales: they stay n numbers.
         own, groups = 1, b.spec.groups
-        B = b.weight.reshape(groups, 1, b.spec.group_out, middle, *b.spec.kernel)
+        B = f64(b.weight).reshape(groups, 1, b.spec.group_out, middle, *b.spec.kernel)
     else:
         own, groups = a.spec.groups // spec.groups, spec.groups
         middle = a.spec.group_out
         B = _blocks(b, groups).reshape(groups, spec.group_out, own, middle, *b.spec.kernel).swapaxes(1, 2)
-    rows = a.weight.reshape(groups, own, middle, -1)
+    rows = f64(a.weight).reshape(groups, own, middle, -1)
     weight = np.zeros((groups, B.shape[2], own, inner, *spec.kernel))
     for place in np.ndindex(*b.spec.kernel):
         product = (B[(..., *place)] @ rows).reshape(groups, own, B.shape[2], inner, *a.spec.kernel)
@@ -295,7 +301,7 @@ def _blocks(part: _Part, groups: int) -> FloatArray:
     spec = part.spec
     own, kernel = spec.groups // groups, spec.kernel
     inner = spec.in_channels // spec.groups
-    compact = part.weight.reshape(groups, own, spec.group_out, inner, *kernel)
+    compact = f64(part.weight).reshape(groups, own, spec.group_out, inner, *kernel)
     if own == 1:
         return compact.reshape(groups, spec.group_out, inner, *kernel)
     full = np.zeros((groups, own, spec.group_out, own, inner, *kernel))

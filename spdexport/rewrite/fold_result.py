@@ -58,7 +58,7 @@ def unfit(stage: Stage, dtype: np.dtype[np.generic]) -> str | None:
     Small floats overflow: a product that leaves their range is not what V and U compute.
     """
     with np.errstate(over="ignore"):  # it is what is asked here
-        for values in (stage.weight, stage.bias):
+        for values in (np.asarray(stage.weight), stage.bias):
             if values is not None and (np.isfinite(values) > np.isfinite(values.astype(dtype))).any():
                 return f"the folded weight does not fit the type {dtype}"
     return None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
+from spdexport.forms.deferred import Deferred
+
 if TYPE_CHECKING:
     from spdexport.conv import Array
+    from spdexport.forms.deferred import Numbers
 
 _READABLE_CONSTANTS = {"value", "value_float", "value_floats", "value_int", "value_ints"}
 """The attributes of a Constant node that hold a dense tensor of numbers."""
@@ -39,6 +42,29 @@ def constant(value: ir.Value | None) -> Array | None:
         return None
     array = constant(node.inputs[0])
     return None if array is None else _evaluated(node, array)
+
+
+def numbers(value: ir.Value | None) -> Numbers | None:
+    """As ``constant``; what an initializer computes when it is read is only computed when it is asked for."""
+    tensor = _lazy(value)
+    return constant(value) if tensor is None else Deferred(tuple(tensor.shape.numpy()), tensor.numpy)
+
+
+def dtype_of(value: ir.Value | None) -> np.dtype[Any]:
+    """The dtype of what ``constant`` gives of a value that is constant; computed numbers are not computed for it."""
+    tensor = _lazy(value)
+    if tensor is not None:
+        return np.dtype(tensor.dtype.numpy())
+    array = constant(value)
+    assert array is not None, "the caller knows it to be constant"
+    return array.dtype
+
+
+def _lazy(value: ir.Value | None) -> ir.LazyTensor | None:
+    """The tensor of an initializer that no caller can override, where it computes its numbers."""
+    if value is None or value.is_graph_input() or value.producer() is not None:
+        return None
+    return value.const_value if isinstance(value.const_value, ir.LazyTensor) else None
 
 
 def _evaluated(node: ir.Node, array: Array) -> Array | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
 from spdexport.rewrite.onnx_constants import constant
-from spdexport.rewrite.onnx_dead_layers import Layer, bias_of, weights
+from spdexport.rewrite.onnx_dead_layers import Layer, bias_of, float_type, weights
 from spdexport.rewrite.onnx_graph import is_operator
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Cut:
                     rank = len(tracks.shapes[value.name or ""])
                     array = track.number.reshape(-1, *[1] * (rank - 1 - track.axis))
                     node.replace_input_with(
-                        index, self._store(value, array.astype(_dtype(value, other)), None, suffix=".constant")
+                        index, self._store(value, array.astype(float_type(value)), None, suffix=".constant")
                     )
                 found = True
                 break
@@ -241,8 +241,7 @@ class Cut:
 
     def _insert_add(self, value: ir.Value, shift: FloatArray) -> None:
         """An Add behind a value; all that read the value read the sum."""
-        dtype = _dtype(value)
-        stored = self._store(value, shift.astype(dtype), None, suffix=".shift")
+        stored = self._store(value, shift.astype(float_type(value)), None, suffix=".shift")
         producer = value.producer()
         assert producer is not None, "a product is computed"
         node = ir.node("Add", [value, stored], name=f"{producer.name or value.name}.shift")
@@ -307,9 +306,3 @@ def _adds_zeros(node: ir.Node, index: int, numbers: FloatArray) -> bool:
 def _use_instead(value: ir.Value, other: ir.Value) -> None:
     for use in list(value.uses()):
         use.node.replace_input_with(use.idx, other)
-
-
-def _dtype(*values: ir.Value) -> np.dtype[Any]:
-    """The dtype of the first value that has one; float32 where none has."""
-    known = [value.dtype.numpy() for value in values if value.dtype is not None]
-    return np.dtype(known[0]) if known else np.dtype(np.float32)

@@ -6,17 +6,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from spdexport.rewrite.onnx_constants import constant
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import onnx_ir as ir
 
     from spdexport.conv import Array, FloatArray
 
@@ -209,11 +208,31 @@ def _is_uneven(node: ir.Node, kernel: Sequence[int]) -> bool:
 
 def tracked(value: ir.Value, axis: int, fixed: BoolArray, number: FloatArray) -> Track:
     """A track whose constants are finite in the value's own dtype too."""
-    dtype = value.dtype.numpy() if value.dtype is not None and value.dtype.is_floating_point() else np.dtype(np.float64)
+    dtype = float_type(value)
     with np.errstate(all="ignore"):
         finite = np.isfinite(number.astype(dtype).astype(np.float64))
     fixed = fixed & finite
     return Track(axis=axis, constant=fixed, number=np.where(fixed, number, 0.0))
+
+
+def float_type(value: ir.Value) -> np.dtype[Any]:
+    """The dtype of a tracked value; where the file does not tell, that of what it is computed from.
+
+    Operators with a rule keep the float type of their data and weights, but for Cast.
+    """
+    while not (value.dtype is not None and value.dtype.is_floating_point()):
+        node = value.producer()
+        if node is None:
+            break
+        if node.op_type == "Cast":
+            return np.dtype(ir.DataType(node.attributes["to"].as_int()).numpy())
+        operands = [operand for operand in node.inputs if operand is not None]
+        stored = (operand for operand in operands if operand.const_value is not None)
+        floats = (operand for operand in stored if operand.const_value.dtype.is_floating_point())  # type: ignore[union-attr]
+        value = next(floats, operands[0])
+        if value.const_value is not None:
+            return np.dtype(value.const_value.dtype.numpy())
+    return np.dtype(np.float32 if value.dtype is None else value.dtype.numpy())
 
 
 def is_padded(node: ir.Node) -> bool:

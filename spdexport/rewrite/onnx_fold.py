@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from spdexport.rewrite.fold_result import chosen, folded_chain, unfit
 from spdexport.rewrite.match import Search
-from spdexport.rewrite.onnx_constants import constant
+from spdexport.rewrite.onnx_constants import dtype_of
 from spdexport.rewrite.onnx_names import layer_name, node_name
 from spdexport.rewrite.onnx_place import place_stage
 from spdexport.rewrite.onnx_reader import OnnxReader
@@ -43,7 +43,8 @@ def fold_onnx(model: ir.Model, *, lone: bool = False, if_cheaper: bool = False) 
     Args:
         model: The model; it is not changed.
         lone: Whether to fold sums of two dense layers, and batch norms behind one, too: the normal form in which two
-            files are compared. Beyond these, only pointwise layers behind another are folded then.
+            files are compared. Beyond these, only pointwise layers behind another are folded then. The weights of such
+            a model are composed each time they are read, and may be infinite where they do not fit their type.
         if_cheaper: Whether to leave a chain that has fewer multiply-accumulates than its fold, with that reason.
     """
     model = model.clone()
@@ -55,9 +56,9 @@ def fold_onnx(model: ir.Model, *, lone: bool = False, if_cheaper: bool = False) 
     folded, inside = [], []
     for fold in chosen(search, if_cheaper=if_cheaper):
         nodes = sorted(fold.nodes, key=order.__getitem__)
-        weight = constant(fold.layers[0].weight)
-        assert weight is not None  # it was read as a layer because it is constant
-        problem = unfit(fold.stage, weight.dtype)
+        dtype = dtype_of(fold.layers[0].weight)
+        stage = fold.stage if lone else fold.stage.evaluated()
+        problem = None if lone else unfit(stage, dtype)
         if problem is not None:
             search.decline(fold, nodes[0], problem)
             continue
@@ -66,12 +67,12 @@ def fold_onnx(model: ir.Model, *, lone: bool = False, if_cheaper: bool = False) 
         folded.append(folded_chain(fold, search.graph, name, [node_name(node) for node in nodes]))
         place_stage(
             model.graph,
-            fold.stage,
+            stage,
             data=fold.data,
             template=fold.template,
             last=fold.last,
             replaced=nodes,
-            dtype=weight.dtype,
+            dtype=dtype,
             layer=name,
             bias_value=fold.bias,
         )

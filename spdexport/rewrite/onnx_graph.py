@@ -12,7 +12,8 @@ import onnx_ir as ir
 
 from spdexport.conv import ConvSpec, canonical_weight
 from spdexport.forms import Stage
-from spdexport.rewrite.onnx_constants import constant
+from spdexport.forms.deferred import changed
+from spdexport.rewrite.onnx_constants import constant, dtype_of, numbers
 from spdexport.rewrite.stages import (
     ReadStage,
     Unreadable,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from spdexport.conv import Array
+    from spdexport.forms.deferred import Numbers
 
 
 OnnxStage: TypeAlias = "ReadStage[ir.Node, ir.Value]"
@@ -50,12 +52,13 @@ def read_layer(node: ir.Node) -> OnnxStage | Unreadable | None:
     data, weight_value = node.inputs[:2]
     if data is None or constant(data) is not None:
         return None
-    weight = constant(weight_value)
+    weight = numbers(weight_value)
     if weight is None:
         return Unreadable(reason="its weight is not constant") if node.op_type in CONVOLUTIONS else None
     # Integers have no rounding to be exact to, and numpy knows the small floats only by ml_dtypes, of kind V.
-    if weight.dtype.kind in "iub":
-        return Unreadable(reason=f"its weight has the integer type {weight.dtype}")
+    dtype = dtype_of(weight_value)
+    if dtype.kind in "iub":
+        return Unreadable(reason=f"its weight has the integer type {dtype}")
     bias_value = node.inputs[2] if len(node.inputs) > 2 else None
     bias = constant(bias_value)
     if bias_value is not None and bias is None:
@@ -69,15 +72,15 @@ def read_layer(node: ir.Node) -> OnnxStage | Unreadable | None:
         case "Gemm":
             stage = _gemm_stage(node, weight, bias)
         case _:
-            if weight.ndim != 2:
+            if len(weight.shape) != 2:
                 return None
-            stage = _linear_stage(weight.T, None)
+            stage = _linear_stage(_transpose(weight), None)
     if isinstance(stage, Unreadable):
         return stage
     return ReadStage(node=node, data=data, stage=stage, weight=weight_value, bias=bias_value)
 
 
-def _conv_stage(node: ir.Node, weight: Array, bias: Array | None) -> Stage | Unreadable:
+def _conv_stage(node: ir.Node, weight: Numbers, bias: Array | None) -> Stage | Unreadable:
     kernel = weight.shape[2:]
     axes = len(kernel)
     attributes = node.attributes
@@ -104,7 +107,7 @@ def _conv_stage(node: ir.Node, weight: Array, bias: Array | None) -> Stage | Unr
         return Unreadable(reason=f"its attributes do not fit its weight: {error}")
 
 
-def _transposed_stage(node: ir.Node, weight: Array, bias: Array | None) -> Stage | Unreadable:
+def _transposed_stage(node: ir.Node, weight: Numbers, bias: Array | None) -> Stage | Unreadable:
     kernel = weight.shape[2:]
     ones = (1,) * len(kernel)
     attributes = node.attributes
@@ -131,7 +134,8 @@ def _transposed_stage(node: ir.Node, weight: Array, bias: Array | None) -> Stage
             transposed=True,
             output_padding=tuple(attributes.get_ints("output_padding", (0,) * len(kernel))),
         )
-        return Stage(spec=spec, weight=canonical_weight(weight, groups), bias=bias)
+        canonical = changed(weight, spec.weight_shape, lambda stored: canonical_weight(stored, groups))
+        return Stage(spec=spec, weight=canonical, bias=bias)
     except ValueError as error:
         return Unreadable(reason=f"its attributes do not fit its weight: {error}")
 
@@ -168,14 +172,14 @@ def _padding(
     return tuple((a, b) if auto_pad == "SAME_UPPER" else (b, a) for a, b in less_and_more)
 
 
-def _gemm_stage(node: ir.Node, weight: Array, bias: Array | None) -> Stage | Unreadable:
+def _gemm_stage(node: ir.Node, weight: Numbers, bias: Array | None) -> Stage | Unreadable:
     attributes = node.attributes
     if attributes.get_int("transA", 0):
         return Unreadable(reason="it transposes its input")
     alpha, beta = attributes.get_float("alpha", 1.0), attributes.get_float("beta", 1.0)
-    rows = weight if attributes.get_int("transB", 0) else weight.T
+    rows = weight if attributes.get_int("transB", 0) else _transpose(weight)
     if alpha != 1.0:
-        rows = np.asarray(rows, dtype=np.float64) * alpha
+        rows = changed(rows, rows.shape, lambda values: np.asarray(values, dtype=np.float64) * alpha)
     if bias is not None:
         bias = per_channel(bias, rows.shape[0], axes=0, rank=2)
         if bias is None:
@@ -185,7 +189,11 @@ def _gemm_stage(node: ir.Node, weight: Array, bias: Array | None) -> Stage | Unr
     return _linear_stage(rows, bias)
 
 
-def _linear_stage(rows: Array, bias: Array | None) -> Stage:
+def _transpose(matrix: Numbers) -> Numbers:
+    return changed(matrix, matrix.shape[::-1], np.transpose)
+
+
+def _linear_stage(rows: Numbers, bias: Array | None) -> Stage:
     """The stage of a linear layer whose weight is ``rows``, of shape (out, in)."""
     return Stage(spec=ConvSpec(in_channels=rows.shape[1], out_channels=rows.shape[0]), weight=rows, bias=bias)
 
@@ -211,12 +219,12 @@ def read_affine(node: ir.Node, channels: int, axes: int) -> OnnxStage | Unreadab
     values = constant(value)
     if values is None or data is None or constant(data) is not None or (node.op_type == "Div" and data is right):
         return None
-    numbers = per_channel(values, channels, axes=axes, rank=rank_of(data, axes))
-    if numbers is None:
+    each = per_channel(values, channels, axes=axes, rank=rank_of(data, axes))
+    if each is None:
         return not_per_channel(product=node.op_type in ("Mul", "Div"))
-    if node.op_type == "Div" and not numbers.all():
+    if node.op_type == "Div" and not each.all():
         return Unreadable(reason="what comes between is divided by zero")
-    stage = arithmetic_stage(node.op_type, numbers, axes, constant_first=data is right)
+    stage = arithmetic_stage(node.op_type, each, axes, constant_first=data is right)
     return ReadStage(node=node, data=data, stage=stage, bias=value if node.op_type == "Add" else None)
 
 

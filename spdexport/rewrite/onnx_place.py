@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from spdexport.conv import stored_weight
+from spdexport.forms.deferred import Deferred, changed
 from spdexport.rewrite.onnx_constants import constant
 from spdexport.rewrite.onnx_graph import CONVOLUTIONS, conv_attributes, read_layer
 from spdexport.rewrite.stages import ReadStage
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Array
     from spdexport.forms import Stage
+    from spdexport.forms.deferred import Numbers
 
 
 def place_stage(
@@ -38,7 +40,7 @@ def place_stage(
 
     Args:
         graph: The graph; it is changed.
-        stage: The layer, without a mask.
+        stage: The layer, without a mask. Where its weight is deferred, so is the tensor in the graph.
         data: The layer's input.
         template: The replaced node whose operator the layer takes, and whose attributes where they say the same.
         last: The replaced node whose output the layer computes.
@@ -47,7 +49,7 @@ def place_stage(
         layer: The layer's name; the weight is named after it.
         bias_value: The value that holds the bias now, which gives the bias its name, or None.
     """
-    weight = stored_weight(stage.weight, stage.spec).astype(dtype)
+    weight = _stored(stage, dtype, flat=template.op_type == "MatMul")
     bias = None if stage.bias is None else stage.bias.astype(dtype)
     op_type = template.op_type
     attributes = _attributes(template, stage)
@@ -61,9 +63,7 @@ def place_stage(
     remove_unused(graph, (node for node in replaced if node not in (last, product)), operands, keep=bias_value)
 
     weight_name = f"{layer}.weight"
-    if op_type == "MatMul":
-        weight = weight.T
-    weight_value = _initializer(graph, weight_name, weight)
+    weight_value = _initializer(graph, weight_name, weight, dtype)
     bias_operand = None if bias is None else _bias_operand(graph, bias, bias_value, f"{layer}.bias")
 
     if product is not None:
@@ -131,11 +131,25 @@ def _bias_operand(graph: ir.Graph, bias: Array, old: ir.Value | None, name: str)
     if old is not None and old.is_initializer() and old.name:
         name = old.name
         remove_unused(graph, (), [old])  # so that the name is free, unless another layer uses it
-    return _initializer(graph, name, bias)
+    return _initializer(graph, name, bias, bias.dtype)
 
 
-def _initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
-    """A new initializer, its name extended by a number where it is taken."""
+def _stored(stage: Stage, dtype: np.dtype[np.generic], *, flat: bool) -> Numbers:
+    """A stage's weight as the operator stores it, rounded to ``dtype``; ``flat`` for MatMul, which transposes it."""
+    spec = stage.spec
+
+    def stored(weight: Array) -> Array:
+        with np.errstate(over="ignore"):  # whoever places a stage has asked whether it fits, or compares infinities
+            rounded = stored_weight(weight, spec).astype(dtype)
+        return np.ascontiguousarray(rounded.T if flat else rounded)
+
+    inner, outer = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    shape = (spec.in_channels, outer) if spec.transposed else (spec.out_channels, inner)
+    return changed(stage.weight, shape[::-1] if flat else (*shape, *spec.kernel), stored)
+
+
+def _initializer(graph: ir.Graph, name: str, numbers: Numbers, dtype: np.dtype[np.generic]) -> ir.Value:
+    """A new initializer, its name extended by a number where it is taken; deferred numbers stay so."""
     taken = {value.name for node in ir.traversal.RecursiveGraphIterator(graph) for value in node.outputs}
     for scope in (graph, *graph.subgraphs()):
         taken.update(scope.initializers)
@@ -143,12 +157,13 @@ def _initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     unique, number = name, 1
     while unique in taken:
         unique, number = f"{name}_{number}", number + 1
-    value = ir.Value(
-        name=unique,
-        const_value=ir.tensor(np.ascontiguousarray(array), name=unique),
-        shape=ir.Shape(array.shape),
-        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-    )
+    kind, shape = ir.DataType.from_numpy(dtype), ir.Shape(numbers.shape)
+    tensor: ir.TensorProtocol
+    if isinstance(numbers, Deferred):
+        tensor = ir.LazyTensor(lambda: ir.tensor(np.asarray(numbers), dtype=kind), dtype=kind, shape=shape, name=unique)
+    else:
+        tensor = ir.tensor(np.ascontiguousarray(numbers), name=unique)
+    value = ir.Value(name=unique, const_value=tensor, shape=shape, type=ir.TensorType(kind))
     graph.register_initializer(value)
     return value
 

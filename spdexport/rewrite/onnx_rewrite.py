@@ -159,7 +159,7 @@ class _Placement:
 
     def _stage(self, data: ir.Value, stage: Stage) -> _Operation:
         dtype = self._site.weight.dtype
-        weight = stage.weight.astype(dtype, copy=False)
+        weight = np.asarray(stage.weight).astype(dtype, copy=False)
         bias: list[ir.Value] = []
         if stage.bias is not None:
             own = self._bias if stage.bias is self._site.bias else None

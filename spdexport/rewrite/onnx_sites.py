@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from spdexport.conv import ConvSite, Skipped
 from spdexport.names import layer_of_parameter
-from spdexport.rewrite.onnx_constants import constant
+from spdexport.rewrite.onnx_constants import constant, dtype_of
 from spdexport.rewrite.onnx_graph import is_operator, read_layer
 from spdexport.rewrite.onnx_names import layer_name, node_name
 from spdexport.rewrite.stages import ReadStage
@@ -83,9 +83,7 @@ def list_onnx_sites(
 
 def _site(read: OnnxStage, name: str, key: str, shapes: Mapping[str, tuple[int, ...]]) -> ConvSite | Skipped:
     spec = read.stage.spec
-    stored = constant(read.weight)
-    assert stored is not None, "a layer that was read has a constant weight"
-    dtype = stored.dtype
+    dtype = dtype_of(read.weight)
     if dtype.name not in FLOATS:
         reason = f"its weight is of {dtype.name}, which has no float components"
         return Skipped(name=name, kind=spec.kind, reason=reason)
@@ -95,7 +93,7 @@ def _site(read: OnnxStage, name: str, key: str, shapes: Mapping[str, tuple[int, 
         name=name,
         spec=spec,
         # Gemm's alpha and beta make them float64; they go into the graph in its own dtype.
-        weight=read.stage.weight.astype(dtype, copy=False),
+        weight=np.asarray(read.stage.weight).astype(dtype, copy=False),
         bias=None if bias is None else np.asarray(bias).astype(dtype, copy=False),
         node=key,
         positions=math.prod(_inner_sizes(read.node.outputs[0], spec.axes, shapes) or ()),

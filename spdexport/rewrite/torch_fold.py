@@ -63,7 +63,8 @@ def fold_program(program: ExportedProgram, *, if_cheaper: bool = False) -> Progr
     edit = ProgramEdit(program)
     in_place = [node for node in order if is_in_place(node)]
     folded, inside = [], []
-    for fold in chosen(search, if_cheaper=if_cheaper):
+    for match in chosen(search, if_cheaper=if_cheaper):
+        fold = replace(match, stage=match.stage.evaluated())
         nodes = sorted(fold.nodes, key=order.__getitem__)
         dtype = _weight_dtype(fold, reader)
         first, last = order[nodes[0]], order[nodes[-1]]
@@ -119,7 +120,7 @@ def _place(
     anchor = min(weights, key=lambda node: position.get(node, len(position)))
     # A layer that is called "weight" is a bare parameter of the model itself.
     weight_name = layer if layer == "weight" else f"{layer}.weight"
-    stored = stored_weight(fold.stage.weight, fold.stage.spec).astype(dtype)
+    stored = stored_weight(np.asarray(fold.stage.weight), fold.stage.spec).astype(dtype)
     weight = edit.store(weight_name, stored, InputKind.PARAMETER, anchor)
     bias = _bias(edit, fold, reader, layer, dtype, anchor)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.export.graph_signature import InputKind
 
@@ -132,7 +133,7 @@ class _Placement:
 
     def _stage_call(self, x: Any, stage: Stage) -> tuple[Any, tuple[Any, ...]]:
         """The operator and arguments of one stage, on the value ``x``."""
-        weight = self._store(stage.name, stored_weight(stage.weight, stage.spec), InputKind.PARAMETER)
+        weight = self._store(stage.name, stored_weight(np.asarray(stage.weight), stage.spec), InputKind.PARAMETER)
         added: Any = None
         if stage.bias is not None:
             # The layer's own bias stays the node that it was, computed or shared as it may be.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from spdexport.arrays import to_numpy
@@ -81,7 +82,7 @@ def effective_parameters(module: torch.nn.Module, plan: Plan) -> dict[str, torch
     for site, form in plan.dense_forms():
         name = f"{layer_of_call(site.name)}.weight"
         weight = parameters.get(name)
-        effective = stored_weight(form.stages[0].weight, site.spec)
+        effective = stored_weight(np.asarray(form.stages[0].weight), site.spec)
         if isinstance(module, torch.jit.ScriptModule) or weight is None or weight.shape != effective.shape:
             return None
         changed[name] = torch.from_numpy(effective)

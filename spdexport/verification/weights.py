@@ -15,45 +15,17 @@ import onnx
 import onnx_ir as ir
 
 from spdexport.content import graph_hash
-from spdexport.factors import unit_rounding
 from spdexport.names import count, shape_of
 from spdexport.rewrite.onnx_fold import fold_onnx
 from spdexport.rewrite.onnx_names import node_name
-from spdexport.verification.compare import FACTOR
 from spdexport.verification.layers import layer_at, layer_of
 from spdexport.verification.result import EdgeResult, Status
 from spdexport.verification.weight_errors import WeightError, WeightErrors, error_of
+from spdexport.verification.weight_values import Mismatch, compare_values, constant_of, is_constant, magnitudes
 
 if TYPE_CHECKING:
-    from spdexport.conv import Array, FloatArray
+    from spdexport.conv import Array
     from spdexport.rewrite.onnx_fold import FoldResult
-
-ROUNDINGS = 2
-"""Roundings of the whole sum of |V| |U| that count as the floor of a composed weight; ``FACTOR`` of them are allowed.
-
-Those that may lie between a composed weight and the plain export's are V, U, the mask in U, the scale of a batch norm
-in U, and the composed weight itself; the effective weight and the same scale in it: seven, doubled where two layers
-without anything between them compose into one.
-"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mismatch:
-    """The first difference of two graphs.
-
-    Attributes:
-        layer: The module path or weight's name.
-        what: What differs.
-        structural: Whether operators or connections differ, rather than values.
-        ratio: For values, the largest error over the floor.
-        max_abs: For values, the largest error.
-    """
-
-    layer: str
-    what: str
-    structural: bool
-    ratio: float = float("inf")
-    max_abs: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -80,10 +52,11 @@ def compare_weights(file: ir.Model, plain: ir.Model) -> WeightsFound:
     if torn is not None:
         edge = EdgeResult(edge="weights", status=Status.FAIL, first_divergence=torn.layer, reason=torn.what)
         return WeightsFound(edge=edge, layers=WeightErrors())
+    # Folding composes a weight each time it is read, so that never more than those of one layer are there at once.
     # Whether the exporter folds a batch norm, and whether a sum is one of factorized layers, may differ between the
     # two: both are brought to the normal form in which lone layers fold as well.
-    folded, magnitude = fold_onnx(file, lone=True), fold_onnx(_absolute(file), lone=True)
-    wanted, wanted_magnitude = fold_onnx(plain, lone=True), fold_onnx(_absolute(plain), lone=True)
+    folded, magnitude = fold_onnx(file, lone=True), fold_onnx(magnitudes(file), lone=True)
+    wanted, wanted_magnitude = fold_onnx(plain, lone=True), fold_onnx(magnitudes(plain), lone=True)
     found = WeightErrors()
     for source, result in ((plain, wanted), (file, folded)):
         layers = {node_name(node): layer_of(node) for node in source.graph}
@@ -158,7 +131,7 @@ def _compare_graphs(
         first = first or mismatch
         same.update(zip(node.outputs, other.outputs, strict=False))
     for value, target in zip(file.outputs, plain.outputs, strict=False):
-        mine, theirs = _constant(value), _constant(target)
+        mine, theirs = constant_of(value), constant_of(target)
         if mine is not None and theirs is not None and mine.dtype == theirs.dtype and np.array_equal(mine, theirs):
             continue
         if same.get(value) is not target:
@@ -229,7 +202,7 @@ def _compare_nodes(node: ir.Node, other: ir.Node, same: dict[ir.Value | None, ir
     if len(node.inputs) != len(other.inputs):
         return fault(f"has {len(node.inputs)} inputs where {len(other.inputs)} is right")
     for index, (value, target) in enumerate(zip(node.inputs, other.inputs, strict=True)):
-        if _constant(value) is None and same.get(value, value) is not target:
+        if not is_constant(value) and same.get(value, value) is not target:
             return fault(f"reads {_origin(value)} at input {index} where {_origin(target)} is right")
     names = {*node.attributes, *other.attributes}
     for name in sorted(names):
@@ -274,9 +247,9 @@ def _compare_constants(
     """The first difference of the constants that two nodes of the same kind read."""
     first: Mismatch | None = None
     for index, (value, target) in enumerate(zip(node.inputs, other.inputs, strict=True)):
-        mine, theirs = _constant(value), _constant(target)
-        if mine is None and theirs is None:
+        if not is_constant(value) and not is_constant(target):
             continue
+        mine, theirs = constant_of(value), constant_of(target)
         name = value.name if value is not None and value.name else layer_of(node)
         layer = name.rpartition(".")[0] or layer_of(node)
         mismatch: Mismatch | None
@@ -288,7 +261,7 @@ def _compare_constants(
             what = f"{name} is {_described(mine)} where {_described(theirs)} is right"
             mismatch = Mismatch(layer=layer, what=what, structural=True)
         else:
-            mismatch, ratio, error = _compare_values(
+            mismatch, ratio, error = compare_values(
                 name, layer, mine, theirs, size.inputs[index], other_size.inputs[index]
             )
             added = error_of(node.op_type, index, error, ratio, _integer(node, "group"))
@@ -300,101 +273,6 @@ def _compare_constants(
     return first
 
 
-def _compare_values(
-    name: str, layer: str, mine: Array, theirs: Array, size: ir.Value | None, other_size: ir.Value | None
-) -> tuple[Mismatch | None, float, FloatArray]:
-    """Two constants of one shape and dtype: what is wrong, the largest error over its floor, and all errors, signed.
-
-    An error is infinite where one of the two is not finite and the other is something else.
-    """
-    if mine.tobytes() == theirs.tobytes():
-        return None, 0.0, np.zeros(mine.shape)
-    bound = _bound(mine, size, other_size)
-    odd = np.zeros(mine.shape, bool) if mine.dtype.kind in "biu" else ~(_finite(mine) & _finite(theirs))
-    same = (mine == theirs) | ((mine != mine) & (theirs != theirs))  # NaN is what differs from itself
-    signed = np.where(odd, 0, mine).astype(np.float64) - np.where(odd, 0, theirs).astype(np.float64)
-    signed = np.where(odd & ~same, np.inf, signed)
-    error = np.abs(signed)
-    if bound is None or mine.dtype.kind in "biu":
-        wrong = int((mine != theirs).sum())
-        what = f"{name} differs in {wrong} of {mine.size} entries, and nothing should have changed it"
-        largest = None if mine.dtype.kind in "biu" else float(np.where(odd, 0, error).max(initial=0.0))
-        return Mismatch(layer=layer, what=what, structural=False, max_abs=largest), float("inf"), signed
-    if (odd & ~same).any():
-        place = tuple(np.argwhere(odd & ~same)[0])
-        what = f"{_element(name, place)} is {mine[place]} where {theirs[place]} is right"
-        return Mismatch(layer=layer, what=what, structural=False), float("inf"), signed
-    ratios = np.divide(error, bound, out=np.where(error > 0, np.inf, 0.0), where=bound > 0)
-    ratio = float(ratios.max(initial=0.0))
-    if ratio <= FACTOR:
-        return None, ratio, signed
-    place = np.unravel_index(int(np.argmax(ratios)), error.shape)
-    # A composed weight has a name that no tensor of the file has.
-    subject = _element(name, place)
-    if _composed(size):
-        subject = f"what the factors of {layer} compose to, at [{_index(place)}],"
-    what = (
-        f"{subject} is {mine[place]:.9g} where {theirs[place]:.9g} is right: {ratio:.3g} times what rounding explains"
-    )
-    return Mismatch(layer=layer, what=what, structural=False, ratio=ratio, max_abs=float(error.max())), ratio, signed
-
-
-def _finite(values: Array) -> Array:
-    return np.isfinite(values.astype(np.float64))
-
-
 def _integer(node: ir.Node, name: str) -> int:
     attribute = node.attributes.get(name)
     return 1 if attribute is None else attribute.as_int()
-
-
-def _element(name: str, place: tuple[np.intp, ...]) -> str:
-    return f"{name}[{_index(place)}]"
-
-
-def _index(place: tuple[np.intp, ...]) -> str:
-    return ", ".join(map(str, place))
-
-
-def _bound(mine: Array, size: ir.Value | None, other_size: ir.Value | None) -> Array | None:
-    """The floor of a composed weight's error, at each entry; None for a weight that was not composed."""
-    magnitude, other = _constant(size), _constant(other_size)
-    assert magnitude is not None, "the graph of magnitudes has the same structure"
-    assert other is not None, "the graph of magnitudes has the same structure"
-    if not (_composed(size) or _composed(other_size)):
-        return None
-    total = np.maximum(magnitude.astype(np.float64), other.astype(np.float64))
-    # Factors and their products are made in float64, whose own rounding counts for models in float64 alone.
-    reference = 16 * unit_rounding(np.dtype(np.float64)) * float(total.max(initial=0.0))
-    return np.asarray(ROUNDINGS * unit_rounding(mine.dtype) * total + reference)
-
-
-def _composed(value: ir.Value | None) -> bool:
-    """Whether a value of the graph of magnitudes was made by folding, and is no plain |weight| of the file."""
-    return value is not None and not isinstance(value.const_value, ir.LazyTensor)
-
-
-def _constant(value: ir.Value | None) -> Array | None:
-    if value is None:
-        return None
-    if value.const_value is not None and value.producer() is None:
-        return value.const_value.numpy()
-    return None
-
-
-def _absolute(model: ir.Model) -> ir.Model:
-    """The model with the magnitude of every float weight, evaluated only where it is read."""
-    model = model.clone()
-    # A batch norm subtracts its mean.
-    means = {node.inputs[3] for node in model.graph if node.op_type == "BatchNormalization"}
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if tensor is not None and tensor.dtype.is_floating_point():
-            sign = -1 if value in means else 1
-            value.const_value = ir.LazyTensor(
-                lambda tensor=tensor, sign=sign: ir.tensor(sign * np.abs(tensor.numpy()), dtype=tensor.dtype),  # type: ignore[misc]
-                dtype=tensor.dtype,
-                shape=ir.Shape(list(tensor.shape)),  # type: ignore[arg-type]
-                name=tensor.name,
-            )
-    return model

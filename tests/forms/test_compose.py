@@ -184,8 +184,9 @@ def test_a_1x1_convolution_beside_a_3x3_one_is_its_middle_tap() -> None:
     zero = Stage(spec=three, weight=np.zeros(three.weight_shape))
     for total in (add(zero, one), add(one, zero)):
         assert total.spec == three
-        assert total.weight.sum() == 4
-        assert (total.weight[:, :, 1, 1] == 1).all()
+        weight = np.asarray(total.weight)
+        assert weight.sum() == 4
+        assert (weight[:, :, 1, 1] == 1).all()
 
 
 FOUR = ConvSpec.pointwise(4, 4, axes=1)

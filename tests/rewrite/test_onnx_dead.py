@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
-from dead_networks import networks
+from dead_networks import in_float64, networks
 from hypothesis import given, settings
 
 from spdexport.reference.onnx_reference import OnnxReference
@@ -38,8 +38,8 @@ def samples(*shape: int) -> dict[str, Any]:
     return {name: value.astype(np.float32) for name, value in kinds.items()}
 
 
-def same(before: onnx.ModelProto, after: onnx.ModelProto, inputs: dict[str, Any], *, tolerance: float = 1e-6) -> None:
-    """Constants are rounded to float32 where they are put into a bias, and nothing else is."""
+def same(before: onnx.ModelProto, after: onnx.ModelProto, inputs: dict[str, Any], *, tolerance: float) -> None:
+    """Constants are rounded to the model's type where they are put into a bias, and nothing else is."""
     for x in inputs.values():
         feeds = {before.graph.input[0].name: x}
         right, found = OnnxReference(before).run(feeds), OnnxReference(after).run(feeds)
@@ -65,7 +65,8 @@ def on_runtime(before: onnx.ModelProto, after: onnx.ModelProto, inputs: dict[str
 def test_nothing_changes_but_the_size(proto: onnx.ModelProto) -> None:
     removal, after = removed(proto)
     inputs = samples(2, 3, 6, 6)
-    same(proto, after, inputs)
+    wide = in_float64(proto)
+    same(wide, removed(wide)[1], {name: x.astype(np.float64) for name, x in inputs.items()}, tolerance=1e-9)
     on_runtime(proto, after, inputs)
     assert {v.name for v in after.graph.output} == {v.name for v in proto.graph.output}
     # Again, there is nothing left to remove, and the graph itself is given back.
@@ -77,11 +78,12 @@ def test_nothing_changes_but_the_size(proto: onnx.ModelProto) -> None:
 @settings(max_examples=30, deadline=None)
 @given(networks())
 def test_what_is_kept_is_what_it_was(proto: onnx.ModelProto) -> None:
+    proto = in_float64(proto)
     removal, after = removed(proto)
     names = [v.name for n in removal.model.graph for v in n.outputs]
     before_values: dict[str, Any] = {}
     after_values: dict[str, Any] = {}
-    feeds = {"x": samples(2, 3, 6, 6)["normal"]}
+    feeds = {"x": samples(2, 3, 6, 6)["normal"].astype(np.float64)}
     OnnxReference(proto).run(feeds, watch=before_values.__setitem__)
     OnnxReference(after).run(feeds, watch=after_values.__setitem__)
     for name in names:
@@ -89,4 +91,4 @@ def test_what_is_kept_is_what_it_was(proto: onnx.ModelProto) -> None:
         if right is not None and kept is not None:
             right = kept.of(right)
         if right is not None:
-            np.testing.assert_allclose(after_values[name], right, rtol=0, atol=1e-6 * max(np.abs(right).max(), 1))
+            np.testing.assert_allclose(after_values[name], right, rtol=0, atol=1e-9 * max(np.abs(right).max(), 1))

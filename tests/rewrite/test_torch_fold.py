@@ -99,7 +99,7 @@ def test_folding_gives_back_the_program_that_was_factorized(
     assert written(result.program) == written(program)
     assert result.program.graph_signature == program.graph_signature
     assert result.program.state_dict.keys() == program.state_dict.keys()
-    wanted = fold_form(form).weight
+    wanted = np.asarray(fold_form(form).weight)
     got = to_numpy(result.program.state_dict["0.weight"])
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got, wanted.astype(np.float32))
