@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -19,6 +22,9 @@ from spdexport.commands.inspect import inspect
 from spdexport.commands.masks import masks
 from spdexport.commands.verify import verify
 from spdexport.errors import SpdExportError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 INTERRUPTED = 130
 """The exit status of a command that Ctrl-C ended: 128 + SIGINT."""
@@ -39,8 +45,9 @@ class _Program(click.Group):
     def main(self, *args: Any, **extra: Any) -> NoReturn:
         """Run, and exit."""
         try:
-            # A command returns its exit status; --help and --version return 0 through click's own Exit.
-            status = super().main(*args, **{**extra, "standalone_mode": False})
+            with _unwound_when_terminated():
+                # A command returns its exit status; --help and --version return 0 through click's own Exit.
+                status = super().main(*args, **{**extra, "standalone_mode": False})
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
             status = error.exit_code
@@ -63,6 +70,23 @@ class _Program(click.Group):
         # The one place that catches everything: a fault of our own is to be told as one.
         except Exception as error:
             return _end(ctx, _own_fault(error))
+
+
+@contextlib.contextmanager
+def _unwound_when_terminated() -> Iterator[None]:
+    """Let SIGTERM end the program as an exception does, so that temporary files are removed on the way."""
+    if threading.current_thread() is not threading.main_thread():  # who alone gets signals
+        yield
+        return
+
+    def terminate(number: int, _frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _end(context: click.Context, error: SpdExportError) -> int:

@@ -21,6 +21,7 @@ from spdexport.model_files import (
     METADATA_PREFIX,
     load_onnx,
     no_data_left,
+    older_data,
     read_metadata,
     save_program,
     write_metadata,
@@ -182,6 +183,8 @@ def fold(
     elif not written.folded:
         notes = (*notes, "nothing was folded: each candidate was declined")
     outputs = (target, *written.data)
+    if target == output:
+        notes = (*notes, *older_data(output, written.data))
     return Folding(
         outputs=outputs,
         folded=written.folded,

@@ -18,7 +18,7 @@ from spdexport.files.hashing import sha256_file
 from spdexport.files.sniff import FileKind, sniff
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torch.export import ExportedProgram
 
@@ -142,19 +142,27 @@ def _stored_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 @contextlib.contextmanager
 def no_data_left(output: Path) -> Iterator[None]:
     """Remove the data files of a model that was not finished, but not those that were there before."""
-
-    def found() -> set[Path]:
-        return set(output.parent.glob(f"{glob.escape(output.stem)}.*.data"))
-
-    before = found()
+    before = _data_files(output)
     try:
         yield
     except RejectedError:
         raise
     except BaseException:
-        for path in found() - before:
+        for path in _data_files(output) - before:
             path.unlink(missing_ok=True)
         raise
+
+
+def older_data(output: Path, data: Iterable[Path]) -> tuple[str, ...]:
+    """A note on data files of earlier models of this name: they are left, as a copy of such a model may need them."""
+    older = sorted(_data_files(output) - set(data))
+    if not older:
+        return ()
+    return (f"of an earlier {output.name}, and not needed by this one: {', '.join(path.name for path in older)}",)
+
+
+def _data_files(output: Path) -> set[Path]:
+    return set(output.parent.glob(f"{glob.escape(output.stem)}.*.data"))
 
 
 def _check(path: Path) -> None:

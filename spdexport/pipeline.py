@@ -15,7 +15,7 @@ from spdexport.errors import UsageError
 from spdexport.files.atomic import RejectedError, failed_name, replacing, set_aside
 from spdexport.files.hashing import sha256_file
 from spdexport.installed import has_torch, require_torch, versions
-from spdexport.model_files import load_onnx, no_data_left, read_metadata, save_program, write_onnx
+from spdexport.model_files import load_onnx, no_data_left, older_data, read_metadata, save_program, write_onnx
 from spdexport.options import Options, OptionsDict
 from spdexport.planning import as_file
 from spdexport.recorded import as_recorded, check_hashes
@@ -180,11 +180,13 @@ def convert(
                 verification = replace(verification, artifacts={})
                 set_aside(temporary, path)
     prepared = route.prepared
+    # A failed file leaves the one before it, and its data, in their place.
+    older = older_data(onnx_path, written) if onnx_path in written else ()
     return Conversion(
         plan=prepared.plan,
         components=prepared.components,
         hashes={**prepared.hashes, **{path.name: sha256_file(path) for path in written}},
-        notes=prepared.notes,
+        notes=(*prepared.notes, *older),
         seed=chosen.seed,
         versions=versions(),
         outputs=tuple(written),

@@ -222,15 +222,20 @@ def test_a_pipe_gets_plain_text_with_whole_names():
     assert {"conv1", "conv2", "conv3", "fc1", "fc2"} <= {line.split(" ")[0] for line in done.stdout.splitlines()}
 
 
-def test_ctrl_c_leaves_nothing_behind(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "status", "told"),
+    [(signal.SIGINT, 130, "Interrupted."), (signal.SIGTERM, 143, "")],
+    ids=["ctrl-c", "kill"],
+)
+def test_an_end_from_outside_leaves_nothing_behind(tmp_path, number, status, told):
     command = [sys.executable, "-m", "spdexport", "convert", *map(str, DIGITS), "-o", str(tmp_path / "m.onnx")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60
         while not list(tmp_path.iterdir()) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         assert list(tmp_path.iterdir()), "the work never began"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert stderr.strip() == "Interrupted."
+    assert process.returncode == status
+    assert stderr.strip() == told
     assert list(tmp_path.iterdir()) == []

@@ -242,6 +242,21 @@ def test_a_large_model_has_its_data_beside_it(tmp_path: Path, monkeypatch: pytes
     assert set(result.hashes) == {"source", *(path.name for path in result.outputs)}
 
 
+def test_data_of_an_earlier_file_is_left_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another copy of the earlier model may still need it."""
+    monkeypatch.setattr(model_files.write_onnx, "__kwdefaults__", {"external_from": 0})
+    source = factors(tmp_path, channels=64)
+    first = fold(source, tmp_path / "out.onnx")
+    assert first.notes == fold(source, tmp_path / "out.onnx").notes == ()
+    for name, values in (model := ir.load(source)).graph.initializers.items():
+        values.const_value = ir.tensor(values.const_value.numpy() * np.float32(2), name=name)
+    ir.save(model, source)
+    again = fold(source, tmp_path / "out.onnx")
+    assert again.notes == (f"of an earlier out.onnx, and not needed by this one: {first.outputs[1].name}",)
+    assert first.outputs[1].is_file()
+    assert again.verdict is Status.PASS
+
+
 # --- checks ---
 
 
