@@ -5,6 +5,7 @@ python benchmarks/ablate.py > benchmarks/results/ablate.md
 
 from __future__ import annotations
 
+import argparse
 import os
 import tempfile
 import time
@@ -25,6 +26,7 @@ SAMPLES = 256
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     images = torch.tensor(load_digits().images[:SAMPLES], dtype=torch.float32)[:, None] / 16
     images = functional.interpolate(images, size=(16, 16), mode="bilinear", align_corners=False).numpy()
     with tempfile.TemporaryDirectory() as folder:

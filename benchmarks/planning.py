@@ -8,6 +8,7 @@ is traced or exported.
 
 from __future__ import annotations
 
+import argparse
 import os
 import tempfile
 import time
@@ -25,6 +26,7 @@ from spdexport.latency import CACHE_VARIABLE, cpu_name
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     torch.manual_seed(0)
     module = ResNetForImageClassification(ResNetConfig()).eval()
     module.config.return_dict = False

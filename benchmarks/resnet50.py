@@ -8,6 +8,7 @@ ratios within the run are what to quote.
 
 from __future__ import annotations
 
+import argparse
 import os
 import resource
 import tempfile
@@ -34,6 +35,7 @@ def peak_gib() -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     torch.manual_seed(0)
     module = ResNetForImageClassification(ResNetConfig()).eval()
     weights = sum(p.numel() * p.element_size() for p in module.parameters()) / 2**30
