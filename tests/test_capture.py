@@ -185,6 +185,39 @@ def test_strict_mode_where_the_other_one_fails() -> None:
     assert "traced by torch's strict mode, because the other one fails" in found.notes[0]
 
 
+class PadsByABuffer(nn.Module):
+    """As EnCodec's convolutions do."""
+
+    stride: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 2, 3, stride=2)
+        self.register_buffer("stride", torch.tensor(2), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        frames = torch.ceil((x.shape[-1] - 3) / self.stride + 1).to(torch.int64) - 1
+        missing = frames * self.stride + 3 - x.shape[-1]
+        if x.shape[-1] > max(missing, self.stride):
+            x = nn.functional.pad(x, (0, missing))
+        result: torch.Tensor = self.conv(x)
+        return result
+
+
+@pytest.mark.parametrize("size", [8, 9])
+def test_sizes_computed_from_buffers_of_one_integer(size: int) -> None:
+    module = PadsByABuffer()
+    found = captured(module, torch.randn(2, 1, size))
+    reason = "buffers of one integer are constants, because the trace fails otherwise: torch.export cannot trace"
+    assert any(note.startswith(reason) for note in found.notes)
+    assert input_shape(found) == ["dynamic", "1", str(size)]
+    x = torch.randn(5, 1, size)
+    with torch.no_grad():
+        torch.testing.assert_close(found.program.module()(x), module(x))
+    assert type(module) is PadsByABuffer
+    assert dict(module.named_buffers()) == {"stride": torch.tensor(2)}
+
+
 def test_dynamic_axes_inside_of_nested_inputs() -> None:
     class Total(nn.Module):
         def forward(self, batch: dict[str, torch.Tensor], more: list[torch.Tensor]) -> torch.Tensor:

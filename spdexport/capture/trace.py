@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from spdexport.capture.axes import BATCH, Axes, DynamicAxes, check_axes, dynamic_shapes, with_batch
 from spdexport.capture.call import bound_arguments, first_line
+from spdexport.capture.scalars import constant_scalars, has_scalars
 from spdexport.errors import CaptureError
 from spdexport.loading.model import named_tensors
 from spdexport.quiet import quiet
@@ -42,13 +44,15 @@ class _Way:
     inputs: ExampleInputs
     axes: Axes
     strict: bool = False
+    scalars: bool = False
 
 
 def trace(module: torch.nn.Module, inputs: ExampleInputs, dynamic: DynamicAxes) -> Traced:
     """Trace a module in eval mode.
 
     Tried in turn: with a dynamic batch, where that is wanted; with a fixed one; and both again with torch's symbolic
-    evaluation of the module's bytecode (``strict``), which traces some modules that running it does not.
+    evaluation of the module's bytecode (``strict``), which traces some modules that running it does not, and with
+    integer buffers of one number as constants (``constant_scalars``).
 
     Args:
         module: The module.
@@ -69,7 +73,10 @@ def trace(module: torch.nn.Module, inputs: ExampleInputs, dynamic: DynamicAxes) 
         wanted |= {name: found for name, found in axes.items() if name not in batched}
         ways.insert(0, _Way(inputs=tiled, axes=wanted))
     if not isinstance(module, torch.jit.ScriptModule):
-        ways += [_Way(inputs=way.inputs, axes=way.axes, strict=True) for way in ways]
+        plain = tuple(ways)
+        ways += [replace(way, strict=True) for way in plain]
+        if has_scalars(module):
+            ways += [replace(way, scalars=True) for way in plain]
     failures: list[CaptureError] = []
     for way in ways:
         try:
@@ -80,14 +87,16 @@ def trace(module: torch.nn.Module, inputs: ExampleInputs, dynamic: DynamicAxes) 
         notes = []
         if way.strict:
             notes.append(f"traced by torch's strict mode, because the other one fails: {failures[0].what}")
+        elif way.scalars:
+            notes.append(f"buffers of one integer are constants, because the trace fails otherwise: {failures[0].what}")
         elif failures:
             notes.append(
                 f"the batch size is fixed at the example's, because the trace depends on it: {failures[0].what}"
             )
-        if way.strict and dynamic.batch and way.axes is axes:
+        if (way.strict or way.scalars) and dynamic.batch and way.axes is axes:
             notes.append("the batch size is fixed at the example's, because the trace depends on it")
         return Traced(program=program, inputs=way.inputs, axes=way.axes, notes=tuple(notes))
-    raise next(e for e, way in zip(failures, ways, strict=True) if way.axes is axes and not way.strict)
+    raise next(e for e, way in zip(failures, ways, strict=True) if way.axes is axes)
 
 
 def _export(module: torch.nn.Module, way: _Way) -> ExportedProgram:
@@ -97,7 +106,7 @@ def _export(module: torch.nn.Module, way: _Way) -> ExportedProgram:
     if isinstance(module, torch.jit.ScriptModule):
         module = _from_torchscript(module, inputs)
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet(), constant_scalars(module) if way.scalars else nullcontext():
             return torch.export.export(
                 module,
                 inputs.args,
