@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 from networks import SmallNet, TwoInputs
@@ -120,3 +122,19 @@ def test_attention_is_exported_with_the_kernel_that_was_traced() -> None:
     # Gradients would choose another kernel, whose output has other strides than the graph relies on.
     with torch.enable_grad():
         assert export_onnx(program).model.graph.outputs[0].name == "output"
+
+
+class PaddedPool(nn.Module):
+    """As BiT pads in front of its pooling."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.max_pool2d(nn.functional.pad(x, (1, 1, 1, 1)), 3, stride=2)
+
+
+def test_zeros_in_front_of_max_pooling_stay_zeros_on_onnx_runtime() -> None:
+    x = -torch.rand(2, 3, 8, 8) - 1
+    model = export_onnx(program_of(PaddedPool(), x)).model
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    found = session.run(None, {model.graph.inputs[0].name: x.numpy()})[0]
+    assert (found[:, :, 0] == 0).all()
+    np.testing.assert_array_equal(found, PaddedPool()(x).numpy())
