@@ -5,7 +5,6 @@ The last operation of a form takes over the node of the layer that it replaces, 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -178,7 +177,7 @@ class _Placement:
     def _conv_attributes(self, stage: Stage) -> tuple[ir.Attr, ...]:
         """The layer's own attributes, as they are written, for a stage with its geometry: ``auto_pad`` for instance."""
         spec, site = stage.spec, self._site.spec
-        if replace(spec, out_channels=site.out_channels, in_channels=site.in_channels) == site:
+        if spec.moves == site.moves:
             return self._attributes
         return conv_attributes(spec)
 

@@ -64,6 +64,12 @@ def test_auto_truncates_only_where_that_is_cheaper() -> None:
     assert layer.reason.endswith("; rank 64 truncates nothing")
 
 
+def test_a_rank_that_would_not_be_cheaper_is_told() -> None:
+    (layer,) = auto(FULL, rank=("63",)).layers
+    assert (layer.form, layer.truncation) == ("dense", None)
+    assert layer.reason.endswith("; not truncated, for rank 63 would not be cheaper")
+
+
 def test_the_other_forms_truncate_as_they_are_told() -> None:
     plan = auto(FULL, form=FormChoice.FACTORIZED, rank=("60",))
     assert (plan.layers[0].form, plan.layers[0].kept) == ("recompressed", 60)

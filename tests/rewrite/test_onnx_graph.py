@@ -101,6 +101,8 @@ def test_what_is_no_readable_convolution() -> None:
     assert reason("Conv", x, W.astype(np.int8)) == "its weight has the integer type int8"
     assert reason("Conv", x, W, strides=[1, 1]).startswith("its attributes do not fit its weight: stride, padding")
     assert reason("Conv", x, W, group=3).startswith("its attributes do not fit its weight: groups must divide")
+    automatic = reason("ConvTranspose", value(2, 4, 9), weight(4, 3, 3), auto_pad="SAME_UPPER")
+    assert automatic == "its padding is SAME_UPPER, about which runtimes of transposed convolutions disagree"
 
 
 def test_gemm_and_matmul_give_the_weight_of_a_linear_layer() -> None:
@@ -154,6 +156,8 @@ def test_batch_norm_that_trains_or_is_computed_is_refused() -> None:
     training = read_affine(node("BatchNormalization", value(2, 4, 9), *parts, training_mode=1), 4, 1)
     computed = read_affine(node("BatchNormalization", value(2, 4, 9), *parts[:3], value(4)), 4, 1)
     assert training == Unreadable(reason="the batch norm between is in training mode")
+    zeros = read_affine(node("Div", value(2, 3, 4), np.float32([[1], [0], [2]])), 3, 1)
+    assert zeros == Unreadable(reason="what comes between is divided by zero")
     assert computed == Unreadable(reason="the batch norm between is not constant")
 
 

@@ -398,3 +398,52 @@ def test_a_layer_that_overflows_its_type_is_declined() -> None:
     program = export(nn.Sequential(module.V, module.U).half(), X.half())
     (declined,) = fold_program(program).declined
     assert declined.reason == "the folded weight does not fit the type float16"
+
+
+class Transposed(nn.Module):
+    """Layers in a row, the first of them transposed."""
+
+    def __init__(self, first: nn.ConvTranspose1d, second: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.second(self.first(x))
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (
+            Transposed(nn.ConvTranspose1d(2, 3, 2, stride=2), nn.Conv1d(3, 4, 2, padding="same")),
+            "torch has no transposed convolution that crops one end more than the other",
+        ),
+        (
+            Transposed(nn.ConvTranspose1d(2, 3, 3, dilation=3, output_padding=2), nn.ConvTranspose1d(3, 4, 2)),
+            "torch has no transposed convolution with so much output padding",
+        ),
+    ],
+)
+def test_what_torch_cannot_compute_in_one_layer_is_declined(module: nn.Module, reason: str) -> None:
+    for layer in (module.first, module.second):
+        layer.bias = None
+    program = export(module, torch.randn(2, 2, 9))
+    result = fold_program(program)
+    assert result.program is program
+    assert [skipped.reason for skipped in result.declined] == [reason]
+
+
+def test_layers_behind_another_that_cannot_be_read_are_told() -> None:
+    class Vector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+            self.vector = nn.Parameter(torch.randn(3))
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return functional.linear(self.linear(x), self.vector)
+
+    (declined,) = fold_program(export(Vector(), torch.randn(2, 4))).declined
+    assert declined.reason == "its weight or its bias has an unusual shape"
+    complex_layers = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)).to(torch.complex64)
+    assert fold_program(export(complex_layers, torch.randn(2, 4, dtype=torch.complex64))).folded == ()

@@ -195,6 +195,13 @@ class _Scaled(nn.Module):
         return torch.addmm(self.bias, x, self.weight, alpha=2)
 
 
+class _WideBias(_Scaled):
+    """A bias of the shape (1, out), which addmm takes too."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(self.bias[None], x, self.weight)
+
+
 @pytest.mark.parametrize(
     ("module", "inputs", "kind", "reason"),
     [
@@ -213,6 +220,7 @@ class _Scaled(nn.Module):
         (_DynamicBias(), (torch.randn(1, 3, 5, 5),), "conv2d", "its bias depends on the input"),
         (_Changing(), (torch.randn(1, 3, 5, 5),), "conv2d", "or the model changes it"),
         (_Scaled(), (torch.randn(2, 3),), "linear", "its product or its bias is scaled"),
+        (_WideBias(), (torch.randn(2, 3),), "linear", "its bias is no vector of its output"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
 )
@@ -239,3 +247,20 @@ def test_a_convolution_of_a_single_sample_without_a_batch_axis_is_left_alone() -
     sites, skipped = sites_of(nn.Sequential(nn.Conv2d(3, 4, 3)), torch.randn(3, 8, 8))
     assert sites == ()
     assert [(s.name, s.reason) for s in skipped] == [("0", "its input has no batch axis")]
+
+
+def test_layers_in_control_flow_are_reported() -> None:
+    class Choice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            chosen: torch.Tensor = torch.cond(
+                x.sum() > 0, lambda y: self.conv(y).sum(), lambda y: -self.conv(y).sum(), (x,)
+            )
+            return chosen
+
+    sites, skipped = sites_of(Choice(), torch.randn(1, 3, 8, 8))
+    assert sites == ()
+    assert [(s.kind, s.reason) for s in skipped] == [("aten.conv2d.default", "it is inside a nested graph")] * 2
