@@ -295,7 +295,7 @@ def _from_components(
         return matches(name, options.exclude)
 
     factors = match_components(components, sites, skipped, excluded=excluded)
-    if not factors:
+    if not factors and not all(excluded(site.name) for site in sites):
         raise ComponentsError(
             "No layer of the model has components.",
             where=str(components.path or "the components"),

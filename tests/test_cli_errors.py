@@ -197,6 +197,18 @@ def test_components_that_do_not_fit(with_components):
 # Options
 
 
+@pytest.mark.parametrize(
+    ("options", "where"),
+    [(["--exclude", "*"], "--exclude"), (["--layers", "conv1", "--exclude", "conv1"], "--layers")],
+)
+@pytest.mark.parametrize("source", [[RUN], []], ids=["run", "svd"])
+def test_patterns_that_leave_no_layer(fails, source, options, where):
+    what, found, hint = fails(2, *source, "--factory", FACTORY, "--input-shape", SHAPE, *options)
+    assert what == "error: No layer is left to decompose."
+    assert found == f"  where: {where}"
+    assert "spdexport inspect" in hint
+
+
 @pytest.mark.parametrize("option", ["--layers", "--exclude"])
 def test_pattern_that_matches_nothing(fails, option):
     what, where, _ = fails(2, *DIGITS, option, "convv*")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from spdexport import cost
 from spdexport.conv import ConvSite, Skipped
 from spdexport.cost import CostModel, MacsCost, ParameterCost
+from spdexport.errors import UsageError
 from spdexport.factors import Factors, break_even, delta_is_rounding, delta_ratio
 from spdexport.planning.candidates import Choice, Layer, cheapest, literal, truncation
 from spdexport.planning.patterns import check_patterns, matches
@@ -58,6 +59,12 @@ def make_plan(
     names = [s.name for s in sites] + [s.name for s in skipped]
     check_patterns(options.layers, [s.name for s in sites], "--layers")
     check_patterns(options.exclude, [*names, *others], "--exclude")
+    if sites and not any(_is_chosen(site.name, options) for site in sites):
+        raise UsageError(
+            "No layer is left to decompose.",
+            where="--layers" if options.layers else "--exclude",
+            hint="Name fewer layers to leave alone; spdexport inspect lists them all.",
+        )
     check_truncation(options)
     check_ranks(options, [s.name for s in sites])
     model = pure_cost(options) if cost_model is None else cost_model
@@ -82,6 +89,11 @@ def make_plan(
             decisions.append(_decide(site, found, options, model, record))
     name, unit = (model.name, model.unit) if record is None else record.cost
     return Plan(decisions=tuple(decisions), skipped=tuple(skipped), options=options, cost=name, unit=unit)
+
+
+def _is_chosen(layer: str, options: PlanOptions) -> bool:
+    """Whether the patterns of ``options`` let a layer be decomposed."""
+    return not matches(layer, options.exclude) and (not options.layers or matches(layer, options.layers))
 
 
 def _check_without(site: ConvSite, record: PlanRecord | None) -> None:
