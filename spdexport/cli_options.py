@@ -132,7 +132,9 @@ factor_options = _together(
         type=_PATH,
         help="V and U for a dense SOURCE: an SPD run, a checkpoint, or a file. Default: the exact SVD.",
     ),
-    click.option("--masks", type=_PATH, help="Fixed masks, one value for each component of a layer."),
+    click.option(
+        "--masks", type=_PATH, help="Fixed masks over components, also by location: .safetensors, .npz, .json, .pt."
+    ),
     click.option("--mask-threshold", type=float, metavar="T", help="Keep components whose mask is above T."),
     click.option("--keep-masks", is_flag=True, help="Leave the masks visible between V and U."),
     click.option(
@@ -142,8 +144,15 @@ factor_options = _together(
         show_default=True,
         help="What V U leaves of a weight. auto: dropped for layers with a mask.",
     ),
-    click.option("--layers", multiple=True, metavar="PATTERN", help="Decompose these layers only. Repeatable."),
-    click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave these layers alone. Repeatable."),
+    click.option(
+        "--layers",
+        multiple=True,
+        metavar="PATTERN",
+        help="Decompose these layers only, such as 'layer1.*'. Repeatable.",
+    ),
+    click.option(
+        "--exclude", multiple=True, metavar="PATTERN", help="Leave these layers alone, such as 'head*'. Repeatable."
+    ),
 )
 """What tells the factors."""
 
@@ -214,7 +223,12 @@ plan_options = _together(
 """What decides about the form of each layer."""
 
 save_plan_option = click.option("--save-plan", type=_PATH, metavar="F.json", help="Write the plan.")
-opset_option = click.option("--opset", type=int, metavar="N", help="The ONNX opset of the file.")
+opset_option = click.option(
+    "--opset",
+    type=int,
+    metavar="N",
+    help="The ONNX opset of the file. Default: the exporter's, or that of an ONNX SOURCE.",
+)
 
 verify_option = click.option("--verify/--no-verify", default=True, show_default=True, help="Check the file written.")
 provider_option = click.option(

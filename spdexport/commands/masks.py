@@ -19,7 +19,9 @@ MEASURES = ("peak", "mean", "frequency")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The masks: OUT.safetensors.")
 @model_options
 @click.option("--components", type=click.Path(path_type=Path), help="The SPD run or checkpoint, for a dense SOURCE.")
-@click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave these layers alone. Repeatable.")
+@click.option(
+    "--exclude", multiple=True, metavar="PATTERN", help="Leave these layers alone, such as 'head*'. Repeatable."
+)
 @click.option("--by", type=click.Choice(MEASURES), default="peak", show_default=True, help="What is judged.")
 @click.option(
     "--threshold",
