@@ -12,13 +12,16 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from safetensors.numpy import load_file
 
 from spdexport.cli import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLE = (ROOT / "examples/01_digits/README.md").read_text(encoding="utf-8")
+MASKS_FOLDER = ROOT / "examples/03_masks_and_ablation"
 CI_FOLDER = ROOT / "examples/02_continuous_integration"
+RUN = ROOT / "examples/01_digits/run"
 CI_EXAMPLE = (CI_FOLDER / "README.md").read_text(encoding="utf-8")
 
 
@@ -76,6 +79,18 @@ def test_the_second_example_shows_what_its_commands_print(tmp_path: Path) -> Non
         # Lines break elsewhere where a number is longer.
         assert " ".join(without_numbers(run(command, folder))) == " ".join(without_numbers(shown)), command
     assert {"report.xml", "report.html", "worst.npz"} <= {path.name for path in folder.iterdir()}
+
+
+def test_the_third_example_shows_what_its_commands_print(folder: Path) -> None:
+    folder = folder.rename(folder.with_name("01_digits")).with_name("03_masks_and_ablation")
+    shutil.copytree(MASKS_FOLDER, folder, ignore=shutil.ignore_patterns("*.onnx", "*.npz"))
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    found = [dialogue for block in blocks(text, "console") for dialogue in dialogues(block)]
+    assert len(found) == 5
+    for command, shown in found:
+        assert without_numbers(run(command, folder)) == without_numbers(shown), command
+    ours, theirs = (load_file(path) for path in (folder / "masks.safetensors", RUN / "fixed_masks.safetensors"))
+    assert {name: mask.tolist() for name, mask in ours.items()} == {n: m.tolist() for n, m in theirs.items()}
 
 
 def test_the_workflow_runs_the_command_of_its_readme() -> None:
