@@ -13,7 +13,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from spdexport.errors import ExportError
 from spdexport.quiet import quiet
-from spdexport.rewrite.onnx_max_pool import keep_zero_padding
+from spdexport.rewrite.onnx_exported import tidy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -79,7 +79,7 @@ def export_onnx(
     _name_inputs(model, program)
     _name_axes(model, axes or {})
     _name_outputs(model, program, outputs)
-    keep_zero_padding(model)
+    tidy(model)
     _clean_metadata(model)
     return Exported(model=model, lowered=result.exported_program)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
 if TYPE_CHECKING:
@@ -70,3 +71,17 @@ def network(opset: int = 18, *, dtype: str = "float32", **settings: Any) -> onnx
 def saved(proto: onnx.ModelProto, path: Path) -> Path:
     onnx.save(proto, path)
     return path
+
+
+def unsqueezes(shape: list[Any], *axes: list[int], tap: bool = False) -> ir.Model:
+    """One Unsqueeze behind another; with ``tap`` the value between is an output too."""
+    names = ["mask_a", *(f"v{number}" for number in range(len(axes)))]
+    nodes = [
+        helper.make_node("Unsqueeze", [names[i], f"axes{i}"], [names[i + 1]], name=f"n{i}") for i in range(len(axes))
+    ]
+    held = [helper.make_tensor(f"axes{i}", TensorProto.INT64, [len(a)], a) for i, a in enumerate(axes)]
+    value = helper.make_tensor_value_info("mask_a", TensorProto.FLOAT, shape)
+    outputs = [names[-1], *([names[1]] if tap else [])]
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+    graph = helper.make_graph(nodes, "g", [value], ports, held)
+    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]))

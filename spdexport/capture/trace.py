@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -85,6 +85,11 @@ def trace(module: torch.nn.Module, inputs: ExampleInputs, dynamic: DynamicAxes) 
             failures.append(error)
             continue
         notes = []
+        if _reads_numbers(program) and has_scalars(module):
+            # Such a program has sizes that nobody knows, which the exporter does not always survive.
+            with suppress(CaptureError):
+                program = _export(module, replace(way, scalars=True))
+                notes.append("buffers of one integer are constants, because sizes are computed from them")
         if way.strict:
             notes.append(f"traced by torch's strict mode, because the other one fails: {failures[0].what}")
         elif way.scalars:
@@ -97,6 +102,11 @@ def trace(module: torch.nn.Module, inputs: ExampleInputs, dynamic: DynamicAxes) 
             notes.append("the batch size is fixed at the example's, because the trace depends on it")
         return Traced(program=program, inputs=way.inputs, axes=way.axes, notes=tuple(notes))
     raise next(e for e, way in zip(failures, ways, strict=True) if way.axes is axes)
+
+
+def _reads_numbers(program: ExportedProgram) -> bool:
+    """Whether the program makes Python numbers of tensors, as data-dependent sizes are made."""
+    return any(node.target is torch.ops.aten.item.default for node in program.graph.nodes)
 
 
 def _export(module: torch.nn.Module, way: _Way) -> ExportedProgram:

@@ -31,7 +31,6 @@ def name_inputs(model: ir.Model, inputs: Sequence[RuntimeInput], *, required: bo
         value.name = wanted.name
         if not required:
             _give_default(model, value, wanted)
-    merge_unsqueezes(model)
 
 
 def _give_default(model: ir.Model, value: ir.Value, wanted: RuntimeInput) -> None:
@@ -53,31 +52,3 @@ def _rename_batch(value: ir.Value, symbol: ir.SymbolicDim) -> None:
         if all(source.const_value is not None and not source.is_graph_input() for source in others):
             for output in node.outputs:
                 _rename_batch(output, symbol)
-
-
-def merge_unsqueezes(model: ir.Model) -> None:
-    """Make one node of two Unsqueeze nodes in a row, where nothing else uses the value between them."""
-    for node in list(model.graph):
-        source = node.inputs[0] if node.op_type == "Unsqueeze" else None
-        first = None if source is None else source.producer()
-        if first is None or source is None or first.op_type != "Unsqueeze" or len(source.uses()) != 1:
-            continue
-        inner, outer, data = _axes(first), _axes(node), first.inputs[0]
-        if source.is_graph_output() or data is None or data.shape is None or inner is None or outer is None:
-            continue
-        rank = len(data.shape) + len(inner) + len(outer)
-        added = {axis % rank for axis in outer}
-        # The axes that the first one added are counted among those that the second one left.
-        places = [axis for axis in range(rank) if axis not in added]
-        axes = sorted(added | {places[axis % len(places)] for axis in inner})
-        name = f"{node.name}_axes"
-        held = ir.Value(name=name, const_value=ir.tensor(np.array(axes, np.int64), name=name))
-        model.graph.register_initializer(held)
-        node.replace_input_with(0, data)
-        node.replace_input_with(1, held)
-        model.graph.remove(first, safe=True)
-
-
-def _axes(node: ir.Node) -> list[int] | None:
-    value = node.inputs[1]
-    return None if value is None or value.const_value is None else [int(a) for a in value.const_value.numpy().ravel()]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from cli_command import spdexport as run
 from safetensors.numpy import load_file, save_file
+from torch import nn
 
 import spdexport
 from spdexport.errors import MaskError, UsageError
@@ -340,3 +341,21 @@ def test_an_onnx_source_has_no_masks_at_run_time(tmp_path: Path) -> None:
     converted(tmp_path, form="dense")
     with pytest.raises(UsageError, match="such masks are placed in traced programs alone"):
         spdexport.convert(tmp_path / "m.onnx", tmp_path / "n.onnx", runtime_masks="all")
+
+
+class Unsqueezed(nn.Module):
+    """New axes in a row, which the exporter writes as one or as several nodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.linear(x)
+        return y[:, None, None, :, None] * torch.relu(y).sum(-1)[:, None, None, None, None]
+
+
+@pytest.mark.parametrize("options", [{}, {"runtime_masks": ("all",)}], ids=["plain", "masks"])
+def test_new_axes_of_the_model_are_as_in_the_plain_export(options: dict[str, Any], tmp_path: Path) -> None:
+    result = spdexport.convert(Unsqueezed(), tmp_path / "m.onnx", inputs=torch.randn(2, 6), **options)
+    assert result.verdict is Status.PASS
