@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import onnx_ir as ir
+
+from spdexport.forms.compose import appends_pointwise
 from spdexport.rewrite.fold_result import chosen, folded_chain, unfit
 from spdexport.rewrite.match import Search
 from spdexport.rewrite.onnx_constants import dtype_of
+from spdexport.rewrite.onnx_graph import read_layer
 from spdexport.rewrite.onnx_names import layer_name, node_name
 from spdexport.rewrite.onnx_place import place_stage
 from spdexport.rewrite.onnx_reader import OnnxReader
+from spdexport.rewrite.stages import ReadStage
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
     from spdexport.conv import Skipped
     from spdexport.rewrite.fold_result import FoldedChain
 
@@ -43,11 +46,14 @@ def fold_onnx(model: ir.Model, *, lone: bool = False, if_cheaper: bool = False) 
     Args:
         model: The model; it is not changed.
         lone: Whether to fold sums of two dense layers, and batch norms behind one, too: the normal form in which two
-            files are compared. Beyond these, only pointwise layers behind another are folded then. The weights of such
-            a model are composed each time they are read, and may be infinite where they do not fit their type.
+            files are compared. Beyond these, only pointwise layers behind another are folded then, also where several
+            of them are behind the same one. The weights of such a model are composed each time they are read, and may
+            be infinite where they do not fit their type.
         if_cheaper: Whether to leave a chain that has fewer multiply-accumulates than its fold, with that reason.
     """
     model = model.clone()
+    if lone:
+        _separate(model.graph)
     search = Search(graph=OnnxReader(lone=lone), lone=lone)
     for node in model.graph:
         search.visit(node)
@@ -77,3 +83,26 @@ def fold_onnx(model: ir.Model, *, lone: bool = False, if_cheaper: bool = False) 
             bias_value=fold.bias,
         )
     return FoldResult(model=model, folded=tuple(folded), declined=search.declined_outside(inside))
+
+
+def _separate(graph: ir.Graph) -> None:
+    """Give each pointwise layer that is behind a layer one of its own, where nothing else uses what that computes.
+
+    Exporters make one layer of two that are equal. Where V is the same for two layers, as it is for two of zeros, the
+    file then has one V for both, and the dense model, whose layers are not the same, has nothing like it.
+    """
+    for node in reversed(list(graph)):
+        uses = list(node.outputs[0].uses()) if node.outputs else []
+        first = read_layer(node) if len(uses) > 1 and not node.outputs[0].is_graph_output() else None
+        if not isinstance(first, ReadStage) or not all(use.node.graph is graph for use in uses):
+            continue
+        behind = [read_layer(use.node) if use.idx == 0 else None for use in uses]
+        if not all(isinstance(r, ReadStage) and appends_pointwise(first.stage.spec, r.stage.spec) for r in behind):
+            continue
+        for use in uses[1:]:
+            copy = ir.Node(node.domain, node.op_type, node.inputs, node.attributes.values(), name=node.name)
+            copy.metadata_props.update(node.metadata_props)
+            value, own = node.outputs[0], copy.outputs[0]
+            own.name, own.shape, own.type = value.name, value.shape, value.type
+            graph.insert_before(use.node, copy)
+            use.node.replace_input_with(0, own)

@@ -12,7 +12,7 @@ from spdexport.arrays import to_numpy
 from spdexport.capture import eval_mode
 from spdexport.conv import stored_weight
 from spdexport.names import layer_of_call
-from spdexport.rewrite.torch_graph import module_path
+from spdexport.rewrite.torch_graph import module_path, operands, spatial_axes
 from spdexport.verification.locate import first_divergent_node
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def call_module(module: torch.nn.Module, replaced: Mapping[str, torch.Tensor], c
     given = case.inputs.copied()
     with eval_mode(module), torch.no_grad():
         if replaced:
-            return torch.func.functional_call(module, dict(replaced), given.args, dict(given.kwargs))
+            # A weight that another part shares is not exchanged there, where the program does not either.
+            return torch.func.functional_call(module, dict(replaced), given.args, dict(given.kwargs), tie_weights=False)
         return module(*given.args, **given.kwargs)
 
 
@@ -72,11 +73,15 @@ def first_divergent_module(
     return first_divergent_node(program, case, values, unit_rounding=unit_rounding)
 
 
-def effective_parameters(module: torch.nn.Module, plan: Plan) -> dict[str, torch.Tensor] | None:
-    """The effective weights by the module's own parameter names; None where a changed weight is no parameter.
+def effective_parameters(
+    module: torch.nn.Module, program: ExportedProgram, plan: Plan
+) -> dict[str, torch.Tensor] | None:
+    """The effective weights by the module's own parameter names; None where they cannot be exchanged in the module.
 
-    Found from the layers' names alone, not through the traced graph, so that a weight put into the wrong node shows.
+    That is where a changed weight is no parameter, or one that a function uses which is no layer. Found from the
+    layers' names alone, not through the traced graph, so that a weight put into the wrong node shows.
     """
+    shared, nodes = _used_elsewhere(program), {node.name: node for node in program.graph.nodes}
     parameters = dict(module.named_parameters(remove_duplicate=False))
     changed: dict[str, torch.Tensor] = {}
     for site, form in plan.dense_forms():
@@ -85,8 +90,16 @@ def effective_parameters(module: torch.nn.Module, plan: Plan) -> dict[str, torch
         effective = stored_weight(np.asarray(form.stages[0].weight), site.spec)
         if isinstance(module, torch.jit.ScriptModule) or weight is None or weight.shape != effective.shape:
             return None
+        if site.node in shared and module_path(nodes[site.node]) != layer_of_call(site.name):
+            return None
         changed[name] = torch.from_numpy(effective)
     return changed
+
+
+def _used_elsewhere(program: ExportedProgram) -> set[str]:
+    """The layers, by their node's name, whose weight is read by what is no layer."""
+    layers = {node for node in program.graph.nodes if node.op == "call_function" and spatial_axes(node) is not None}
+    return {node.name for node in layers if not layers.issuperset(operands(node).weight.users)}
 
 
 @contextlib.contextmanager

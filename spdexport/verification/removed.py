@@ -40,7 +40,7 @@ def compare_trimmed(file: ir.Model, trimmed: Trimmed, plain: ir.Model) -> Weight
         plain: What the whole graph is to compose back to.
     """
     # Padding adds components of zeros, which composing takes away: it is compared with the model without them.
-    if not trimmed.removal.removed:
+    if trimmed.removal.model is trimmed.whole:
         return compare_weights(file, plain)
     mine = compare_weights(file, trimmed.removal.model)
     if mine.edge.status is Status.FAIL:

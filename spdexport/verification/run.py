@@ -213,7 +213,7 @@ class _Run(Runner[Case]):
         effective = self._outputs(subject.effective, plain, watch=self._patches.watch)
         self._compare_rewrite(trial, case, effective if self._expected is None else self._expected)
         if subject.module is not None:
-            own = trial if self._expected is None else self._effective_trial(plain)
+            own = trial if self._expected is None else self._trial_of(subject.effective, plain)
             self._compare_capture(own, plain, effective)
         # Generated inputs say little about how good an approximation is: one ordinary kind of them is enough, and only
         # where the user gave none.
@@ -234,9 +234,8 @@ class _Run(Runner[Case]):
         further = {name: to_numpy(found.further[output]) for name, output in names}
         return None, {**dict(zip(self._names, own, strict=False)), **further}
 
-    def _effective_trial(self, case: Case) -> Trial:
-        """The tolerance of the effective program, where the intended one has masks that it has not."""
-        program = self._subject.effective
+    def _trial_of(self, program: ExportedProgram, case: Case) -> Trial:
+        """The tolerance of another program than the intended one."""
         exact, own = self._evaluated(program, case)
         return self.measured(case.name, exact, own, lambda noise: self._noisy(program, case, noise))
 
@@ -278,12 +277,12 @@ class _Run(Runner[Case]):
     def _compare_capture(self, trial: Trial, case: Case, effective: Mapping[str, Array]) -> None:
         module = self._subject.module
         assert module is not None, "programs have no capture edge"
-        replaced = effective_parameters(module, self._subject.plan)
+        replaced = effective_parameters(module, self._subject.program, self._subject.plan)
         if replaced is None:
-            # Weights that are computed cannot be exchanged in the module: it is compared as it is.
-            effective = self._outputs(self._subject.program, case)
-            replaced = {}
-            self._capture.remark = "with the source's own weights, since some are computed"
+            # Such weights cannot be exchanged in the module: it is compared as it is, to the tolerance that it has.
+            trial = self._trial_of(self._subject.program, case)
+            effective, replaced = trial.reference, {}
+            self._capture.remark = "with the source's own weights, since some are computed or shared"
         try:
             result = call_module(module, replaced, case)
         # A module may raise anything; that it does where the program does not is the fault.
