@@ -12,7 +12,7 @@ from spdexport.arrays import to_numpy
 from spdexport.capture import eval_mode
 from spdexport.conv import stored_weight
 from spdexport.names import layer_of_call
-from spdexport.rewrite.torch_graph import module_path, operands, spatial_axes
+from spdexport.rewrite.torch_graph import PRODUCTS, module_path, operands, spatial_axes
 from spdexport.verification.locate import first_divergent_node
 
 if TYPE_CHECKING:
@@ -78,28 +78,29 @@ def effective_parameters(
 ) -> dict[str, torch.Tensor] | None:
     """The effective weights by the module's own parameter names; None where they cannot be exchanged in the module.
 
-    That is where a changed weight is no parameter, or one that a function uses which is no layer. Found from the
-    layers' names alone, not through the traced graph, so that a weight put into the wrong node shows.
+    That is where a changed weight is computed, or one that a function uses which is no layer. Found from the layers'
+    names alone, not through the traced graph, so that a weight put into the wrong node shows.
     """
-    shared, nodes = _used_elsewhere(program), {node.name: node for node in program.graph.nodes}
+    nodes = {node.name: node for node in program.graph.nodes}
     parameters = dict(module.named_parameters(remove_duplicate=False))
     changed: dict[str, torch.Tensor] = {}
     for site, form in plan.dense_forms():
-        name = f"{layer_of_call(site.name)}.weight"
-        weight = parameters.get(name)
+        node, layer = nodes[site.node], layer_of_call(site.name)
         effective = stored_weight(np.asarray(form.stages[0].weight), site.spec)
+        if node.target in PRODUCTS:  # of which the weight is the second factor
+            effective = np.ascontiguousarray(effective.T)
+        weight = parameters.get(f"{layer}.weight")
         if isinstance(module, torch.jit.ScriptModule) or weight is None or weight.shape != effective.shape:
             return None
-        if site.node in shared and module_path(nodes[site.node]) != layer_of_call(site.name):
+        if operands(node).weight.op != "placeholder" or (module_path(node) != layer and _is_read_elsewhere(node)):
             return None
-        changed[name] = torch.from_numpy(effective)
+        changed[f"{layer}.weight"] = torch.from_numpy(effective)
     return changed
 
 
-def _used_elsewhere(program: ExportedProgram) -> set[str]:
-    """The layers, by their node's name, whose weight is read by what is no layer."""
-    layers = {node for node in program.graph.nodes if node.op == "call_function" and spatial_axes(node) is not None}
-    return {node.name for node in layers if not layers.issuperset(operands(node).weight.users)}
+def _is_read_elsewhere(node: torch.fx.Node) -> bool:
+    """Whether what is no layer reads the weight of a layer."""
+    return any(user.op != "call_function" or spatial_axes(user) is None for user in operands(node).weight.users)
 
 
 @contextlib.contextmanager

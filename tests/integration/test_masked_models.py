@@ -54,6 +54,39 @@ def test_a_module_with_computed_weights_is_judged_by_its_own_rounding(tmp_path: 
     assert found.verdict is Status.PASS
 
 
+class Normalized(nn.Conv2d):
+    """A convolution that has a weight, and computes with another one made of it, of the same shape."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.conv2d(x, self.weight / self.weight.norm(dim=(1, 2, 3), keepdim=True), self.bias)
+
+
+class Product(nn.Module):
+    """A layer as Hugging Face's ``Conv1D`` has it: its weight is (in, out), and square here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(6, 6)), nn.Parameter(torch.randn(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(self.bias, x, self.weight)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"), [(Normalized(3, 4, 3), (2, 3, 8, 8)), (Product(), (3, 6))], ids=["normalized", "product"]
+)
+def test_a_weight_that_is_stored_otherwise_is_exchanged_rightly_or_not_at_all(
+    module: nn.Module, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    found = verified(
+        nn.Sequential(module),
+        torch.randn(shape),
+        tmp_path,
+        {"0": [1, 1, 0, 0] if len(shape) == 4 else [1, 1, 0, 0, 0, 0]},
+    )
+    assert found.verdict is Status.PASS
+
+
 class TwoOfZeros(nn.Module):
     """Layers on one input that are both zero, as offsets and gates are initialized: their V is the same."""
 
