@@ -58,7 +58,8 @@ class Normalized(nn.Conv2d):
     """A convolution that has a weight, and computes with another one made of it, of the same shape."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.conv2d(x, self.weight / self.weight.norm(dim=(1, 2, 3), keepdim=True), self.bias)
+        norm = torch.linalg.vector_norm(self.weight, dim=(1, 2, 3), keepdim=True)
+        return functional.conv2d(x, 2 * self.weight / norm, self.bias)
 
 
 class Product(nn.Module):
