@@ -139,9 +139,12 @@ class MaskNodes:
         fake = value.meta["val"]
         sizes = _locations(value, spec)
         if str(fake.shape[0]) != str(self._batch):
+            own, whole = str(fake.shape[0]), str(self._batch)
+            if not whole.isdigit():  # a symbol of torch's, such as s99
+                own, whole = own.replace(whole, "batch"), "batch"
             raise UsageError(
-                f"The layer runs on a batch of {fake.shape[0]}, and the model on one of {self._batch}: no mask for "
-                "each sample can be told.",
+                f"The layer runs on a batch of {own}, and the model on one of {whole}: no mask for each sample can be "
+                "told.",
                 where=where,
                 hint="Leave the layer out of the run-time masks.",
             )
