@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from zoo_entry import Made
 
 
+STAGES = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 16, 16], "num_attention_heads": [1, 1, 2, 2]}
+PYRAMID = {
+    "image_size": 64, "depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 24, 32], "num_attention_heads": [1, 2, 2, 2]
+}  # fmt: skip
+ALL_STAGES = ["stage1", "stage2", "stage3", "stage4"]
+
+
 def _resnet(stages: int = 2, **more: Any) -> Any:
     return hf.ResNetConfig(embedding_size=16, hidden_sizes=[16, 32, 48, 64][:stages], depths=[1] * stages, **more)
 
@@ -42,16 +49,12 @@ def _cvt() -> Made:
 
 
 def _pvt() -> Made:
-    config = hf.PvtConfig(
-        image_size=64, depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 24, 32], num_attention_heads=[1, 2, 2, 2]
-    )
+    config = hf.PvtConfig(**PYRAMID)
     return hf.PvtForImageClassification(config), image(64)
 
 
 def _pvt_v2() -> Made:
-    config = hf.PvtV2Config(
-        image_size=64, depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 24, 32], num_attention_heads=[1, 2, 2, 2]
-    )
+    config = hf.PvtV2Config(**PYRAMID)
     return hf.PvtV2ForImageClassification(config), image(64)
 
 
@@ -75,16 +78,12 @@ def _hiera() -> Made:
 
 
 def _segformer() -> Made:
-    config = hf.SegformerConfig(
-        depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 16, 16], num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=16
-    )
+    config = hf.SegformerConfig(**STAGES, decoder_hidden_size=16)
     return hf.SegformerForSemanticSegmentation(config), image(64)
 
 
 def _upernet() -> Made:
-    backbone = hf.ConvNextConfig(
-        hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], out_features=["stage1", "stage2", "stage3", "stage4"]
-    )
+    backbone = hf.ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], out_features=ALL_STAGES)
     config = hf.UperNetConfig(
         backbone_config=backbone, hidden_size=16, pool_scales=[1, 2], auxiliary_channels=8, auxiliary_in_channels=24
     )
@@ -92,7 +91,7 @@ def _upernet() -> Made:
 
 
 def _maskformer() -> Made:
-    backbone = _resnet(4, out_features=["stage1", "stage2", "stage3", "stage4"])
+    backbone = _resnet(4, out_features=ALL_STAGES)
     config = hf.MaskFormerConfig(
         fpn_feature_size=32, mask_feature_size=32, backbone_config=backbone, decoder_config=hf.DetrConfig(**DETR)
     )
@@ -113,15 +112,13 @@ def _dpt() -> Made:
 
 
 def _glpn() -> Made:
-    config = hf.GLPNConfig(
-        depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 16, 16], num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=8
-    )
+    config = hf.GLPNConfig(**STAGES, decoder_hidden_size=8)
     return hf.GLPNForDepthEstimation(config), image(64)
 
 
 def _depth_anything() -> Made:
     backbone = hf.Dinov2Config(
-        **{**PATCHES, "num_hidden_layers": 4}, out_features=["stage1", "stage2", "stage3", "stage4"],
+        **{**PATCHES, "num_hidden_layers": 4}, out_features=ALL_STAGES,
         reshape_hidden_states=False,
     )  # fmt: skip
     config = hf.DepthAnythingConfig(
@@ -210,7 +207,7 @@ def _perceiver() -> Made:
 def _mask2former() -> Made:
     backbone = hf.SwinConfig(
         image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[2, 2, 2, 2], window_size=2,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
+        out_features=ALL_STAGES,
     )  # fmt: skip
     config = hf.Mask2FormerConfig(
         backbone_config=backbone, hidden_dim=32, mask_feature_size=32, feature_size=32, num_attention_heads=2,

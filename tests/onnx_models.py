@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 if TYPE_CHECKING:
     from spdexport.conv import Array
@@ -85,3 +88,19 @@ def unsqueezes(shape: list[Any], *axes: list[int], tap: bool = False) -> ir.Mode
     ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
     graph = helper.make_graph(nodes, "g", [value], ports, held)
     return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]))
+
+
+def exported(module: nn.Module, x: torch.Tensor, path: Path) -> Path:
+    """The module's plain export, with a dynamic batch and all weights inside of the file."""
+    torch.onnx.export(
+        module, (x,), path, dynamo=True, external_data=False, verbose=False,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+    )  # fmt: skip
+    return path
+
+
+def outputs(path: Path, x: Array) -> Array:
+    """What a file with one input and one output gives, on the CPU."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    found: Array = session.run(None, {session.get_inputs()[0].name: x})[0]
+    return found

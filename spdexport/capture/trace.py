@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -80,21 +80,17 @@ def trace(module: torch.nn.Module, inputs: ExampleInputs, dynamic: DynamicAxes) 
     failures: list[CaptureError] = []
     for way in ways:
         try:
-            program = _export(module, way)
+            program, scalars = _traced(module, way)
         except CaptureError as error:
             failures.append(error)
             continue
         notes = []
-        if _reads_numbers(program) and has_scalars(module):
-            # Such a program has sizes that nobody knows, which the exporter does not always survive.
-            with suppress(CaptureError):
-                program = _export(module, replace(way, scalars=True))
-                notes.append("buffers of one integer are constants, because sizes are computed from them")
+        if scalars:
+            why = f"the trace fails otherwise: {failures[0].what}" if way.scalars else "sizes are computed from them"
+            notes.append(f"buffers of one integer are constants, because {why}")
         if way.strict:
             notes.append(f"traced by torch's strict mode, because the other one fails: {failures[0].what}")
-        elif way.scalars:
-            notes.append(f"buffers of one integer are constants, because the trace fails otherwise: {failures[0].what}")
-        elif failures:
+        elif failures and not way.scalars:
             notes.append(
                 f"the batch size is fixed at the example's, because the trace depends on it: {failures[0].what}"
             )
@@ -102,6 +98,20 @@ def trace(module: torch.nn.Module, inputs: ExampleInputs, dynamic: DynamicAxes) 
             notes.append("the batch size is fixed at the example's, because the trace depends on it")
         return Traced(program=program, inputs=way.inputs, axes=way.axes, notes=tuple(notes))
     raise next(e for e, way in zip(failures, ways, strict=True) if way.axes is axes)
+
+
+def _traced(module: torch.nn.Module, way: _Way) -> tuple[ExportedProgram, bool]:
+    """The program, and whether integer buffers of one number are constants in it.
+
+    They are made so where sizes would be read from them at run time, which the exporter does not always survive.
+    """
+    program = _export(module, way)
+    if way.scalars or not (_reads_numbers(program) and has_scalars(module)):
+        return program, way.scalars
+    try:
+        return _export(module, replace(way, scalars=True)), True
+    except CaptureError:  # they are changed, say: the program that there is stays as good as it was
+        return program, False
 
 
 def _reads_numbers(program: ExportedProgram) -> bool:

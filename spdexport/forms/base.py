@@ -105,10 +105,14 @@ def absorbed(stage: Stage) -> tuple[Deferred, FloatArray | None]:
     mask = constant_mask(stage)
 
     def weight() -> FloatArray:
-        values = f64(stage.weight)
-        return values if mask is None else values * mask.reshape(-1, *(1,) * (values.ndim - 1))
+        return scaled(f64(stage.weight), mask)
 
     return Deferred(stage.spec.weight_shape, weight), None if stage.bias is None else f64(stage.bias)
+
+
+def scaled(weight: FloatArray, mask: FloatArray | None) -> FloatArray:
+    """A weight with a mask over its output channels in it."""
+    return weight if mask is None else weight * mask.reshape(-1, *(1,) * (weight.ndim - 1))
 
 
 def f64(values: Numbers) -> FloatArray:

@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spdexport.conv import ConvSpec
-from spdexport.forms.base import CannotComposeError, Stage, absorbed, constant_mask, f64
+from spdexport.forms.base import CannotComposeError, Stage, absorbed, constant_mask, f64, scaled
 from spdexport.forms.deferred import Deferred
 
 if TYPE_CHECKING:
@@ -102,8 +102,7 @@ def compose(first: Stage, second: Stage) -> Stage:
         bias = f64(second.bias) if bias is None else bias + f64(second.bias)
 
     def weight() -> FloatArray:
-        values = _convolved(one, two, spec, taps1, taps2)
-        return values if mask is None else values * mask.reshape(-1, *(1,) * (values.ndim - 1))
+        return scaled(_convolved(one, two, spec, taps1, taps2), mask)
 
     return Stage(spec=spec, weight=Deferred(spec.weight_shape, weight), bias=bias)
 

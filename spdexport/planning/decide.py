@@ -59,7 +59,7 @@ def make_plan(
     names = [s.name for s in sites] + [s.name for s in skipped]
     check_patterns(options.layers, [s.name for s in sites], "--layers")
     check_patterns(options.exclude, [*names, *others], "--exclude")
-    if sites and not any(_is_chosen(site.name, options) for site in sites):
+    if sites and all(_left_out(site.name, options) for site in sites):
         raise UsageError(
             "No layer is left to decompose.",
             where="--layers" if options.layers else "--exclude",
@@ -72,16 +72,10 @@ def make_plan(
         record.check(sites)
     decisions: list[Decision] = []
     for site in sites:
-        if matches(site.name, options.exclude):
-            found: Factors | Skipped | None = Skipped(
-                name=site.name, kind=site.spec.kind, reason="excluded by --exclude"
-            )
-        elif options.layers and not matches(site.name, options.layers):
-            found = Skipped(name=site.name, kind=site.spec.kind, reason="not named by --layers")
-        else:
-            found = source(site)
+        reason = _left_out(site.name, options)
+        found = source(site) if reason is None else None
         if found is None:
-            found = Skipped(name=site.name, kind=site.spec.kind, reason="it has no components")
+            found = Skipped(name=site.name, kind=site.spec.kind, reason=reason or "it has no components")
         if isinstance(found, Skipped):
             _check_without(site, record)
             decisions.append(Decision(site=site, layer=_untouched(site, found.reason), factors=None))
@@ -91,9 +85,11 @@ def make_plan(
     return Plan(decisions=tuple(decisions), skipped=tuple(skipped), options=options, cost=name, unit=unit)
 
 
-def _is_chosen(layer: str, options: PlanOptions) -> bool:
-    """Whether the patterns of ``options`` let a layer be decomposed."""
-    return not matches(layer, options.exclude) and (not options.layers or matches(layer, options.layers))
+def _left_out(layer: str, options: PlanOptions) -> str | None:
+    """Why the patterns of ``options`` leave a layer alone; None where they do not."""
+    if matches(layer, options.exclude):
+        return "excluded by --exclude"
+    return "not named by --layers" if options.layers and not matches(layer, options.layers) else None
 
 
 def _check_without(site: ConvSite, record: PlanRecord | None) -> None:

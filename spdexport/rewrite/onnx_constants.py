@@ -89,7 +89,7 @@ def _evaluated(node: ir.Node, array: Array) -> Array | None:
                 sizes = [array.shape[axis] if size == 0 else size for axis, size in enumerate(sizes)]
             return array.reshape(sizes)
         case _:  # Squeeze and Unsqueeze
-            axes = _axes(node)
+            axes = axes_of(node)
             if axes is None:
                 return None
             return np.expand_dims(array, axes) if node.op_type == "Unsqueeze" else np.squeeze(array, axes)
@@ -115,10 +115,9 @@ def _dequantized(node: ir.Node, array: Array) -> Array | None:
     return dequantized
 
 
-def _axes(node: ir.Node) -> tuple[int, ...] | None:
-    """The axes of Squeeze or Unsqueeze: the second input since opset 13, an attribute before; None if not known."""
-    if len(node.inputs) > 1:
+def axes_of(node: ir.Node) -> tuple[int, ...] | None:
+    """The axes of an operator, its second input or, before, an attribute; None where not given or not constant."""
+    if len(node.inputs) > 1 and node.inputs[1] is not None:
         axes = constant(node.inputs[1])
-        return None if axes is None else tuple(int(axis) for axis in axes)
-    given = node.attributes.get_ints("axes")
-    return None if given is None else tuple(given)
+        return None if axes is None else tuple(int(axis) for axis in axes.reshape(-1))
+    return tuple(node.attributes.get_ints("axes", ())) or None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from spdexport.rewrite.onnx_constants import constant
+from spdexport.rewrite.onnx_constants import axes_of, constant
 from spdexport.rewrite.onnx_dead_functions import FUNCTIONS, evaluated
 from spdexport.rewrite.onnx_dead_layers import (
     LAYER_OPERATORS,
@@ -179,7 +179,7 @@ def _window(node: ir.Node, tracks: Tracks) -> Found:
 
 def _reduction(node: ir.Node, tracks: Tracks) -> Found:
     track, shape = tracks.track(node), tracks.shape(node.inputs[0])
-    axes = _axes(node)
+    axes = axes_of(node)
     if track is None or shape is None or not axes:
         return None
     reduced = {axis % len(shape) for axis in axes}
@@ -187,15 +187,6 @@ def _reduction(node: ir.Node, tracks: Tracks) -> Found:
         return None
     before = 0 if node.attributes.get_int("keepdims", 1) else sum(axis < track.axis for axis in reduced)
     return _same(node, track, axis=track.axis - before, only_zero=node.op_type == "ReduceSum")
-
-
-def _axes(node: ir.Node) -> tuple[int, ...] | None:
-    """Axes as an attribute, or as an input in newer opsets; None where they are not given or not constant."""
-    if len(node.inputs) > 1 and node.inputs[1] is not None:
-        found = constant(node.inputs[1])
-        return None if found is None else tuple(int(axis) for axis in found.reshape(-1))
-    given = node.attributes.get_ints("axes", ())
-    return tuple(given) or None
 
 
 def _flattening(node: ir.Node, tracks: Tracks) -> Found:
@@ -228,7 +219,7 @@ def _other_axes(node: ir.Node, tracks: Tracks) -> Found:
     if node.op_type == "Transpose":
         order = node.attributes.get_ints("perm", tuple(reversed(range(rank))))
         return _same(node, track, axis=list(order).index(track.axis))
-    axes = _axes(node)
+    axes = axes_of(node)
     if axes is None:
         return None
     if node.op_type == "Squeeze":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from spdexport.rewrite.onnx_constants import constant
+from spdexport.rewrite.onnx_constants import axes_of, constant
 from spdexport.rewrite.onnx_graph import is_operator
 
 NAMES_AXES = 18
@@ -52,7 +52,7 @@ def merge_unsqueezes(model: ir.Model) -> None:
         first = None if source is None else source.producer()
         if first is None or source is None or first.op_type != "Unsqueeze" or len(source.uses()) != 1:
             continue
-        inner, outer, data = _axes(first), _axes(node), first.inputs[0]
+        inner, outer, data = axes_of(first), axes_of(node), first.inputs[0]
         if source.is_graph_output() or data is None or data.shape is None or inner is None or outer is None:
             continue
         rank = len(data.shape) + len(inner) + len(outer)
@@ -66,8 +66,3 @@ def merge_unsqueezes(model: ir.Model) -> None:
         node.replace_input_with(0, data)
         node.replace_input_with(1, held)
         model.graph.remove(first, safe=True)
-
-
-def _axes(node: ir.Node) -> list[int] | None:
-    value = node.inputs[1]
-    return None if value is None or value.const_value is None else [int(a) for a in value.const_value.numpy().ravel()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -141,7 +142,7 @@ class MaskNodes:
         if str(fake.shape[0]) != str(self._batch):
             own, whole = str(fake.shape[0]), str(self._batch)
             if not whole.isdigit():  # a symbol of torch's, such as s99
-                own, whole = own.replace(whole, "batch"), "batch"
+                own, whole = re.sub(rf"\b{whole}\b", "batch", own), "batch"
             raise UsageError(
                 f"The layer runs on a batch of {own}, and the model on one of {whole}: no mask for each sample can be "
                 "told.",

@@ -92,10 +92,16 @@ def effective_parameters(
         weight = parameters.get(f"{layer}.weight")
         if isinstance(module, torch.jit.ScriptModule) or weight is None or weight.shape != effective.shape:
             return None
-        if operands(node).weight.op != "placeholder" or (module_path(node) != layer and _is_read_elsewhere(node)):
+        is_own = module_path(node) == layer or not _is_read_elsewhere(node)
+        if not (_is_stored(node) and is_own):
             return None
         changed[f"{layer}.weight"] = torch.from_numpy(effective)
     return changed
+
+
+def _is_stored(node: torch.fx.Node) -> bool:
+    """Whether the weight of a layer is stored, and not computed: stored tensors are inputs of torch's graphs."""
+    return bool(operands(node).weight.op == "placeholder")
 
 
 def _is_read_elsewhere(node: torch.fx.Node) -> bool:

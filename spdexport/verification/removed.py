@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     from spdexport.rewrite.onnx_trim import Trimmed
 
 
-def compare_trimmed(file: ir.Model, trimmed: Trimmed, plain: ir.Model) -> WeightsFound:
-    """Compare a file without dead channels with the plain export of the model with effective weights.
+def compare_trimmed(file: ir.Model, trimmed: Trimmed | None, plain: ir.Model) -> WeightsFound:
+    """Compare a file with the plain export of the model with effective weights, dead channels apart.
 
     Args:
         file: The file, as it was read back.
-        trimmed: What was removed from what.
+        trimmed: What was removed from what; None for nothing.
         plain: What the whole graph is to compose back to.
     """
     # Padding adds components of zeros, which composing takes away: it is compared with the model without them.
-    if trimmed.removal.model is trimmed.whole:
+    if trimmed is None or trimmed.removal.model is trimmed.whole:
         return compare_weights(file, plain)
     mine = compare_weights(file, trimmed.removal.model)
     if mine.edge.status is Status.FAIL:

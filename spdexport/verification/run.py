@@ -30,7 +30,6 @@ from spdexport.verification.sessions import SessionEdges
 from spdexport.verification.tapping import as_it_is
 from spdexport.verification.variable import MaskedModel, factors_fault
 from spdexport.verification.weight_errors import WeightErrors
-from spdexport.verification.weights import compare_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -160,11 +159,10 @@ class _Run(Runner[Case]):
             return not_run("weights", NO_FILE)
         self._check.progress("comparing weights")
         file = ir.load(self._subject.file)
-        plain, trimmed = self._subject.plain(), self._subject.trimmed
-        found = compare_weights(file, plain) if trimmed is None else compare_trimmed(file, trimmed, plain)
+        found = compare_trimmed(file, self._subject.trimmed, self._subject.plain())
         self._errors = found.layers
         edge = mask_fault(file, self._subject.plan) or factors_fault(file, self._subject.plan) or found.edge
-        del file, plain, trimmed
+        del file
         # Graphs refer to themselves in circles, and those that were compared hold several copies of the weights.
         gc.collect()
         return edge
@@ -213,8 +211,7 @@ class _Run(Runner[Case]):
         effective = self._outputs(subject.effective, plain, watch=self._patches.watch)
         self._compare_rewrite(trial, case, effective if self._expected is None else self._expected)
         if subject.module is not None:
-            own = trial if self._expected is None else self._trial_of(subject.effective, plain)
-            self._compare_capture(own, plain, effective)
+            self._compare_capture(trial, plain, effective)
         # Generated inputs say little about how good an approximation is: one ordinary kind of them is enough, and only
         # where the user gave none.
         if subject.plan.approximates and (case.own or not self._changes):
@@ -283,6 +280,8 @@ class _Run(Runner[Case]):
             trial = self._trial_of(self._subject.program, case)
             effective, replaced = trial.reference, {}
             self._capture.remark = "with the source's own weights, since some are computed or shared"
+        elif self._expected is not None:
+            trial = self._trial_of(self._subject.effective, case)
         try:
             result = call_module(module, replaced, case)
         # A module may raise anything; that it does where the program does not is the fault.

@@ -32,7 +32,6 @@ from spdexport.verification.runner import Check, Progress
 from spdexport.verification.tapping import diverges
 from spdexport.verification.trial import Trial, rounded
 from spdexport.verification.weight_errors import WeightErrors
-from spdexport.verification.weights import compare_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -184,8 +183,7 @@ class _Run(FileRun):
 
     def _weights(self) -> EdgeResult:
         self._check.progress("comparing weights")
-        plain, trimmed = self._subject.plain(), self._subject.trimmed
-        found = compare_weights(self._model, plain) if trimmed is None else compare_trimmed(self._model, trimmed, plain)
+        found = compare_trimmed(self._model, self._subject.trimmed, self._subject.plain())
         self._errors = found.layers
         fault = mask_fault(self._model, self._subject.plan) or self._touched()
         return found.edge if found.edge.status is Status.FAIL or fault is None else fault

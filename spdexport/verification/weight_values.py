@@ -121,16 +121,15 @@ def _composed(value: ir.Value | None) -> bool:
     return value is not None and not isinstance(value.const_value, _Magnitude)
 
 
-def is_constant(value: ir.Value | None) -> bool:
-    """Whether a value is an initializer."""
-    return value is not None and value.const_value is not None and value.producer() is None
+def stored(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor of an initializer; None for other values."""
+    return None if value is None or value.producer() is not None else value.const_value
 
 
 def constant_of(value: ir.Value | None) -> Array | None:
     """What an initializer holds; that of a folded layer is composed for it."""
-    if value is None or value.const_value is None or value.producer() is not None:
-        return None
-    return value.const_value.numpy()
+    tensor = stored(value)
+    return None if tensor is None else tensor.numpy()
 
 
 class _Magnitude(ir.LazyTensor):

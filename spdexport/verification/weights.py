@@ -21,7 +21,7 @@ from spdexport.rewrite.onnx_names import node_name
 from spdexport.verification.layers import layer_at, layer_of
 from spdexport.verification.result import EdgeResult, Status
 from spdexport.verification.weight_errors import WeightError, WeightErrors, error_of
-from spdexport.verification.weight_values import Mismatch, compare_values, constant_of, is_constant, magnitudes
+from spdexport.verification.weight_values import Mismatch, compare_values, constant_of, magnitudes, stored
 
 if TYPE_CHECKING:
     from spdexport.conv import Array
@@ -202,7 +202,7 @@ def _compare_nodes(node: ir.Node, other: ir.Node, same: dict[ir.Value | None, ir
     if len(node.inputs) != len(other.inputs):
         return fault(f"has {len(node.inputs)} inputs where {len(other.inputs)} is right")
     for index, (value, target) in enumerate(zip(node.inputs, other.inputs, strict=True)):
-        if not is_constant(value) and same.get(value, value) is not target:
+        if stored(value) is None and same.get(value, value) is not target:
             return fault(f"reads {_origin(value)} at input {index} where {_origin(target)} is right")
     names = {*node.attributes, *other.attributes}
     for name in sorted(names):
@@ -247,7 +247,7 @@ def _compare_constants(
     """The first difference of the constants that two nodes of the same kind read."""
     first: Mismatch | None = None
     for index, (value, target) in enumerate(zip(node.inputs, other.inputs, strict=True)):
-        if not is_constant(value) and not is_constant(target):
+        if stored(value) is None and stored(target) is None:
             continue
         mine, theirs = constant_of(value), constant_of(target)
         name = value.name if value is not None and value.name else layer_of(node)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import pytest
 import torch
 from cli_command import DIGITS, MASKS
 from cli_command import spdexport as command
+from onnx_models import exported, outputs
 from safetensors.numpy import save_file
 from torch import nn
 
@@ -83,10 +83,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def source_of(kind: str, folder: Path) -> Any:
     if kind == "torch":
         return net()
-    x = torch.zeros(2, 32, 8, 8)
-    torch.onnx.export(net(), (x,), folder / "dense.onnx", dynamo=True, external_data=False, verbose=False,
-                      dynamic_shapes=({0: torch.export.Dim("batch")},))  # fmt: skip
-    return folder / "dense.onnx"
+    return exported(net(), torch.zeros(2, 32, 8, 8), folder / "dense.onnx")
 
 
 @pytest.mark.slow
@@ -106,11 +103,7 @@ def test_auto_computes_what_the_literal_form_computes(tmp_path: Path, given: dic
     assert weights.noise_ratio < 4
 
     x = np.random.default_rng(1).standard_normal((3, 32, 8, 8)).astype(np.float32)
-    results = []
-    for name in ("literal", "auto"):
-        session = onnxruntime.InferenceSession(tmp_path / f"{name}.onnx", providers=["CPUExecutionProvider"])
-        (output,) = session.run(None, {session.get_inputs()[0].name: x})
-        results.append(output)
+    results = [outputs(tmp_path / f"{name}.onnx", x) for name in ("literal", "auto")]
     np.testing.assert_allclose(results[1], results[0], rtol=0, atol=2e-5 * np.abs(results[0]).max())
 
     # Verified again, from what the file says of its forms.

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
+from onnx_models import exported, outputs
 from planting import one_off, planted, weight
 from safetensors.numpy import save_file
 from torch import nn
@@ -64,15 +64,7 @@ def masked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def source_of(kind: str, folder: Path) -> Any:
     if kind == "torch":
         return net()
-    x = torch.zeros(2, 3, 12, 12)
-    torch.onnx.export(net(), (x,), folder / "dense.onnx", dynamo=True, external_data=False, verbose=False,
-                      dynamic_shapes=({0: torch.export.Dim("batch")},))  # fmt: skip
-    return folder / "dense.onnx"
-
-
-def outputs(path: Path, x: np.ndarray) -> np.ndarray:
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return session.run(None, {session.get_inputs()[0].name: x})[0]
+    return exported(net(), torch.zeros(2, 3, 12, 12), folder / "dense.onnx")
 
 
 @pytest.mark.slow
