@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         InputError,
         MaskError,
         ModelError,
+        OutputError,
         PickleRefusedError,
         PlanError,
         RuntimeMissingError,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from spdexport.factors import Factors
+    from spdexport.files.limits import reading_limits
     from spdexport.folding import Folding, fold
     from spdexport.importance.derive import derive_masks
     from spdexport.importance.result import DerivedMasks
@@ -62,6 +64,7 @@ __all__ = [
     "ModelError",
     "Options",
     "OptionsDict",
+    "OutputError",
     "PickleRefusedError",
     "Plan",
     "PlanError",
@@ -80,6 +83,7 @@ __all__ = [
     "fold",
     "inspect",
     "load_components",
+    "reading_limits",
     "verify",
 ]
 
@@ -104,6 +108,7 @@ _HOME = {
     "ModelError": "errors",
     "Options": "options",
     "OptionsDict": "options",
+    "OutputError": "errors",
     "PickleRefusedError": "errors",
     "Plan": "planning",
     "PlanError": "errors",
@@ -121,6 +126,7 @@ _HOME = {
     "fold": "folding",
     "inspect": "pipeline",
     "load_components": "sources.spd",
+    "reading_limits": "files.limits",
     "verify": "pipeline",
 }
 """The module that each public name is imported from when it is first used."""

@@ -291,7 +291,29 @@ def _remember_debug(context: click.Context, _: click.Parameter, value: bool) -> 
 DEBUG = "spdexport.debug"
 """The key under which the context of a whole run keeps ``--debug``."""
 
+
+def _limits(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> dict[str, int]:
+    limits = {}
+    for text in texts:
+        name, _equals, number = text.partition("=")
+        if not number.isascii() or not number.isdigit():
+            raise click.BadParameter(f"{text!r} is not of the form NAME=N, such as nodes=100000.")
+        limits[name] = int(number)
+    return limits
+
+
+limit_option = click.option(
+    "--limit",
+    "limits",
+    multiple=True,
+    metavar="NAME=N",
+    callback=_limits,
+    help="Read files up to another limit: unpacked, tensors, nodes, trips or value. Repeatable.",
+)
+"""What is read of a file before it is refused, for every command."""
+
 talk_options = _together(
+    limit_option,
     click.option(
         "-v", "--verbose", is_flag=True, help="Say more: every layer, every step, what the model's code prints."
     ),

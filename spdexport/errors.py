@@ -12,9 +12,10 @@ The tree, with the exit status of the command line::
     │   ├── MaskError               4  masks that do not fit the components
     │   ├── PlanError               4  a plan that cannot be read or does not fit the model
     │   └── ExampleInputError       4  example inputs that cannot be read or made
-    └── ModelError                  5  the model itself
-        ├── CaptureError            5  torch.export cannot trace it
-        └── ExportError             5  it has no ONNX form as asked
+    ├── ModelError                  5  the model itself
+    │   ├── CaptureError            5  torch.export cannot trace it
+    │   └── ExportError             5  it has no ONNX form as asked
+    └── OutputError                74  something could not be written; what was there before is intact
 
 This module imports nothing of the package, so that everything may import it.
 """
@@ -119,3 +120,10 @@ class ExportError(ModelError):
     """The program has no ONNX form under the options given."""
 
     code = "export"
+
+
+class OutputError(SpdExportError):
+    """Something could not be written: a full disk, a missing permission; what was there before is intact."""
+
+    code = "output"
+    exit_status = 74

@@ -13,7 +13,7 @@ LINES = 400
 
 LAYERS = (
     # Values and the maths on them: no file, no graph.
-    ("errors", "names", "conv", "quiet"),
+    ("errors", "names", "conv", "quiet", "text"),
     ("arrays", "content", "cuda", "gates", "factors", "lowrank"),
     ("forms", "installed"),
     ("cost",),

@@ -81,8 +81,11 @@ def reporting(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def gathered(**options: Any) -> Any:
         files = {name: options.pop(name) for name in FILES if name in options}
+        from spdexport.files.limits import reading_limits
+
         talk = {name: options.pop(name) for name in ("verbose", "quiet")}
-        return command(Reporting(files=files, **talk), **options)
+        with reading_limits(**options.pop("limits")):
+            return command(Reporting(files=files, **talk), **options)
 
     return gathered
 

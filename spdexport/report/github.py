@@ -14,8 +14,8 @@ from spdexport.report.explain import advice, edge_names, edge_reason, failing_la
 from spdexport.report.numbers import ratio
 from spdexport.report.tables import words
 from spdexport.report.terminal import VERDICTS, what_is
-from spdexport.report.text import printable
 from spdexport.report.workflow_commands import annotation
+from spdexport.text import printable
 from spdexport.verification.result import Status
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from spdexport.report.numbers import below, ratio, short, some
 from spdexport.report.picture import draw
 from spdexport.report.tables import words
 from spdexport.report.terminal import VERDICTS, version_texts, what_is
-from spdexport.report.text import printable
+from spdexport.text import printable
 from spdexport.verification.result import Status, Verification
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from xml.etree import ElementTree as ET
 
 from spdexport.report.common import verification_of
 from spdexport.report.explain import advice, edge_names, edge_reason, layer_reason
-from spdexport.report.text import printable
+from spdexport.text import printable
 from spdexport.verification.result import Status
 
 if TYPE_CHECKING:

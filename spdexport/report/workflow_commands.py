@@ -11,7 +11,7 @@ import secrets
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from spdexport.report.text import printable
+from spdexport.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -1,6 +1,6 @@
 import pytest
 
-from spdexport.report.text import printable
+from spdexport.text import printable
 
 
 @pytest.mark.parametrize("text", ["", "conv1", "schicht.äöü\n\t→", "日本語", "😀"])
