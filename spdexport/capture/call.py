@@ -12,6 +12,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from spdexport.errors import ExampleInputError
+from spdexport.quiet import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,6 +69,11 @@ def bound_arguments(module: torch.nn.Module, inputs: ExampleInputs) -> dict[str,
     return named
 
 
+def unheard(module: torch.nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Return what keeps away the warnings of a module that came as TorchScript: their texts are those of a file."""
+    return quiet() if isinstance(module, torch.jit.ScriptModule) else contextlib.nullcontext()
+
+
 def check_call(module: torch.nn.Module, inputs: ExampleInputs) -> None:
     """Run the module once, so that inputs it cannot take are told apart from models that cannot be traced.
 
@@ -76,7 +82,7 @@ def check_call(module: torch.nn.Module, inputs: ExampleInputs) -> None:
     # A model may write to its inputs.
     given = inputs.copied()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), unheard(module):
             result = module(*given.args, **given.kwargs)
     # A module may raise anything; that it does is the fault of its inputs, or shows that it cannot run at all.
     except Exception as error:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-_TO_DO = "Save it again as tensors (a state dict), or, if you trust where it comes from, add --allow-pickle."
+_TO_DO = "Save it again as tensors (a state dict), or, if you trust where it comes from, add --trust."
 _TENSORS_ONLY = "Save it again as plain tensors: a dict of them with torch.save, or as safetensors."
 # What torch's weights-only unpickler says when the pickle asks for something other than data, as against being damaged.
 _REFUSAL = re.compile(r"Unsupported|not an allowed|unrecognized|GLOBAL|weights_only. argument is not supported")
@@ -55,7 +55,7 @@ def load_weights_only(path: str | Path, *, error: type[InputError] = SourceError
         return _load_data(path, mmap=mapped)
     except _DAMAGE as exc:
         if refused := _refused_names(exc, path):
-            # Only what is a model can be loaded with --allow-pickle; masks, components and inputs never.
+            # Only what is a model can be loaded with --trust; masks, components and inputs never.
             raise _refusal(refused, where=str(path), hint=_TO_DO if error is SourceError else _TENSORS_ONLY) from exc
         if "Invalid magic number" in str(exc):
             raise error(

@@ -151,5 +151,5 @@ def _refusal(what: str, text: str, where: str) -> PickleRefusedError:
     return PickleRefusedError(
         f"The program holds text that torch would run as code ({what}: {text[:80]!r}).",
         where=where,
-        hint="Save the program again with torch.export.save, or, if you trust where it comes from, add --allow-pickle.",
+        hint="Save the program again with torch.export.save, or, if you trust where it comes from, add --trust.",
     )

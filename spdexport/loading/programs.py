@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 
-def load_program(path: Path, *, allow_pickle: bool = False) -> ExportedProgram:
+def load_program(path: Path, *, trust: bool = False) -> ExportedProgram:
     """``torch.export.load``, after a check that nothing in the archive would be run.
 
     Args:
         path: A ``.pt2`` file.
-        allow_pickle: Skip the check.
+        trust: Skip the check.
 
     Raises:
         PickleRefusedError: The archive holds more than data.
         SourceError: It is damaged, or of a version that this torch cannot read.
     """
-    if not allow_pickle:
+    if not trust:
         check_archive_pickles(path)
-    guard = nullcontext() if allow_pickle else weights_only_forced()
+    guard = nullcontext() if trust else weights_only_forced()
     # An open file rather than the path: torch logs a warning for paths that do not end in .pt2.
     with path.open("rb") as file, guard, _quiet_torch() as said:
         try:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from spdexport.arrays import to_numpy
-from spdexport.capture import eval_mode
+from spdexport.capture import eval_mode, unheard
 from spdexport.conv import stored_weight
 from spdexport.names import layer_of_call
 from spdexport.rewrite.torch_graph import PRODUCTS, module_path, operands, spatial_axes
@@ -31,7 +31,7 @@ def call_module(module: torch.nn.Module, replaced: Mapping[str, torch.Tensor], c
     The module itself may raise anything.
     """
     given = case.inputs.copied()
-    with eval_mode(module), torch.no_grad():
+    with eval_mode(module), torch.no_grad(), unheard(module):
         if replaced:
             # A weight that another part shares is not exchanged there, where the program does not either.
             return torch.func.functional_call(module, dict(replaced), given.args, dict(given.kwargs), tie_weights=False)

@@ -71,8 +71,8 @@ def parse(content: bytes) -> Code:
             return ""
         name = f"{literal}{len(literals)}"
         literals[name] = match[0]
-        # The blank keeps two literals that touch each other from becoming one name.
-        return f"{name} "
+        # The blanks keep what touches a literal, a prefix or another literal, from becoming one name with it.
+        return f" {name} "
 
     plain = _PIECES.sub(replaced, text)
     for number, line in enumerate(plain.split("\n"), 1):
@@ -83,8 +83,11 @@ def parse(content: bytes) -> Code:
         tree = ast.parse(plain)
     except SyntaxError as exc:
         raise UnreadableError(exc.msg, exc.lineno) from exc
-    except (ValueError, RecursionError, MemoryError) as exc:  # absurd numbers, absurd nesting
-        raise UnreadableError(str(exc) or "it is nested too deep", None) from exc
+    except ValueError as exc:
+        raise UnreadableError(str(exc), None) from exc
+    except (RecursionError, MemoryError) as exc:
+        raise UnreadableError("it is nested too deep", None) from exc
+    _rename_print(tree, _unused(text, "print_"))
     return Code(tree=tree, literals=literals, literal=literal, masked=masked)
 
 
@@ -100,6 +103,18 @@ def write(code: Code) -> bytes:
         raise UnreadableError("it is nested too deep", None) from exc
     text = re.sub(rf"{code.literal}\d+", lambda match: code.literals[match[0]], code.word(text))
     return f"{text}\n".encode("latin-1")
+
+
+def _rename_print(tree: ast.Module, other: str) -> None:
+    """Give local values of the name ``print``, as those of a submodule of that name are, another name.
+
+    Where such a value is set on one way through a function only, torch takes the name for the function ``print``.
+    """
+    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+        names = [node for node in ast.walk(function) if isinstance(node, ast.Name) and node.id == "print"]
+        if any(isinstance(node.ctx, ast.Store) for node in names):
+            for node in names:
+                node.id = other
 
 
 def _unused(text: str, ending: str) -> str:
