@@ -323,7 +323,7 @@ limit_option = click.option(
     multiple=True,
     metavar="NAME=N",
     callback=_limits,
-    help="Read files up to another limit: unpacked, tensors, nodes, trips or value. Repeatable.",
+    help="Read files up to another limit: unpacked, tensors, nodes, trips, code or value. Repeatable.",
 )
 """What is read of a file before it is refused, for every command."""
 

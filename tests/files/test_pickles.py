@@ -88,7 +88,7 @@ def test_a_payload_is_named_and_not_executed(tmp_path, marker, legacy, wrapped):
     (tmp_path / "a").write_bytes(pickled(payload, legacy=legacy))
     with pytest.raises(PickleRefusedError, match="mkdir") as caught:
         load_weights_only(tmp_path / "a")
-    assert "--allow-pickle" in caught.value.hint
+    assert "--trust" in caught.value.hint
     assert caught.value.where == str(tmp_path / "a")
     assert not marker.exists()
     torch.load(tmp_path / "a", weights_only=False)
@@ -215,9 +215,9 @@ def test_the_guard_is_lifted_again(monkeypatch):
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
 
 
-def test_what_is_no_model_is_not_told_to_allow_pickle(tmp_path: Path) -> None:
+def test_what_is_no_model_is_not_told_to_be_trusted(tmp_path: Path) -> None:
     torch.save({"a": Payload(tmp_path / "ran")}, tmp_path / "masks.pt")
     for error, said in ((SourceError, True), (MaskError, False)):
         with pytest.raises(PickleRefusedError) as caught:
             load_weights_only(tmp_path / "masks.pt", error=error)
-        assert ("--allow-pickle" in caught.value.hint) is said
+        assert ("--trust" in caught.value.hint) is said

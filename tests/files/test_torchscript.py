@@ -295,6 +295,28 @@ def test_a_method_of_the_name_of_an_operator_hides_none(archive, saved):
             load(saved({name: (code + DECOY).encode()}))
 
 
+def test_an_archive_cannot_define_what_torch_takes_from_itself(archive, saved):
+    name, code = with_line(archive, 'y = __torch__.torch.classes.profiling.SourceStats("a")', "")
+    own = b"class SourceStats:\n  n : int\n"
+    with pytest.raises(PickleRefusedError, match="torch's own"):
+        load(saved({name: code.encode(), "code/__torch__/torch/classes/profiling.py": own}))
+
+
+@pytest.mark.parametrize("line", ['  __annotations__["a\\"), b"] = int', '  __annotations__["a\\x22"] = int'])
+def test_names_that_torch_would_write_into_a_program_are_plain(archive, saved, line):
+    """torch puts names of parts between quotes into the source of a program that it runs, and does not escape them."""
+    name, code = code_of(archive)
+    with pytest.raises(PickleRefusedError, match="a name that is not plainly written"):
+        load(saved({name: (code + f"class Other(Module):\n{line}\n").encode()}))
+
+
+def test_a_great_deal_of_code_is_not_read(saved):
+    path = saved({"code/__torch__/more.py": b"#" * (1 << 21)})
+    with reading_limits(code=2), pytest.raises(SourceError, match="have 3 MiB, and the limit is 2 MiB"):
+        load(path)
+    load(path)
+
+
 def test_code_of_the_first_versions(archive, saved):
     name, code = code_of(archive)
     load(saved({name: f"op_version_set = 1\n{code}".encode()}))

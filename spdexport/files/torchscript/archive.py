@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from spdexport.errors import PickleRefusedError, SourceError
 from spdexport.files.archive import open_archive
+from spdexport.files.limits import check_limit
 from spdexport.files.torchscript.code import check_code
 from spdexport.files.torchscript.scope import HINT
 from spdexport.files.torchscript.text import UnreadableError, parse, write
@@ -48,6 +49,9 @@ def checked_torchscript(path: Path) -> io.BytesIO:
             where=f"{path}, member {stray[0]}",
             hint="Save it again with torch.jit.save.",
         )
+    read = [name for name in archive.names if name.endswith(".py") or name.removeprefix(root) in _PICKLES]
+    total = -(-sum(map(archive.size, read)) >> 20)
+    check_limit("code", total, f"The archive's code and pickles have {total} MiB", where=str(path), error=SourceError)
     codes = _parsed(archive, root)
     where = {space: f"{path}, {_member(space, root)}" for space in codes}
     try:

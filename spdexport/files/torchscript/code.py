@@ -71,6 +71,8 @@ def check_code(codes: Mapping[str, Code], where: Mapping[str, str]) -> frozenset
     for space, code in codes.items():
         place = Place(program=program, code=code, where=where[space])
         for node in code.tree.body:
+            if f"{space}.".startswith("__torch__.torch.classes."):
+                place.refuse(node, f"a name of torch's own, {space}")  # which means something else to torch
             if isinstance(node, ast.ClassDef):
                 name = f"{space}.{node.name}"
                 if name in classes:
@@ -165,7 +167,7 @@ def _check(place: Place, node: ast.AST) -> None:
             return
         case ast.Call(func=ast.Name(id="getattr"), args=[value, ast.Name(id=key)]) if key in place.code.literals:
             _check(place, value)
-            _check_member(place, node, value, place.code.literals[key][1:-1])
+            _check_member(place, node, value, place.name_in(node, key))
             return
         case ast.Call(func=ast.Name(id="getattr")):
             place.refuse(node, "getattr of a name that is not written out")

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 HINT = "If you trust where the file comes from, add --trust."
 
+_BEYOND = 1 << 64
+"""Greater than any integer that torch knows."""
+
 _STEPS = 20
 """How many steps are taken to find out what class a value is of."""
 
@@ -75,6 +78,17 @@ class Place:
             hint=HINT,
         )
 
+    def name_in(self, node: ast.AST, literal: str) -> str:
+        """Return the name of a field or part that a literal holds.
+
+        Raises:
+            PickleRefusedError: It is escaped: torch writes names into the source of programs without escaping them.
+        """
+        name = self.code.string(literal)
+        if name is None or "\\" in name:
+            self.refuse(node, f"a name that is not plainly written ({name})")
+        return name
+
     def path(self, node: ast.expr | None) -> str | None:
         """Return ``a.b.c`` as it stands in the text, or None for another expression."""
         match node:
@@ -110,9 +124,9 @@ class Place:
     def number(self, node: ast.expr | None) -> int | None:
         """Return the integer that an expression is known to be, or None."""
         match node:
-            case ast.Constant(value=int(value)):
+            case ast.Constant(value=int(value)) if value < _BEYOND:
                 return value
-            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int(value))):
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int(value))) if value < _BEYOND:
                 return -value
             case ast.Name(id=name) if name not in self.types and len(self.bound.get(name, [])) == 1:
                 (value_of,) = self.bound[name]
@@ -148,7 +162,7 @@ def members_of(node: ast.ClassDef, place: Place) -> dict[str, ast.expr | None]:
                 kind = None
             case ast.Assign(targets=[ast.Subscript(value=ast.Name(id="__annotations__"), slice=ast.Name(id=key))]):
                 # Names that are no identifiers, such as the numbers of a list's modules.
-                name, kind = place.code.string(key) or key, line.value
+                name, kind = place.name_in(line, key), line.value
             case _:
                 continue
         name = place.code.word(name)
