@@ -21,13 +21,14 @@ from spdexport.files.reading import reading
 from spdexport.files.zip_directory import Member, NotPlainError, read_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from contextlib import AbstractContextManager
 
 _CHUNK = 1 << 24
 _FREE = 1 << 30
 """Bytes that any archive may unpack to."""
 
+_PARSED = 1 << 23
 _ALIGNMENT = 64
 _PADDING_EXTRA = 0x4246  # torch's own
 _ZIP64_EXTRA = 20
@@ -44,12 +45,14 @@ class Archive:
 
     Attributes:
         path: The file.
+        length: How many bytes the file has.
         names: The names of the members, in the order of the directory.
         comment: The comment of the archive.
         has_checksums: Whether damage to a member's bytes is told.
     """
 
     path: Path
+    length: int
     names: tuple[str, ...]
     comment: bytes
     has_checksums: bool
@@ -74,6 +77,23 @@ class Archive:
             self._check_length(name, len(content))
         return content
 
+    @property
+    def is_unpacked(self) -> bool:
+        """Whether all members are in the file as they are, so that they may be mapped into memory."""
+        return all(member.method == zipfile.ZIP_STORED for member in self._members.values())
+
+    def read_parsed(self, name: str) -> bytes:
+        """Return the bytes of a member that a parser is to work through, which takes far longer than reading them.
+
+        torch does not pack such members, so that the file is larger than they are.
+
+        Raises:
+            InputError: The member is damaged, or unpacks to more than 8 MiB and more than the whole file has.
+            KeyError: There is no such member.
+        """
+        self._check_parsed(name)
+        return self.read(name)
+
     def open(self, name: str) -> zipfile.ZipExtFile:
         """Open a member to read it piece by piece; its checksum is compared with its last byte.
 
@@ -92,12 +112,17 @@ class Archive:
         file.seek(member.start)
         return zipfile.ZipExtFile(file, "r", info, close_fileobj=True)
 
-    def verify(self) -> None:
+    def verify(self, *, parsed: Collection[str] = ()) -> None:
         """Compare the checksums of all members.
 
+        Args:
+            parsed: Those that a parser is to work through, which are held to what ``read_parsed`` says.
+
         Raises:
-            InputError: A member is damaged.
+            InputError: A member is damaged, or too large to be parsed.
         """
+        for name in parsed:
+            self._check_parsed(name)
         for name in self.names:
             for _ in self._pieces(name):
                 pass
@@ -128,6 +153,14 @@ class Archive:
                         entry.write(piece)
         result.seek(0)
         return result
+
+    def _check_parsed(self, name: str) -> None:
+        if self.size(name) > max(_PARSED, self.length):
+            raise self._error(
+                f"The member unpacks to {self.size(name)} bytes, more than the file has.",
+                where=f"{self.path}, member {name}",
+                hint="Save it again with torch, which does not pack this member.",
+            )
 
     def _pieces(self, name: str) -> Iterator[bytes]:
         """The bytes of a member, a few at a time."""
@@ -184,14 +217,13 @@ def open_archive(path: str | Path, *, error: type[InputError] = SourceError, con
         try:
             directory = read_directory(file, count=count)
         except NotPlainError as exc:
-            what = f"The archive is cut off, damaged or not a plain one: {exc}."
+            what = f"The archive is cut off or damaged, or not a plain one: {exc}."
             raise error(what, where=where, hint=_HINT) from exc
     total = sum(member.size for member in directory.members)
-    if total > _FREE:
-        times = -(-total // length)
-        check_limit("unpacked", times, f"The archive unpacks to {times} times its size", where=where, error=error)
+    check_unpacked(total, length, "The members of the archive are", where=where, error=error)
     return Archive(
         path=path,
+        length=length,
         names=tuple(member.name for member in directory.members),
         comment=directory.comment,
         has_checksums=any(member.crc for member in directory.members),
@@ -200,6 +232,24 @@ def open_archive(path: str | Path, *, error: type[InputError] = SourceError, con
         _identity=identity,
         _error=error,
     )
+
+
+def check_unpacked(total: int, length: int, what: str, *, where: str, error: type[InputError]) -> None:
+    """Refuse what is more than 1 GiB and more than the limit ``unpacked`` times the file.
+
+    Args:
+        total: How many bytes it is.
+        length: How many the file has.
+        what: What there is too much of, with its verb.
+        where: The file.
+        error: The class to raise.
+
+    Raises:
+        InputError: Of class ``error``.
+    """
+    if total > _FREE:
+        times = -(-total // max(length, 1))
+        check_limit("unpacked", times, f"{what} {times} times as large as the file", where=where, error=error)
 
 
 def _identity(file: IO[bytes]) -> tuple[int, ...]:
