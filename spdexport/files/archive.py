@@ -11,7 +11,7 @@ import io
 import os
 import struct
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
     from contextlib import AbstractContextManager
 
-_CHUNK = 1 << 24
+_CHUNK = 1 << 20
 _FREE = 1 << 30
 """Bytes that any archive may unpack to."""
 
-_PARSED = 1 << 23
+_PARSED = 1 << 21
 _ALIGNMENT = 64
 _PADDING_EXTRA = 0x4246  # torch's own
 _ZIP64_EXTRA = 20
@@ -49,6 +49,7 @@ class Archive:
         names: The names of the members, in the order of the directory.
         comment: The comment of the archive.
         has_checksums: Whether damage to a member's bytes is told.
+        content: The bytes of the archive, if it is in memory.
     """
 
     path: Path
@@ -56,8 +57,8 @@ class Archive:
     names: tuple[str, ...]
     comment: bytes
     has_checksums: bool
+    content: bytes | None = field(repr=False)
     _members: Mapping[str, Member] = field(repr=False)
-    _content: bytes | None = field(repr=False)
     _identity: tuple[int, ...] = field(repr=False)
     _error: type[InputError] = field(repr=False)
 
@@ -88,7 +89,7 @@ class Archive:
         torch does not pack such members, so that the file is larger than they are.
 
         Raises:
-            InputError: The member is damaged, or unpacks to more than 8 MiB and more than the whole file has.
+            InputError: The member is damaged, or unpacks to more than 2 MiB and more than the whole file has.
             KeyError: There is no such member.
         """
         self._check_parsed(name)
@@ -103,14 +104,7 @@ class Archive:
             InputError: The file is not the one any more that was opened.
             KeyError: There is no such member.
         """
-        member = self._members[name]
-        info = zipfile.ZipInfo(name)
-        info.compress_type, info.compress_size, info.file_size = member.method, member.packed, member.size
-        if self.has_checksums:
-            info.CRC = member.crc
-        file = self._file()
-        file.seek(member.start)
-        return zipfile.ZipExtFile(file, "r", info, close_fileobj=True)
+        return self._stream(name, self._file(), close=True)
 
     def verify(self, *, parsed: Collection[str] = ()) -> None:
         """Compare the checksums of all members.
@@ -123,9 +117,21 @@ class Archive:
         """
         for name in parsed:
             self._check_parsed(name)
-        for name in self.names:
-            for _ in self._pieces(name):
-                pass
+        with self._file() as file:
+            for name in self.names:
+                for _ in self._pieces(name, file):
+                    pass
+
+    def in_memory(self) -> Archive:
+        """Return the archive rewritten in memory, so that what is checked and what is loaded are the same bytes.
+
+        It counts as being as long as the file that it was read from.
+
+        Raises:
+            InputError: A member is damaged.
+        """
+        copy = open_archive(self.path, error=self._error, content=self.rewritten().getvalue())
+        return replace(copy, length=self.length)
 
     def rewritten(self, members: Mapping[str, bytes] | None = None) -> io.BytesIO:
         """Return a plain archive of the same members in the same order, unpacked and aligned as torch aligns them.
@@ -141,7 +147,7 @@ class Archive:
         for name in members:
             self._members[name]
         result = io.BytesIO()
-        with zipfile.ZipFile(result, "w") as archive:
+        with self._file() as file, zipfile.ZipFile(result, "w") as archive:
             for name in self.names:
                 size = len(members[name]) if name in members else self.size(name)
                 info = zipfile.ZipInfo(name, _NEVER)
@@ -149,7 +155,7 @@ class Archive:
                 padding = -(result.tell() + header) % _ALIGNMENT
                 info.extra = struct.pack(f"<2H{padding}x", _PADDING_EXTRA, padding)
                 with archive.open(info, "w", force_zip64=size >= _ALWAYS_FITS) as entry:
-                    for piece in [members[name]] if name in members else self._pieces(name):
+                    for piece in [members[name]] if name in members else self._pieces(name, file):
                         entry.write(piece)
         result.seek(0)
         return result
@@ -162,14 +168,24 @@ class Archive:
                 hint="Save it again with torch, which does not pack this member.",
             )
 
-    def _pieces(self, name: str) -> Iterator[bytes]:
-        """The bytes of a member, a few at a time."""
-        with self._reading(name), self.open(name) as stream:
+    def _pieces(self, name: str, file: IO[bytes]) -> Iterator[bytes]:
+        """The bytes of a member, a few at a time, out of the opened file."""
+        with self._reading(name), self._stream(name, file, close=False) as stream:
             length = 0
             while piece := stream.read(_CHUNK):
                 length += len(piece)
                 yield piece
             self._check_length(name, length)
+
+    def _stream(self, name: str, file: IO[bytes], *, close: bool) -> zipfile.ZipExtFile:
+        """The bytes of a member as a stream; whether closing it closes the file."""
+        member = self._members[name]
+        info = zipfile.ZipInfo(name)
+        info.compress_type, info.compress_size, info.file_size = member.method, member.packed, member.size
+        if self.has_checksums:
+            info.CRC = member.crc
+        file.seek(member.start)
+        return zipfile.ZipExtFile(file, "r", info, close_fileobj=close)  # type: ignore[call-overload,no-any-return]
 
     def _check_length(self, name: str, length: int) -> None:
         if length != self.size(name):
@@ -181,8 +197,8 @@ class Archive:
         )
 
     def _file(self) -> IO[bytes]:
-        if self._content is not None:
-            return io.BytesIO(self._content)
+        if self.content is not None:
+            return io.BytesIO(self.content)
         file = self.path.open("rb")
         if _identity(file) != self._identity:
             file.close()
@@ -228,7 +244,7 @@ def open_archive(path: str | Path, *, error: type[InputError] = SourceError, con
         comment=directory.comment,
         has_checksums=any(member.crc for member in directory.members),
         _members={member.name: member for member in directory.members},
-        _content=content,
+        content=content,
         _identity=identity,
         _error=error,
     )

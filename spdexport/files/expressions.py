@@ -48,8 +48,9 @@ _EXPONENTIALS = frozenset(("exp", "cosh", "sinh"))
 _LOGARITHMS = frozenset(("log", "log2"))
 _SIZE_BITS = 63
 _FLOAT_BITS = 1100
-_LENGTH, _NODES, _BITS, _TERMS = 200_000, 20_000, 16_384, 5_000
+_LENGTH, _NODES, _BITS, _TERMS = 200_000, 20_000, 16_384, 2_000
 """Characters, nodes, bits and terms of one expression."""
+_TERM_COST = 200
 
 
 class _Bound(NamedTuple):
@@ -66,14 +67,18 @@ class _Bound(NamedTuple):
     constant: float | None = None
 
 
-def is_expression(text: str) -> bool:
-    """Return whether a text is an expression of sizes as torch writes them, of numbers, symbols and known functions."""
-    return _is_plain(text, guard=False)
+def expression_cost(text: str) -> int | None:
+    """Return what an expression of sizes costs sympy; None if the text is no expression as torch writes them.
+
+    The cube of its depth is about what assumptions about nested functions cost, and its terms are what multiplying out
+    does. A program of hundreds of expressions has some hundred thousand in all; ten million take about half a minute.
+    """
+    return _cost(text, guard=False)
 
 
 def is_guard(text: str) -> bool:
     """Return whether a text is a guard as torch writes them: an expression of the sizes of inputs, too."""
-    return _is_plain(text, guard=True)
+    return _cost(text, guard=True) is not None
 
 
 def is_symbol(text: str) -> bool:
@@ -81,31 +86,33 @@ def is_symbol(text: str) -> bool:
     return len(text) <= 100 and not _ENDLESS_SYMBOL.fullmatch(text)
 
 
-def _is_plain(text: str, *, guard: bool) -> bool:
+def _cost(text: str, *, guard: bool) -> int | None:
     if len(text) > _LENGTH:
-        return False
+        return None
     try:
         tree = ast.parse(text, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two for absurd nesting
-        return False
+        return None
     nodes = list(ast.walk(tree))
-    if len(nodes) > _NODES:
-        return False
-    # The path of an input in a guard, L['x']['key'], may have any key that is a plain name.
     allowed = _GUARD_NODES if guard else _MATH_NODES
-    if not all(isinstance(node, allowed) and _is_plain_node(node, guard) for node in nodes):
-        return False
+    if len(nodes) > _NODES or not all(isinstance(x, allowed) and _is_plain_node(x, guard) for x in nodes):
+        return None
     bounds: dict[ast.AST, _Bound] = {}
+    depths: dict[ast.AST, int] = {}
+    terms = 1
     for node in reversed(nodes):  # from the inside to the outside
         bounds[node] = bound = _bound(node, bounds)
+        depths[node] = 1 + max((depths[part] for part in ast.iter_child_nodes(node)), default=0)
+        terms = max(terms, bound.terms)
         if bound.bits > _BITS or (bound.terms > _TERMS and not guard):
-            return False
-    return True
+            return None
+    return depths[tree] ** 3 + _TERM_COST * terms
 
 
 def _is_plain_node(node: ast.AST, guard: bool) -> bool:
     match node:
         case ast.Constant(value=str(text)):
+            # The path of an input in a guard, L['x']['key'], may have any key that is a plain name.
             if guard:
                 return NAME.fullmatch(text) is not None
             return (_IDENTIFIER.fullmatch(text) is not None and is_symbol(text)) or _FLOAT.fullmatch(text) is not None

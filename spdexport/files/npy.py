@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from spdexport.conv import Array
     from spdexport.errors import InputError
 
-_CHUNK = 1 << 24
+_VERSIONS = ((1, 0), (2, 0), (3, 0))
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,8 @@ def read_header(stream: io.BufferedIOBase, length: int) -> NpyHeader:
         ValueError: It is no array, it holds Python objects, or there are fewer numbers than the header says.
     """
     version = np.lib.format.read_magic(stream)
+    if version not in _VERSIONS:
+        raise ValueError(f"its version {version} is not known")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, column_order, dtype = read(stream)
     if dtype.hasobject:

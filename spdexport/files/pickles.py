@@ -163,7 +163,7 @@ def _loaded(file: Path | io.BytesIO, where: str, error: type[InputError], hint: 
                 warnings.simplefilter("ignore")  # that the pickle's protocol is not torch's own
                 return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
         except Exception as exc:  # torch's unpickler raises whatever it trips over
-            if refused := _refused_names(exc, file):
+            if (refused := _refused_names(exc, file)) and not _is_cut_off(file):
                 raise _refusal(refused, where=where, hint=hint) from exc
             if "Invalid magic number" in str(exc):
                 raise error(
@@ -223,6 +223,26 @@ def _refused_names(exc: Exception, file: Path | io.BytesIO) -> list[str]:
     if _REFUSAL.search(str(exc)):
         return sorted(set(_GLOBAL.findall(str(exc)))) or [cause]
     return []
+
+
+def _is_cut_off(file: Path | io.BytesIO) -> bool:
+    """Whether a file of pickles ends or breaks inside of one, so that a name it asks for may be part of another.
+
+    The object is the fourth of the pickles that torch writes one after another into a legacy file.
+    """
+    content = file.getvalue() if isinstance(file, io.BytesIO) else file.read_bytes()
+    stream = io.BytesIO(content)
+    if content.startswith(_ZIP):
+        return False
+    for _ in range(4):
+        try:
+            for _ in pickletools.genops(stream):
+                pass
+        except ValueError:
+            return True
+        if stream.tell() == len(content):
+            break
+    return False
 
 
 def _refusal(names: list[str], *, where: str, hint: str = _TO_DO) -> PickleRefusedError:

@@ -14,7 +14,7 @@ import re
 from typing import Any
 
 from spdexport.errors import PickleRefusedError, SourceError
-from spdexport.files.expressions import NAME, is_expression, is_guard, is_symbol
+from spdexport.files.expressions import NAME, expression_cost, is_guard, is_symbol
 from spdexport.files.limits import check_limit
 from spdexport.files.reading import reading
 
@@ -34,6 +34,8 @@ _COUNTED = re.compile(
 )
 _SIZES = frozenset(("size", "sizes", "shape", "repeats"))
 _GIB = 1 << 30
+_COST = 10_000_000
+"""Of all expressions together; ``expression_cost`` has the unit."""
 _LARGEST = 1 << 64
 """Beyond any integer that torch writes."""
 
@@ -60,7 +62,7 @@ def _walk(program: Any, where: str) -> None:
     """Check every text and number of the JSON by the key that it stands under."""
     todo = [("", program)]
     known: set[tuple[str, str]] = set()
-    nodes = 0
+    nodes = cost = 0
     while todo:
         key, value = todo.pop()
         if isinstance(value, dict):
@@ -77,8 +79,10 @@ def _walk(program: Any, where: str) -> None:
             todo += [(key, entry) for entry in value]
         elif isinstance(value, str):
             if (key, value) not in known:
-                _check_text(value, key, where)
+                cost += _check_text(value, key, where)
                 known.add((key, value))
+                if cost > _COST:
+                    raise _absurd("expressions of sizes that take too long to evaluate", where)
         elif isinstance(value, int) and abs(value) >= _LARGEST:
             raise _absurd(f"the number {str(value)[:40]} under {key!r}", where)
 
@@ -108,9 +112,12 @@ def _absurd(what: str, where: str) -> SourceError:
     )
 
 
-def _check_text(text: str, key: str, where: str) -> None:
+def _check_text(text: str, key: str, where: str) -> int:
+    """Refuse a text that is not of the shape that torch writes, and return what it costs to evaluate."""
+    cost: int | None = 0
     if key == "expr_str":
-        fine = is_expression(text)
+        cost = expression_cost(text)
+        fine = cost is not None
     elif key == "guards_code":
         fine = is_guard(text)
     elif key == "target":
@@ -121,6 +128,7 @@ def _check_text(text: str, key: str, where: str) -> None:
         fine = NAME.fullmatch(text) is not None
     if not fine:
         raise _refusal(key, text, where)
+    return cost or 0
 
 
 def _is_plain_tree(text: str) -> bool:

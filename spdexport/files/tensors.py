@@ -92,7 +92,11 @@ def _from_mapping(content: object, path: Path, error: type[InputError]) -> dict[
 
 def _entry(name: str, value: object, path: Path, error: type[InputError]) -> torch.Tensor:
     with reading(path, error=error, what=f"{name!r} is not a tensor", hint="Give an array of numbers for it."):
-        return value.detach() if isinstance(value, torch.Tensor) else _tensor(value)
+        if not isinstance(value, torch.Tensor):
+            return _tensor(value)
+        if value.layout is not torch.strided or value.is_quantized:
+            raise TypeError("it is sparse or quantized")
+        return value.detach()
 
 
 def _tensor(value: object) -> torch.Tensor:

@@ -36,17 +36,16 @@ def load_program(path: Path, *, allow_pickle: bool = False) -> ExportedProgram:
         PickleRefusedError: The archive holds more than data.
         SourceError: It is damaged, beyond a limit, or of a version that this torch cannot read.
     """
-    archive = open_archive(path)
-    content = archive.rewritten().getvalue()
+    archive = open_archive(path).in_memory()
     if not allow_pickle:
-        check_archive_pickles(open_archive(path, content=content))
+        check_archive_pickles(archive)
     guard = nullcontext() if allow_pickle else weights_only_forced()
     with reading(
         path,
         what=f"torch {torch.__version__} cannot load the program",
         hint="Export it again with this version of torch.",
     ):
-        program = _loaded(content, guard)
+        program = _loaded(archive.content or b"", guard)
     check_values([program.state_dict, program.constants], archive.length, str(path), SourceError)
     return program
 
