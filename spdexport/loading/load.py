@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from spdexport.errors import PickleRefusedError, SourceError, UsageError
+from spdexport.files.archive import open_archive
 from spdexport.files.hashing import sha256_file
 from spdexport.files.pickles import load_weights_only
 from spdexport.files.reading import reading
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 _SOURCES = "a .pt2 program, a TorchScript archive, a state dict or SPD run with --factory, or a pickled module"
 
 _RAN = "The file was unpickled, which ran code that it names (--trust)."
-_UNCHECKED = "The archive's code was not looked at before it ran (--trust)."
+_UNREAD = "The archive's code was not looked at before it ran (--trust)."
+_UNCHECKED = "The file carries no checksums, so that damage to it cannot be told."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +103,13 @@ def _load_program(request: _Request) -> LoadedModel:
         inputs=_sample_inputs(program.example_inputs),
         path=request.path,
         sha256=sha256_file(request.path),
+        notes=_checksum_notes(request.path),
     )
+
+
+def _checksum_notes(path: Path) -> tuple[str, ...]:
+    """What is to be said of an archive that torch was told to write without checksums."""
+    return () if open_archive(path).has_checksums else (_UNCHECKED,)
 
 
 def _sample_inputs(sample: object) -> ExampleInputs | None:
@@ -131,19 +139,19 @@ def _load_torchscript(request: _Request) -> LoadedModel:
         module=module,
         path=request.path,
         sha256=sha256_file(request.path),
-        notes=(_UNCHECKED,) if request.trust else (),
+        notes=(*_checksum_notes(request.path), *((_UNREAD,) if request.trust else ())),
     )
 
 
 def _load_pickle(request: _Request) -> LoadedModel:
     """A torch.save file: a state dict where it is plain data; else a pickled module, if that is allowed."""
-    notes: tuple[str, ...] = ()
+    notes = _checksum_notes(request.path) if sniff(request.path) is FileKind.TORCH_ZIP else ()
     try:
         content = load_weights_only(request.path)
     except PickleRefusedError:
         if not request.trust:
             raise
-        content, notes = _unpickle(request), (_RAN,)
+        content, notes = _unpickle(request), (*notes, _RAN)
     if isinstance(content, torch.nn.Module):
         request.refuse_factory("a pickled module")
         return LoadedModel(

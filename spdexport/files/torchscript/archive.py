@@ -56,7 +56,7 @@ def checked_torchscript(path: Path) -> io.BytesIO:
     where = {space: f"{path}, {_member(space, root)}" for space in codes}
     try:
         classes = check_code(codes, where)
-        texts = {_member(space, root): write(code) for space, code in codes.items()}
+        checked = {_member(space, root): write(code) for space, code in codes.items()}
     except RecursionError:
         _unreadable(UnreadableError("it is nested too deep", None), str(path))
     except UnreadableError as exc:
@@ -74,10 +74,11 @@ def checked_torchscript(path: Path) -> io.BytesIO:
                 read=archive.read,
                 byte_order=order,
             )
-            tensors |= check_values(archive.read(root + name), source)
-    needed = {*texts, *tensors, *(root + name for name in (*_PICKLES, *_PLAIN))}
+            checked[root + name] = archive.read_parsed(root + name)
+            tensors |= check_values(checked[root + name], source)
+    needed = {*checked, *tensors, *(root + name for name in _PLAIN)}
     kept = replace(archive, names=tuple(name for name in archive.names if name in needed))
-    return kept.rewritten(texts)
+    return kept.rewritten(checked)
 
 
 def _parsed(archive: Archive, root: str) -> dict[str, Code]:
@@ -91,7 +92,7 @@ def _parsed(archive: Archive, root: str) -> dict[str, Code]:
         if _member(space, root) != name or space.split(".")[0] != "__torch__":
             continue  # torch looks for nothing there
         try:
-            codes[space] = parse(archive.read(name))
+            codes[space] = parse(archive.read_parsed(name))
         except UnreadableError as exc:
             _unreadable(exc, f"{archive.path}, {name}")
     return codes
