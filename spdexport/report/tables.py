@@ -10,6 +10,7 @@ from rich.text import Text
 from spdexport.names import count
 from spdexport.report.explain import edge_reason
 from spdexport.report.numbers import below, ratio, short
+from spdexport.text import one_line
 from spdexport.verification.result import EdgeResult, Status
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def converted_layers(layers: Sequence[LayerPlan], *, verbose: bool) -> Table:
     seen = shown(layers, verbose=verbose)
     for layer in seen:
         table.add_row(
-            Text(layer.name),
+            Text(one_line(layer.name)),
             layer.geometry,
             *([_form(layer)] if len(forms) > 1 else []),
             _number(layer.components),
@@ -91,7 +92,7 @@ def inspected_layers(layers: Sequence[LayerPlan]) -> Table:
         table.add_column(header, justify="right", no_wrap=True)
     for layer in layers:
         table.add_row(
-            Text(layer.name),
+            Text(one_line(layer.name)),
             layer.geometry,
             _number(layer.components),
             _number(layer.live),
@@ -113,7 +114,10 @@ def edges(results: Sequence[EdgeResult]) -> Table:
     for edge in results:
         name = f"{edge.edge} ({edge.provider})" if edge.provider else edge.edge
         table.add_row(
-            Text(name), Text(words(edge.status), STYLES[edge.status]), ratio(edge.noise_ratio), Text(edge_reason(edge))
+            Text(one_line(name)),
+            Text(words(edge.status), STYLES[edge.status]),
+            ratio(edge.noise_ratio),
+            Text(one_line(edge_reason(edge))),
         )
     return table
 
@@ -132,7 +136,7 @@ def more_below(layers: Sequence[LayerPlan], *, verbose: bool) -> str:
 
 def _table(names: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
-    longest = max(map(len, names), default=0)
+    longest = max((len(one_line(name)) for name in names), default=0)
     table.add_column("layer", overflow="fold", min_width=min(longest, _UNFOLDED))
     table.add_column("geometry", overflow="fold")
     return table

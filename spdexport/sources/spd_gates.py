@@ -12,6 +12,7 @@ import yaml
 from spdexport.arrays import to_numpy
 from spdexport.errors import ComponentsError
 from spdexport.gates import GateFunction, GateKind, GateLayer, Sigmoid
+from spdexport.sources.run_files import CONFIG
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     import torch
 
     from spdexport.sources.spd_layouts import Layout
-
-CONFIG = "final_config.yaml"
-"""The run's configuration, beside its checkpoints."""
 
 _PREFIXES = ("ci_fn._ci_fns.", "_ci_fns.", "_gates.", "gates.")
 _GLOBAL = "ci_fn._global_ci_fn."
