@@ -70,7 +70,7 @@ def close(got: np.ndarray, right: np.ndarray) -> bool:
     return got.shape == right.shape and bool(np.abs(got - right).max(initial=0) <= 1e-11 * (1 + np.abs(right).max()))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_an_onnx_graph(data: st.DataObject) -> None:
     spec: ConvSpec = data.draw(geometries(symmetric=False))
@@ -100,7 +100,7 @@ def same_reach(a: ConvSpec, b: ConvSpec) -> bool:
     return key(a) == key(b)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_a_torch_program(data: st.DataObject) -> None:
     spec: ConvSpec = data.draw(geometries(symmetric=True))
