@@ -17,7 +17,7 @@ from spdexport.cost import (
     shape_parameters,
 )
 from spdexport.factors import break_even
-from spdexport.forms import dense, factorized
+from spdexport.forms import FormKind, dense, factorized
 from spdexport.lowrank import svd_factors
 
 UP = ConvSpec(
@@ -39,7 +39,7 @@ def test_shapes_are_those_of_the_forms(site: ConvSite) -> None:
     assert FormShape.of(dense(site.spec, site.weight, site.bias)) == dense_shape(site)
     for delta in (None, rest):
         form = factorized(site.spec, factors, site.bias, delta=delta)
-        shape = pair_shape(site, factors.components, name=form.name, delta=delta is not None)
+        shape = pair_shape(site, factors.components, FormKind(form.name))
         assert FormShape.of(form) == shape
         stored = [a for stage in form.stages for a in (stage.weight, stage.mask, stage.bias) if a is not None]
         assert shape_parameters(shape) == ParameterCost()(site, shape) == sum(a.size for a in stored)
