@@ -56,8 +56,8 @@ def clock():
 
 
 @pytest.mark.parametrize("layer", SITES, ids=lambda layer: f"{layer.spec.kind} {layer.input_size}")
-@pytest.mark.parametrize("delta", [False, True])
-def test_the_models_run_and_have_the_forms_stages(layer, delta):
+@pytest.mark.parametrize("kind", [FormKind.FACTORIZED, FormKind.FACTORIZED_WITH_DELTA])
+def test_the_models_run_and_have_the_forms_stages(layer, kind):
     sizes = set()
     for shape in (
         dense_shape(layer),
