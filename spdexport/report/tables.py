@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from spdexport.forms import DeltaUse, FormKind
 from spdexport.names import count
 from spdexport.report.explain import edge_reason
 from spdexport.report.numbers import below, ratio, short
@@ -154,11 +155,11 @@ def _number(value: int | None) -> str:
 
 def _delta(layer: LayerPlan, *, alike: bool) -> str:
     """The ratio and what became of it, unless the legend tells; a delta that is only rounding is none."""
-    if layer.delta == "none":
+    if layer.delta is DeltaUse.NONE:
         return "none"
     return ratio(layer.delta_ratio) if alike else f"{ratio(layer.delta_ratio)} {layer.delta}"
 
 
 def _form(layer: LayerPlan) -> str:
     """The form in a few characters: ``rank 12`` for V and U that were made anew."""
-    return f"rank {layer.kept}" if layer.form == "recompressed" else layer.form.replace("+", " +")
+    return f"rank {layer.kept}" if layer.form is FormKind.RECOMPRESSED else layer.form.replace("+", " +")
