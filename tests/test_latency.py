@@ -61,7 +61,7 @@ def test_the_models_run_and_have_the_forms_stages(layer, kind):
     sizes = set()
     for shape in (
         dense_shape(layer),
-        pair_shape(layer, 3, FormKind.FACTORIZED_WITH_DELTA if delta else FormKind.FACTORIZED),
+        pair_shape(layer, 3, kind),
     ):
         model, x = form_model(layer, shape)
         proto = ir.to_proto(model)
