@@ -20,11 +20,18 @@ from spdexport.commands.convert import convert
 from spdexport.commands.fold import fold
 from spdexport.commands.inspect import inspect
 from spdexport.commands.masks import masks
+from spdexport.commands.misspelt import meant
+from spdexport.commands.running import REPORTS
 from spdexport.commands.verify import verify
-from spdexport.errors import SpdExportError, UsageError
+from spdexport.errors import OutputError, SpdExportError, UsageError
+from spdexport.speech import SilencedError, command, flush, give_up, guarded_streams, on_github, say
+from spdexport.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+    from spdexport.report.unfinished import Failure
+    from spdexport.report.written import ReportFiles
 
 INTERRUPTED = 130
 """The exit status of a command that Ctrl-C ended: 128 + SIGINT."""
@@ -35,85 +42,163 @@ Exit status:
   0   done and equivalent     4   input cannot be used
   1   not equivalent          5   model cannot be traced or exported
   2   wrong usage             70  a fault of spdexport's own
-  3   inconclusive
+  3   inconclusive            74  a file or standard output cannot be written
 """
+
+
+class TerminatedError(BaseException):
+    """A signal asked the program to end. No ``Exception``, so that nothing on the way takes it for a fault."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 class _Program(click.Group):
     """The commands, with every end of a run turned into its exit status and at most three lines of error."""
 
-    def main(self, *args: Any, **extra: Any) -> NoReturn:
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> NoReturn:
         """Run, and exit."""
-        try:
-            with _unwound_when_terminated():
-                # A command returns its exit status; --help and --version return 0 through click's own Exit.
-                status = super().main(*args, **{**extra, "standalone_mode": False})
-        except click.exceptions.NoArgsIsHelpError as error:
-            error.show()
-            status = error.exit_code
-        except click.ClickException as error:
-            _tell(_usage(error))
-            status = UsageError.exit_status
-        except click.Abort:  # what click makes of KeyboardInterrupt
-            click.echo("Interrupted.", err=True)
-            status = INTERRUPTED
+        arguments = list(sys.argv[1:] if args is None else args)
+        with guarded_streams():
+            try:
+                with _unwound_when_terminated():
+                    # A command returns its exit status; --help and --version return 0 through click's own Exit.
+                    status = super().main(args, *rest, **{**extra, "standalone_mode": False, "obj": arguments})
+                    flush()
+            # What comes here was raised before there was a command, or while its end was told.
+            except BaseException as error:
+                status = _end(error, arguments)
         sys.exit(status)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; errors become statuses here, where it is known whether --debug was given."""
+        """Run the command; what it raises becomes a status here, before click takes it for something else."""
         try:
-            return super().invoke(ctx)
-        except SpdExportError as error:
-            return _end(ctx, error)
-        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            status = super().invoke(ctx)
+            flush()
+        except click.exceptions.Exit:
             raise
-        # The one place that catches everything: a fault of our own is to be told as one.
-        except Exception as error:
-            return _end(ctx, _own_fault(error))
+        except BaseException as error:  # every end of a run has a status
+            return _end(error, ctx.obj, debug=bool(ctx.meta.get(DEBUG)), reports=ctx.meta.get(REPORTS))
+        return status
 
 
 @contextlib.contextmanager
 def _unwound_when_terminated() -> Iterator[None]:
-    """Let SIGTERM end the program as an exception does, so that temporary files are removed on the way."""
+    """Let SIGTERM and SIGHUP end the program as an exception does, so that what was begun is undone on the way."""
     if threading.current_thread() is not threading.main_thread():  # who alone gets signals
         yield
         return
 
     def terminate(number: int, _frame: object) -> NoReturn:
-        raise SystemExit(128 + number)
+        for other in numbers:  # one is enough, and another would end the unwinding
+            signal.signal(other, signal.SIG_IGN)
+        raise TerminatedError(number)
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    # Who runs a program under nohup has it ignore that the terminal goes.
+    wanted = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, terminate) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _end(context: click.Context, error: SpdExportError) -> int:
-    if context.meta.get(DEBUG):
-        click.echo(traceback.format_exc().rstrip(), err=True)
-    _tell(error)
-    return error.exit_status
+def _end(
+    error: BaseException, arguments: Sequence[str], *, debug: bool = False, reports: ReportFiles | None = None
+) -> int:
+    """Tell how a run ended, on the terminal and in its reports, and return the exit status.
+
+    Args:
+        error: What ended it.
+        arguments: The command line.
+        debug: Whether to show the traceback of an error.
+        reports: The reports that were begun; None where it did not come to that.
+    """
+    from spdexport.report.unfinished import Failure
+
+    match error:
+        case KeyboardInterrupt() | click.Abort():  # what click makes of the former
+            failure = Failure.of_end("interrupted", INTERRUPTED)
+            say("Interrupted.", err=True)
+        case TerminatedError():
+            failure = Failure.of_end("terminated", 128 + error.number)
+        case SilencedError():
+            # There is nobody to tell. It is no verdict: a reader that went early must not look like a fault found.
+            failure = Failure.of(_silenced(error))
+            give_up()
+            if not isinstance(error.__cause__, BrokenPipeError):
+                _tell(_silenced(error), annotate=False)
+        case click.exceptions.NoArgsIsHelpError():
+            say(error.format_message(), err=True)
+            return error.exit_code
+        case SystemExit():
+            raise error
+        case _:
+            known = _known(error)
+            failure = Failure.of(known)
+            if debug:
+                say("".join(traceback.format_exception(error)).rstrip(), err=True)
+            _tell(known)
+    _leave_no_older_report(failure, arguments, reports)
+    assert failure.exit_status is not None, "a run that ended has a status"
+    return failure.exit_status
 
 
-def _tell(error: SpdExportError) -> None:
+def _leave_no_older_report(failure: Failure, arguments: Sequence[str], reports: ReportFiles | None) -> None:
+    if reports is None:
+        from spdexport.report.asked import reports_in
+        from spdexport.report.written import fail_reports
+
+        remarks = fail_reports(reports_in(arguments), failure)
+    else:
+        remarks = reports.fail(failure)
+    for remark in remarks:
+        say(f"warning: {remark}", err=True)
+
+
+def _known(error: BaseException) -> SpdExportError:
+    """An error as one of ours."""
+    match error:
+        case SpdExportError():
+            return error
+        case click.ClickException():
+            return _usage(error)
+    return _own_fault(error)
+
+
+def _tell(error: SpdExportError, *, annotate: bool = True) -> None:
     """Three lines on standard error, whatever line breaks the parts have."""
-    what, where, hint = (" ".join(part.split()) for part in (error.what, error.where, error.hint))
-    click.echo(f"error: {what}\n  where: {where}\n  to do: {hint}", err=True)
-    from spdexport.report.workflow_commands import annotation, on_github
+    what, where, hint = (" ".join(printable(part).split()) for part in (error.what, error.where, error.hint))
+    say(f"error: {what}\n  where: {where}\n  to do: {hint}", err=True)
+    if annotate and on_github():
+        from spdexport.report.workflow_commands import annotation
 
-    if on_github():
-        click.echo(annotation("error", "spdexport", f"{what}\nwhere: {where}\nto do: {hint}"))
+        with contextlib.suppress(SilencedError):
+            command(annotation("error", "spdexport", f"{what}\nwhere: {where}\nto do: {hint}"))
+
+
+def _silenced(error: SilencedError) -> OutputError:
+    return OutputError(
+        f"Standard output cannot be written: {error}.",
+        where="standard output",
+        hint="Look at the reports and files, which are whole, or run the command again with another output.",
+    )
 
 
 def _usage(error: click.ClickException) -> UsageError:
     """One of click's own errors as one of ours."""
     context = error.ctx if isinstance(error, click.UsageError) else None
-    command = context.command_path if context else "spdexport"
-    return UsageError(error.format_message(), where=command, hint=f"See {command} --help.")
+    where = context.command_path if context else "spdexport"
+    hint = f"See {where} --help."
+    if isinstance(error, click.NoSuchOption) and context is not None:
+        return UsageError(error.message, where=where, hint=meant(error.option_name, context, main) + hint)
+    return UsageError(error.format_message(), where=where, hint=hint)
 
 
-def _own_fault(error: Exception) -> SpdExportError:
+def _own_fault(error: BaseException) -> SpdExportError:
     """An exception that nobody foresaw, with the innermost line of this package that it came through."""
     package = Path(__file__).parent
     frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(package)]
@@ -135,5 +220,5 @@ def main() -> None:
     """
 
 
-for command in (convert, verify, fold, inspect, bench, masks, ablate):
-    main.add_command(command)
+for subcommand in (convert, verify, fold, inspect, bench, masks, ablate):
+    main.add_command(subcommand)

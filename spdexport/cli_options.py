@@ -237,6 +237,9 @@ plan_options = _together(
 )
 """What decides about the form of each layer."""
 
+in_place_option = click.option(
+    "--in-place", is_flag=True, help="Let -o replace the model that is read, once the check has not failed."
+)
 save_plan_option = click.option("--save-plan", type=_PATH, metavar="F.json", help="Write the plan.")
 opset_option = click.option(
     "--opset",

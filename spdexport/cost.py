@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, Self
 
 from spdexport.conv import ConvSpec
+from spdexport.forms.kinds import FormKind
 
 if TYPE_CHECKING:
     from spdexport.conv import ConvSite
@@ -53,17 +54,17 @@ class FormShape:
 
 def dense_shape(site: ConvSite) -> FormShape:
     """The layer as it is."""
-    return FormShape(name="dense", chains=((site.spec,),), extra=0 if site.bias is None else site.bias.size)
+    return FormShape(name=FormKind.DENSE, chains=((site.spec,),), extra=0 if site.bias is None else site.bias.size)
 
 
-def pair_shape(site: ConvSite, components: int, *, name: str = "factorized", delta: bool = False) -> FormShape:
-    """V and U with so many components in each group, perhaps with the dense delta beside them."""
+def pair_shape(site: ConvSite, components: int, kind: FormKind = FormKind.FACTORIZED) -> FormShape:
+    """V and U with so many components in each group, with the dense delta beside them where the kind says so."""
     spec = site.spec
     channels = spec.groups * components
     v = replace(spec, out_channels=channels)
     u = ConvSpec.pointwise(channels, spec.out_channels, axes=spec.axes, groups=spec.groups)
-    chains = ((v, u), (spec,)) if delta else ((v, u),)
-    return FormShape(name=name, chains=chains, extra=0 if site.bias is None else site.bias.size)
+    chains = ((v, u), (spec,)) if kind is FormKind.FACTORIZED_WITH_DELTA else ((v, u),)
+    return FormShape(name=kind, chains=chains, extra=0 if site.bias is None else site.bias.size)
 
 
 def shape_macs(site: ConvSite, shape: FormShape) -> int:

@@ -27,6 +27,7 @@ from spdexport.model_files import (
     write_metadata,
     write_onnx,
 )
+from spdexport.overwriting import check_overwriting
 from spdexport.rewrite.fold_result import told
 from spdexport.rewrite.onnx_fold import fold_onnx
 from spdexport.runtime import parse_providers
@@ -122,6 +123,7 @@ def fold(
     trust: bool = False,
     allow_pickle: bool = False,
     if_cheaper: bool = False,
+    in_place: bool = False,
     progress: Progress = _silent,
 ) -> Folding:
     """Turn V, mask and U, and the delta beside them, into one layer again, in an ONNX file or a torch program.
@@ -132,7 +134,8 @@ def fold(
 
     Args:
         file: An ONNX model or a ``.pt2`` program, told by its content.
-        output: The file to write, ending in ``.onnx`` or ``.pt2`` as ``file`` is one; it may be ``file`` itself.
+        output: The file to write, ending in ``.onnx`` or ``.pt2`` as ``file`` is one; another file than
+            those that are read, but for ``in_place``.
         verify: Whether to check the result: an ONNX file on ONNX Runtime against the float64 evaluation of ``file``, a
             program in float64 against the one it was. A file that fails is left as ``OUT.failed.onnx``, and never as
             OUT.
@@ -143,15 +146,18 @@ def fold(
         allow_pickle: The older name of ``trust``.
         if_cheaper: Whether to leave a chain that has fewer multiply-accumulates than the one layer that it is; it is
             then among ``declined``, with both numbers. Otherwise everything that folds exactly is folded.
+        in_place: Whether ``output`` is ``file``, which is replaced once the check has not failed.
         progress: Told what is being done.
 
     Raises:
-        UsageError: The output does not fit the file, or providers are asked for that a program does not run on.
+        UsageError: The output does not fit the file, or would overwrite what is read, or providers are asked for that a
+            program does not run on.
         SourceError: The file is missing, damaged, or of another kind.
     """
     source, output = Path(file), Path(output)
     kind = sniff(source)
     _check_kind(kind, source, output)
+    check_overwriting({"file": source, "output": output}, in_place=in_place, verify=verify)
     if kind is FileKind.PT2 and providers is not None and parse_providers(providers):
         raise UsageError(
             "A .pt2 program is checked in torch, and runs on no provider of ONNX Runtime.",

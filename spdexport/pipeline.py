@@ -17,6 +17,7 @@ from spdexport.files.hashing import sha256_file
 from spdexport.installed import has_torch, require_torch, versions
 from spdexport.model_files import load_onnx, no_data_left, older_data, read_metadata, save_program, write_onnx
 from spdexport.options import Options, OptionsDict
+from spdexport.overwriting import check_overwriting, output_paths
 from spdexport.planning import as_file
 from spdexport.recorded import as_recorded, check_hashes
 from spdexport.routes import find_route, is_onnx, no_program
@@ -98,6 +99,7 @@ def convert(
     max_relative_l2: float | None = None,
     max_top1_drop: float | None = None,
     save_plan: str | Path | None = None,
+    in_place: bool = False,
     progress: Progress = _silent,
     **options: Unpack[OptionsDict],
 ) -> Conversion:
@@ -120,11 +122,12 @@ def convert(
         max_top1_drop: A limit to what is lost in accuracy on ``inputs`` with labels; without them, to the share of
             samples that get another top class.
         save_plan: A file for the plan, which the option ``plan`` repeats.
+        in_place: Whether an output is the source's own file, which is replaced once the check has not failed.
         progress: Told what is being done.
         **options: See ``spdexport.Options``.
 
     Raises:
-        UsageError: Options that do not go together, or name nothing.
+        UsageError: Options that do not go together, or name nothing, or an output that would overwrite what is read.
         InputError: The source, components, masks or inputs cannot be used.
         ModelError: The model cannot be traced or exported.
     """
@@ -133,7 +136,9 @@ def convert(
     chosen = Options.of(_for_target(options, asked) if providers else options)
     limits = Limits(relative_l2=max_relative_l2, top1_drop=max_top1_drop)
     limits.check(chosen, verify=verify)
-    onnx_path, program_path = _output_paths(output)
+    onnx_path, program_path = output_paths(output)
+    paths = {"source": source, "output": (onnx_path, program_path), "save_plan": save_plan}
+    check_overwriting({**paths, **options}, in_place=in_place, verify=verify)
     if program_path and is_onnx(source):
         raise no_program(source, f"-o {program_path}")
     verification: Verification | None = None
@@ -309,25 +314,6 @@ def _for_target(options: OptionsDict, asked: Sequence[Provider]) -> OptionsDict:
     if not asked or options.get("plan") is not None:
         return options
     return {"lane_width": 1, "target": asked[0].value, **options}
-
-
-def _output_paths(output: str | Path | Sequence[str | Path]) -> tuple[Path | None, Path | None]:
-    """The ONNX file and the program file among the outputs."""
-    paths = [Path(output)] if isinstance(output, str | Path) else [Path(p) for p in output]
-    found: dict[str, Path] = {}
-    for path in paths:
-        if path.suffix not in (".onnx", ".pt2"):
-            raise UsageError(
-                f"An output named {path.name!r} has no known format.",
-                where="-o",
-                hint="End it in .onnx, or in .pt2 for the factorized program.",
-            )
-        if path.suffix in found:
-            raise UsageError(f"There are two outputs ending in {path.suffix}.", where="-o", hint="Give one of each.")
-        found[path.suffix] = path
-    if not found:
-        raise UsageError("There is no output.", where="-o", hint="Give -o OUT.onnx.")
-    return found.get(".onnx"), found.get(".pt2")
 
 
 def _is_source(against: Path, metadata: Mapping[str, Any]) -> bool:

@@ -14,13 +14,13 @@ LINES = 400
 LAYERS = (
     # Values and the maths on them: no file, no graph.
     ("errors", "names", "conv", "quiet", "text"),
-    ("arrays", "content", "cuda", "gates", "factors", "lowrank"),
+    ("arrays", "content", "cuda", "gates", "factors", "lowrank", "speech"),
     ("forms", "installed"),
     ("cost",),
     # Files, and what is read from them.
     ("files",),
     ("masks", "model_files", "sources"),
-    ("loading",),
+    ("loading", "overwriting"),
     # Graphs: traced, decided about, rewritten, exported, evaluated.
     ("capture", "rewrite", "export", "runtime", "timing"),
     ("latency", "planning", "reference"),
@@ -45,8 +45,10 @@ line as long as no circle arises."""
 
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 
-SPEAKERS = ("report", "cli", "cli_options", "commands", "__main__")
-"""Who may print, and import what is made for it."""
+TALKERS = {"click": ("cli", "cli_options", "commands"), "rich": ("report",)}
+"""Who may import the libraries that are made for printing."""
+
+STREAMS = ("stdout", "stderr", "__stdout__", "__stderr__")
 
 
 def _modules():
@@ -109,21 +111,34 @@ def test_no_module_imports_itself_by_a_detour():
     tuple(TopologicalSorter({name: imported(name) for name in INNER}).static_order())
 
 
-@pytest.mark.parametrize("name", [n for n in INNER if part(n) not in SPEAKERS])
-def test_only_reports_and_the_command_line_speak(name):
+@pytest.mark.parametrize("name", [n for n in INNER if n != "speech"])
+def test_all_that_is_printed_goes_through_one_module(name):
+    """There it is made printable: what commands a terminal or a runner comes from models and files too."""
     for node in ast.walk(_tree(name)):
         match node:
             case ast.Call(func=ast.Name(id="print" | "input")):
                 pytest.fail(f"{name}, line {node.lineno} prints")
-            case ast.Attribute(value=ast.Name(id="sys"), attr="stdout" | "stderr"):
-                pytest.fail(f"{name}, line {node.lineno} uses sys.{node.attr}")
+            case ast.Attribute(value=ast.Name(id="sys"), attr=attr) if attr in STREAMS:
+                pytest.fail(f"{name}, line {node.lineno} uses sys.{attr}")
+            case ast.Attribute(value=ast.Name(id="click"), attr="echo" | "secho" | "style" | "prompt" | "confirm"):
+                pytest.fail(f"{name}, line {node.lineno} uses click.{node.attr}")
+            case ast.Attribute(value=ast.Name(id="traceback"), attr="print_exc" | "print_exception" | "print_stack"):
+                pytest.fail(f"{name}, line {node.lineno} uses traceback.{node.attr}")
+            case ast.Call(func=ast.Name(id="Console")):
+                pytest.fail(f"{name}, line {node.lineno} has a console that obeys what it is given")
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_only_reports_and_the_command_line_know_how_to_speak(name):
+    for node in ast.walk(_tree(name)):
+        match node:
             case ast.Import(names=names):
                 heard = [alias.name for alias in names]
             case ast.ImportFrom(module=str(module)):
                 heard = [module]
             case _:
                 continue
-        talkers = [m for m in heard if m.split(".")[0] in ("click", "rich")]
+        talkers = [m for m in heard if part(name) not in TALKERS.get(m.split(".")[0], [part(name)])]
         assert not talkers, f"{name}, line {node.lineno} imports {talkers}"
 
 
@@ -137,7 +152,7 @@ def test_what_help_needs_imports_nothing_heavy(name):
     names = {(node.module or "") if isinstance(node, ast.ImportFrom) else a.name for node in top for a in node.names}
     assert {n.split(".")[0] for n in names} <= light
     own = {n.removeprefix("spdexport.") for n in names if n.startswith("spdexport.")}
-    assert {part(n) for n in own} <= {"cli_options", "commands", "errors"}
+    assert {part(n) for n in own} <= {"cli_options", "commands", "errors", "speech", "text"}
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -1,5 +1,6 @@
 """Every error is three lines with the right status, and leaves the folder as it was."""
 
+import json
 import logging
 import os
 import sys
@@ -37,7 +38,14 @@ def fails(out):
         assert lines[0].startswith("error: ")
         assert lines[1].startswith("  where: ")
         assert lines[2].startswith("  to do: ")
-        assert {p.name: p.read_bytes() for p in out.iterdir()} == {"m.onnx": BEFORE}
+        assert (out / "m.onnx").read_bytes() == BEFORE
+        assert {p.name for p in out.iterdir()} == ({"m.onnx", "r.json"} if written else {"m.onnx"})
+        if written:
+            report = json.loads((out / "r.json").read_text(encoding="utf-8"))
+            assert (report["schema_version"], report["verdict"]) == (1, None)
+            assert report["error"]["exit_status"] == status
+            told = [" ".join(report["error"][part].split()) for part in ("what", "where", "hint")]
+            assert lines == [f"error: {told[0]}", f"  where: {told[1]}", f"  to do: {told[2]}"]
         return lines
 
     return run
@@ -248,7 +256,7 @@ def test_report_where_there_is_no_folder(tmp_path, option):
     result = spdexport("convert", *DIGITS, "-o", tmp_path / "m.onnx", option, tmp_path / "no" / "r")
     assert result.exit_code == 2
     assert result.stderr.startswith("error: The folder of the output does not exist.")
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "m.onnx").exists()
 
 
 def test_on_github_an_error_annotates_the_run(tmp_path, monkeypatch):
@@ -432,7 +440,8 @@ def test_interrupt(monkeypatch, out):
     result = spdexport("convert", *DIGITS, "-o", out / "m.onnx", "--report", out / "r.json")
     assert result.exit_code == 130
     assert result.stderr.strip() == "Interrupted."
-    assert [p.name for p in out.iterdir()] == ["m.onnx"]
+    assert (out / "m.onnx").read_bytes() == BEFORE
+    assert json.loads((out / "r.json").read_text())["error"]["exit_status"] == 130
 
 
 def test_what_was_silenced_is_heard_again_after_an_error(broken, tmp_path):

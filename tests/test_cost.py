@@ -17,7 +17,7 @@ from spdexport.cost import (
     shape_parameters,
 )
 from spdexport.factors import break_even
-from spdexport.forms import dense, factorized
+from spdexport.forms import FormKind, dense, factorized
 from spdexport.lowrank import svd_factors
 
 UP = ConvSpec(
@@ -39,7 +39,7 @@ def test_shapes_are_those_of_the_forms(site: ConvSite) -> None:
     assert FormShape.of(dense(site.spec, site.weight, site.bias)) == dense_shape(site)
     for delta in (None, rest):
         form = factorized(site.spec, factors, site.bias, delta=delta)
-        shape = pair_shape(site, factors.components, name=form.name, delta=delta is not None)
+        shape = pair_shape(site, factors.components, FormKind(form.name))
         assert FormShape.of(form) == shape
         stored = [a for stage in form.stages for a in (stage.weight, stage.mask, stage.bias) if a is not None]
         assert shape_parameters(shape) == ParameterCost()(site, shape) == sum(a.size for a in stored)
@@ -55,7 +55,7 @@ def test_at_break_even_both_forms_cost_the_same(site: ConvSite) -> None:
 def test_counted_one_by_one_and_without_traffic_the_cost_is_the_macs() -> None:
     pure = MacsCost(lane=1, balance=0.0)
     for site in sites():
-        for shape in (dense_shape(site), pair_shape(site, 5), pair_shape(site, 5, delta=True)):
+        for shape in (dense_shape(site), pair_shape(site, 5), pair_shape(site, 5, FormKind.FACTORIZED_WITH_DELTA)):
             assert pure(site, shape) == shape_macs(site, shape)
 
 
@@ -65,7 +65,7 @@ def test_lanes_and_traffic() -> None:
     # 5 components fill a lane; they are written and read once, in float32.
     assert MacsCost()(site, pair_shape(site, 5)) == (16 * 16 + 16 * 32) * 100 + 8 * 2 * 16 * 100 * 4
     # The sum reads both results and writes a third.
-    both = MacsCost()(site, pair_shape(site, 5, delta=True)) - MacsCost()(site, pair_shape(site, 5))
+    both = MacsCost()(site, pair_shape(site, 5, FormKind.FACTORIZED_WITH_DELTA)) - MacsCost()(site, pair_shape(site, 5))
     assert both == 16 * 32 * 100 + 8 * 3 * 32 * 100 * 4
     half = replace(site, weight=site.weight.astype(np.float16))
     assert MacsCost()(half, pair_shape(site, 5)) == (16 * 16 + 16 * 32) * 100 + 8 * 2 * 16 * 100 * 2

@@ -24,7 +24,7 @@ from spdexport.factors import (
 )
 from spdexport.lowrank import svd_factors
 
-quick = settings(deadline=None, max_examples=100)
+quick = settings(max_examples=100)
 CONV = ConvSpec(in_channels=2, out_channels=3, kernel=(2,), stride=(1,), padding=((0, 0),), dilation=(1,))
 
 

@@ -162,8 +162,8 @@ def test_the_same_file_twice_gives_the_same_bytes(converted: Path, ending: str, 
 def test_a_file_may_be_folded_onto_itself_and_again(converted: Path, ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"a{ending}"
     shutil.copy(converted / f"digits{ending}", path)
-    assert len(fold(path, path).folded) == 5
-    again = fold(path, path)
+    assert len(fold(path, path, in_place=True).folded) == 5
+    again = fold(path, path, in_place=True)
     assert again.folded == ()
     assert again.notes == ("nothing was folded: no layer has factors",)
     assert again.verdict is Status.PASS

@@ -11,6 +11,7 @@ import pytest
 from spdexport.conv import ConvSite, ConvSpec
 from spdexport.cost import dense_shape, pair_shape
 from spdexport.errors import UsageError
+from spdexport.forms import FormKind
 from spdexport.latency import CACHE_VARIABLE, MARGIN, LatencyCost, cache_folder, form_model
 from spdexport.runtime import Provider, SessionSettings, open_session, provider_status
 
@@ -55,10 +56,13 @@ def clock():
 
 
 @pytest.mark.parametrize("layer", SITES, ids=lambda layer: f"{layer.spec.kind} {layer.input_size}")
-@pytest.mark.parametrize("delta", [False, True])
-def test_the_models_run_and_have_the_forms_stages(layer, delta):
+@pytest.mark.parametrize("kind", [FormKind.FACTORIZED, FormKind.FACTORIZED_WITH_DELTA])
+def test_the_models_run_and_have_the_forms_stages(layer, kind):
     sizes = set()
-    for shape in (dense_shape(layer), pair_shape(layer, 3, delta=delta)):
+    for shape in (
+        dense_shape(layer),
+        pair_shape(layer, 3, kind),
+    ):
         model, x = form_model(layer, shape)
         proto = ir.to_proto(model)
         onnx.checker.check_model(proto)

@@ -23,7 +23,7 @@ from spdexport.lowrank import (
     truncation_error,
 )
 
-quick = settings(deadline=None, max_examples=60)
+quick = settings(max_examples=60)
 SPEC = ConvSpec(in_channels=8, out_channels=24, kernel=(3, 3), stride=(1, 1), padding=((1, 1),) * 2, dilation=(1, 1))
 SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 

@@ -6,10 +6,12 @@ import contextlib
 import dataclasses
 import inspect
 from collections.abc import Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spdexport.errors import ExampleInputError
 from spdexport.quiet import quiet
@@ -22,22 +24,70 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def eval_mode(module: torch.nn.Module) -> Iterator[bool]:
-    """Put a module in eval mode, and restore every submodule's own flag; gives whether any was training.
-
-    Buffers that the module changes as it runs, such as counters, get their values back too.
-    """
+    """Put a module in eval mode, and restore every submodule's own flag; gives whether any was training."""
     flags = [(m, m.training) for m in module.modules()]
-    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in module.buffers()]
     try:
         module.eval()
         yield any(training for _, training in flags)
     finally:
         for m, training in flags:
             m.training = training
+
+
+def call_module(
+    module: torch.nn.Module, inputs: ExampleInputs, replaced: Mapping[str, torch.Tensor] | None = None
+) -> Any:
+    """Call a module in eval mode, and leave it as it was: what it writes into its parameters and buffers is taken back.
+
+    Args:
+        module: The module, which may raise anything.
+        inputs: Its inputs; it gets copies of them.
+        replaced: Parameters to use in the place of its own, by name; one that another part shares is not exchanged
+            there.
+
+    Returns:
+        What the module returns, without gradients.
+    """
+    given = inputs.copied()
+    with eval_mode(module), torch.no_grad(), _unheard(module), _WritesUndone(module) as writes:
+        if replaced:
+            result = torch.func.functional_call(
+                module, dict(replaced), given.args, dict(given.kwargs), tie_weights=False
+            )
+        else:
+            result = module(*given.args, **given.kwargs)
+        # What is given out may be what is taken back.
+        return pytree.tree_map_only(torch.Tensor, torch.clone, result) if writes.saved else result
+
+
+class _WritesUndone(TorchDispatchMode):
+    """Copies a module's parameter or buffer before the first operator that writes to its memory, and copies it back."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.saved: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._own: dict[int, list[torch.Tensor]] = {}
+        for tensor in chain(module.parameters(), module.buffers()):
+            self._own.setdefault(_memory(tensor), []).append(tensor)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func._schema.is_mutable:
+            for value in pytree.tree_leaves((args, kwargs)):
+                for tensor in self._own.pop(_memory(value), ()) if isinstance(value, torch.Tensor) else ():
+                    self.saved.append((tensor, tensor.detach().clone()))
+        return func(*args, **kwargs)
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            for buffer, version, before in buffers:
-                if buffer._version != version:
-                    buffer.copy_(before)
+            for tensor, before in self.saved:
+                tensor.copy_(before)
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    """Return the address of the memory that a tensor is a view of."""
+    return tensor.untyped_storage().data_ptr()
 
 
 def bound_arguments(module: torch.nn.Module, inputs: ExampleInputs) -> dict[str, Any]:
@@ -69,7 +119,7 @@ def bound_arguments(module: torch.nn.Module, inputs: ExampleInputs) -> dict[str,
     return named
 
 
-def unheard(module: torch.nn.Module) -> contextlib.AbstractContextManager[None]:
+def _unheard(module: torch.nn.Module) -> contextlib.AbstractContextManager[None]:
     """Return what keeps away the warnings of a module that came as TorchScript: their texts are those of a file."""
     return quiet() if isinstance(module, torch.jit.ScriptModule) else contextlib.nullcontext()
 
@@ -79,11 +129,8 @@ def check_call(module: torch.nn.Module, inputs: ExampleInputs) -> None:
 
     Dataclasses that it returns are made known to torch, which otherwise refuses to trace a module that returns one.
     """
-    # A model may write to its inputs.
-    given = inputs.copied()
     try:
-        with torch.no_grad(), unheard(module):
-            result = module(*given.args, **given.kwargs)
+        result = call_module(module, inputs)
     # A module may raise anything; that it does is the fault of its inputs, or shows that it cannot run at all.
     except Exception as error:
         shapes = ", ".join(map(described, inputs.tensors()))

@@ -38,6 +38,6 @@ def ablate(reports: Reporting, *, file: Path, inputs: Path, **options: Any) -> i
     """Measure what removing each component of FILE, an ONNX file with run-time masks, does to its outputs."""
     import spdexport
 
-    with reports.run([file, inputs]) as (progress, finish):
+    with reports.run() as (progress, finish):
         finish(spdexport.ablate(file, inputs=inputs, progress=progress, **options))
     return 0

@@ -31,6 +31,6 @@ def bench(reports: Reporting, *, file: Path, against: Path | None, **options: An
     """
     import spdexport
 
-    with reports.run([file, against]) as (progress, finish):
+    with reports.run() as (progress, finish):
         finish(spdexport.bench(file, against=against, progress=progress, **options))
     return 0

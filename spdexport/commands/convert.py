@@ -12,6 +12,7 @@ from spdexport.cli_options import (
     check_options,
     factor_options,
     given,
+    in_place_option,
     model_options,
     opset_option,
     plan_options,
@@ -41,6 +42,7 @@ from spdexport.errors import UsageError
 @factor_options
 @plan_options
 @save_plan_option
+@in_place_option
 @opset_option
 @verify_option
 @provider_option
@@ -57,6 +59,7 @@ def convert(
     verify: bool,
     providers: Sequence[str],
     save_plan: Path | None,
+    in_place: bool,
     **_: Any,
 ) -> int:
     """Convert SOURCE to ONNX with its layers in factorized form, and verify the file."""
@@ -64,13 +67,14 @@ def convert(
 
     if reports.files["repro"] is not None and not verify:
         raise UsageError("--repro saves what a check found.", where="--repro and --no-verify", hint="Give one of them.")
-    with reports.run([source, *output, save_plan]) as (progress, finish):
+    with reports.run() as (progress, finish):
         result = spdexport.convert(
             source,
             output,
             verify=verify,
             providers=providers or None,
             save_plan=save_plan,
+            in_place=in_place,
             progress=progress,
             **given(),
         )

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from spdexport.cli_options import (
+    in_place_option,
     provider_option,
     report_options,
     seed_option,
@@ -22,6 +23,7 @@ from spdexport.commands.running import Reporting, exit_status, reporting
 @click.command(short_help="Fold V and U of FILE into one dense layer again.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The file to write.")
+@in_place_option
 @click.option("--if-cheaper", is_flag=True, help="Leave a chain that has fewer multiply-accumulates than its fold.")
 @click.option("--explain", is_flag=True, help="List each candidate, and why it was folded or not.")
 @trust_option
@@ -42,7 +44,7 @@ def fold(
 
     import spdexport
 
-    with reports.run([file, output]) as (progress, finish):
+    with reports.run() as (progress, finish):
         result = spdexport.fold(file, output, providers=providers or None, progress=progress, **options)
         finish(replace(result, notes=(*result.notes, *result.explained())) if explain else result)
     return exit_status(result)

@@ -22,6 +22,6 @@ def inspect(reports: Reporting, *, source: Path | None, **_: Any) -> int:
     """List the layers of SOURCE with geometry, components and costs. Nothing is written."""
     import spdexport
 
-    with reports.run([source]) as (progress, finish):
+    with reports.run() as (progress, finish):
         finish(spdexport.inspect(source, progress=progress, **given()))
     return 0

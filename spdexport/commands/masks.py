@@ -67,7 +67,7 @@ def masks(
     if inputs is None:
         raise UsageError("There are no data.", where="the command", hint="Give --inputs FILE or a folder.")
     options = {name: value for name, value in given().items() if name != "inputs"}
-    with reports.run([source, output, inputs]) as (progress, finish):
+    with reports.run() as (progress, finish):
         result = spdexport.derive_masks(
             source,
             output,

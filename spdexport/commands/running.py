@@ -13,12 +13,16 @@ import click
 
 from spdexport.cli_options import DEBUG
 from spdexport.errors import UsageError
+from spdexport.speech import on_github, say
 
 if TYPE_CHECKING:
     from spdexport.report.common import Result
 
 FILES = ("report", "junit", "html", "repro")
 """The options that name a file for the result."""
+
+REPORTS = "spdexport.reports"
+"""The key under which the context of a whole run keeps the reports that were begun."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,43 +40,63 @@ class Reporting:
     quiet: bool
 
     @contextlib.contextmanager
-    def run(self, others: Sequence[Path | None]) -> Iterator[tuple[Callable[[str], None], Callable[[Result], None]]]:
+    def run(self) -> Iterator[tuple[Callable[[str], None], Callable[[Result], None]]]:
         """Surround the work of a command.
-
-        Args:
-            others: The files that the command reads and writes, which no report may overwrite.
 
         Yields:
             Told what is being done; and told the result, which is written to ``files`` and printed after the block.
+
+        Raises:
+            UsageError: Options contradict each other, or an output would overwrite what is read.
+            OutputError: A report cannot be written; the result was printed all the same.
         """
+        context = click.get_current_context()
         if self.verbose and self.quiet:
             raise UsageError(
                 "--verbose and --quiet contradict each other.", where="-v and -q", hint="Give one of them."
             )
+        from spdexport.overwriting import check_overwriting
         from spdexport.quiet import quiet as hush
-        from spdexport.report.progress import progress_on, standard_error
-        from spdexport.report.written import report_files
+        from spdexport.report.console import standard_console
+        from spdexport.report.progress import progress_on
+        from spdexport.report.written import ReportFiles
 
+        asked = {"in_place": False, "verify": True, **context.params}
+        check_overwriting(_files(context.params), in_place=asked["in_place"], verify=asked["verify"])
+        reports = context.meta[REPORTS] = ReportFiles(self.files)
+        reports.begin()
         results: list[Result] = []
         with contextlib.ExitStack() as stack:
-            # Opened before the work, so that a folder that cannot be written to is told at once.
-            write = stack.enter_context(report_files(self.files, others))
-            told = stack.enter_context(progress_on(standard_error(), verbose=self.verbose, quiet=self.quiet))
-            if not self.verbose and not click.get_current_context().meta[DEBUG]:
+            told = stack.enter_context(progress_on(standard_console(err=True), verbose=self.verbose, quiet=self.quiet))
+            if not self.verbose and not context.meta[DEBUG]:
                 # The user's own code prints and warns too, and what is read from standard output is the result.
                 stack.enter_context(hush())
             # Only now, for this brings torch: its import is part of what the progress is shown for.
             from spdexport.report import github, terminal
-            from spdexport.report.workflow_commands import fenced, on_github
 
             yield told, results.append
-            remark = write(results[0])
-        with fenced(click.echo) if on_github() else contextlib.nullcontext():
-            terminal.show(results[0], verbose=self.verbose, quiet=self.quiet)
+            remark, error = reports.finish(results[0])
+        # A verdict that was reached is told, whatever became of the files.
+        terminal.show(results[0], verbose=self.verbose, quiet=self.quiet)
         if on_github():
-            github.tell(results[0], click.echo)
+            github.tell(results[0])
         if remark:
-            click.echo(remark, err=True)
+            say(remark, err=True)
+        if error is not None:
+            raise error
+
+
+def _files(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that name files: those that click read as paths, and two that may be something else as well."""
+    return {
+        name: value
+        for name, value in values.items()
+        if name in ("factory", "baseline") or any(isinstance(one, Path) for one in _listed(value))
+    }
+
+
+def _listed(value: object) -> Sequence[object]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def reporting(command: Callable[..., Any]) -> Callable[..., Any]:

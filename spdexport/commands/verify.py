@@ -44,7 +44,7 @@ def verify(reports: Reporting, *, file: Path, against: Path | None, providers: S
     """
     import spdexport
 
-    with reports.run([file, against]) as (progress, finish):
+    with reports.run() as (progress, finish):
         result = spdexport.verify(file, against=against, providers=providers or None, progress=progress, **given())
         finish(result)
     return exit_status(result)

@@ -5,11 +5,14 @@ from spdexport.forms.compose import compose
 from spdexport.forms.dense import dense
 from spdexport.forms.factorized import factorized, variable_form
 from spdexport.forms.fold import fold_form
+from spdexport.forms.kinds import DeltaUse, FormKind
 from spdexport.forms.variable import GateMode, Role, RunTime, RuntimeInput, VariableMask
 
 __all__ = [
     "Chain",
+    "DeltaUse",
     "Form",
+    "FormKind",
     "GateMode",
     "Role",
     "RunTime",

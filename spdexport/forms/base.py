@@ -65,7 +65,7 @@ class Form:
     """What stands in the graph for one layer: the sum of one or more chains.
 
     Attributes:
-        name: ``dense``, ``factorized``, ...
+        name: That of its ``FormKind``.
         chains: At least one, each with at least one stage. A bias of the layer is on the last stage of the first.
         routing: The input that says per sample or location whether the form is used or, where it is 0, the layer as it
             was; None where the form always is.

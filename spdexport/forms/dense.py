@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from spdexport.forms.base import Form, Stage
+from spdexport.forms.kinds import FormKind
 
 if TYPE_CHECKING:
     from spdexport.conv import Array, ConvSpec
@@ -18,4 +19,4 @@ def dense(spec: ConvSpec, weight: Array, bias: Array | None) -> Form:
         weight: Shape ``spec.weight_shape``, already in the dtype it is to have in the graph.
         bias: Shape (out_channels,), or None.
     """
-    return Form(name="dense", chains=((Stage(spec=spec, weight=weight, bias=bias),),))
+    return Form(name=FormKind.DENSE, chains=((Stage(spec=spec, weight=weight, bias=bias),),))

@@ -10,6 +10,7 @@ import numpy as np
 from spdexport.conv import ConvSpec
 from spdexport.factors import absorb_mask, drop_dead, u_filters, v_filters
 from spdexport.forms.base import Form, Stage
+from spdexport.forms.kinds import FormKind
 
 if TYPE_CHECKING:
     from spdexport.conv import Array
@@ -50,9 +51,9 @@ def factorized(
         name="U",
     )
     if delta is None:
-        return Form(name="factorized", chains=((v, u),))
+        return Form(name=FormKind.FACTORIZED, chains=((v, u),))
     return Form(
-        name="factorized+delta",
+        name=FormKind.FACTORIZED_WITH_DELTA,
         chains=((v, u), (Stage(spec=spec, weight=np.ascontiguousarray(delta), name="delta"),)),
     )
 

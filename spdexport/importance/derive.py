@@ -24,6 +24,7 @@ from spdexport.installed import versions
 from spdexport.loading.inputs import inputs_by_name
 from spdexport.names import layer_of_call
 from spdexport.options import Options, OptionsDict
+from spdexport.overwriting import check_overwriting, importances_name
 from spdexport.prepare import prepare
 from spdexport.reference.torch_reference import evaluate
 from spdexport.rewrite.torch_graph import operands
@@ -94,7 +95,8 @@ def derive_masks(
             where=f"-o {path}",
             hint="Name it OUT.safetensors.",
         )
-    beside = None if path is None else path.with_name(f"{path.stem}.importances{path.suffix}")
+    check_overwriting({"source": source, "output": path, "data": data, **options})
+    beside = None if path is None else importances_name(path)
     opened = open_data(data) if isinstance(data, str | Path) else None
     batches = iter(_named(data) if opened is None else opened.batches(batch))  # type: ignore[arg-type]
     first = next(batches, None)

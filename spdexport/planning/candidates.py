@@ -10,6 +10,7 @@ import numpy as np
 
 from spdexport.cost import dense_shape, pair_shape, shape_macs
 from spdexport.factors import break_even, effective_weight
+from spdexport.forms import DeltaUse, FormKind
 from spdexport.lowrank import (
     numerical_rank,
     rank_for_energy,
@@ -34,7 +35,7 @@ class Layer:
     Attributes:
         site: The layer.
         factors: V, U and mask as the source has them.
-        delta: What becomes of the weight delta: ``kept``, ``dropped`` or ``none``.
+        delta: What becomes of the weight delta.
         weight: The effective weight, float64.
         sigma: Its singular values, (groups, n).
         rank: Its numerical rank.
@@ -42,18 +43,18 @@ class Layer:
 
     site: ConvSite
     factors: Factors
-    delta: str
+    delta: DeltaUse
     weight: FloatArray
     sigma: FloatArray
     rank: Rank
 
     @classmethod
-    def of(cls, site: ConvSite, factors: Factors, delta: str) -> Layer:
+    def of(cls, site: ConvSite, factors: Factors, delta: DeltaUse) -> Layer:
         """Work out the effective weight and its rank."""
-        own = factors.mask is None and delta != "dropped"
+        own = factors.mask is None and delta is not DeltaUse.DROPPED
         weight = np.asarray(site.weight, dtype=np.float64)
         if not own:
-            weight = effective_weight(site.weight, factors, site.spec, keep_delta=delta == "kept")
+            weight = effective_weight(site.weight, factors, site.spec, keep_delta=delta is DeltaUse.KEPT)
         dtype = site.weight.dtype
         sigma = singular_values(weight, site.spec, dtype)
         rank = numerical_rank(weight, site.spec, dtype, factors=None if own else factors, sigma=sigma)
@@ -64,7 +65,7 @@ class Layer:
         """What decides about the layer, in a clause."""
         even = math.floor(break_even(self.site.spec, self.site.upsampling))
         live = f"{self.factors.live} live of {self.factors.components} components, break-even {even}"
-        return live + ("; the weight delta is added back" if self.delta == "kept" else "")
+        return live + ("; the weight delta is added back" if self.delta is DeltaUse.KEPT else "")
 
     def truncated(self, rank: int) -> tuple[Factors, float]:
         """The best factors of a rank, and their relative Frobenius error."""
@@ -115,7 +116,7 @@ class Choice:
         weighed: As ``LayerPlan.weighed``.
     """
 
-    form: str
+    form: FormKind
     reason: str
     components: int | None = None
     made: Factors | None = None
@@ -135,24 +136,17 @@ def cheapest(layer: Layer, cost: CostModel, rank: int | None) -> Choice:
     """
     site = layer.site
     if not layer.weight.any():
-        return Choice(form="constant", reason="no component is live: the output is the bias", components=1)
-    weighed = [Weighed(form="dense", components=None, cost=cost(site, dense_shape(site)))]
-    kept = layer.delta == "kept"
-    pair = pair_shape(site, max(layer.factors.live, 1), delta=kept)
-    weighed.append(
-        Weighed(
-            form="factorized+delta" if kept else "factorized",
-            components=max(layer.factors.live, 1),
-            cost=cost(site, pair),
-        )
-    )
+        return Choice(form=FormKind.CONSTANT, reason="no component is live: the output is the bias", components=1)
+    weighed = [Weighed(form=FormKind.DENSE, components=None, cost=cost(site, dense_shape(site)))]
+    own, live = FormKind.literal(layer.delta), max(layer.factors.live, 1)
+    weighed.append(Weighed(form=own, components=live, cost=cost(site, pair_shape(site, live, own))))
     best = min(weighed, key=lambda w: w.cost)
     found = layer.recompressed(cost, best.cost)
     made, exact = None, layer.rank
     if found is not None:
         exact, made = found
     size = max(exact.rank, 1)
-    weighed.append(Weighed(form="recompressed", components=size, cost=cost(site, pair_shape(site, size))))
+    weighed.append(Weighed(form=FormKind.RECOMPRESSED, components=size, cost=cost(site, pair_shape(site, size))))
     if found is not None:
         best = weighed[-1]
     facts = f"{layer.told}; {exact.told()}"
@@ -166,8 +160,8 @@ def cheapest(layer: Layer, cost: CostModel, rank: int | None) -> Choice:
     return choice if rank is None else _truncated(layer, cost, rank, choice, best.cost)
 
 
-def _why(form: str, facts: str) -> str:
-    return f"{'dense is cheapest' if form == 'dense' else f'cheapest as {form}'}: {facts}"
+def _why(form: FormKind, facts: str) -> str:
+    return f"{'dense is cheapest' if form is FormKind.DENSE else f'cheapest as {form}'}: {facts}"
 
 
 def _truncated(layer: Layer, cost: CostModel, rank: int, exact: Choice, exact_cost: float) -> Choice:
@@ -179,7 +173,7 @@ def _truncated(layer: Layer, cost: CostModel, rank: int, exact: Choice, exact_co
         return replace(exact, reason=f"{exact.reason}; not truncated, for rank {rank} would not be cheaper")
     return replace(
         truncation(layer, rank),
-        weighed=(*exact.weighed, Weighed(form="recompressed", components=rank, cost=price)),
+        weighed=(*exact.weighed, Weighed(form=FormKind.RECOMPRESSED, components=rank, cost=price)),
     )
 
 
@@ -187,12 +181,18 @@ def truncation(layer: Layer, rank: int) -> Choice:
     """The form with a truncated weight, as V and U."""
     made, error = layer.truncated(rank)
     reason = f"truncated to rank {rank} of {layer.rank.rank}, relative error {error:.2g}; {layer.told}"
-    return Choice(form="recompressed", reason=reason, components=rank, made=made, truncation=error, truncated_to=rank)
+    return Choice(
+        form=FormKind.RECOMPRESSED,
+        reason=reason,
+        components=rank,
+        made=made,
+        truncation=error,
+        truncated_to=rank,
+    )
 
 
 def literal(layer: Layer, *, keep_masks: bool, note: str = "") -> Choice:
     """The form of the source's own V and U."""
     factors = layer.factors
     kept = factors.components if keep_masks else max(factors.live, 1)
-    form = "factorized+delta" if layer.delta == "kept" else "factorized"
-    return Choice(form=form, reason=layer.told + note, components=kept)
+    return Choice(form=FormKind.literal(layer.delta), reason=layer.told + note, components=kept)

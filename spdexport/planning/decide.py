@@ -11,6 +11,7 @@ from spdexport.conv import ConvSite, Skipped
 from spdexport.cost import CostModel, MacsCost, ParameterCost
 from spdexport.errors import UsageError
 from spdexport.factors import Factors, break_even, delta_is_rounding, delta_ratio
+from spdexport.forms import DeltaUse, FormKind
 from spdexport.planning.candidates import Choice, Layer, cheapest, literal, truncation
 from spdexport.planning.patterns import check_patterns, matches
 from spdexport.planning.plan import Decision, Delta, FormChoice, LayerPlan, Objective, Plan, PlanOptions
@@ -108,7 +109,7 @@ def _untouched(site: ConvSite, reason: str) -> LayerPlan:
         name=site.name,
         kind=site.spec.kind,
         geometry=site.spec.describe(),
-        form="dense",
+        form=FormKind.DENSE,
         components=None,
         live=None,
         rank=None,
@@ -116,7 +117,7 @@ def _untouched(site: ConvSite, reason: str) -> LayerPlan:
         macs_before=macs,
         macs_after=macs,
         delta_ratio=None,
-        delta="none",
+        delta=DeltaUse.NONE,
         masked=False,
         reason=reason,
         params_before=parameters,
@@ -129,11 +130,11 @@ def _decide(
 ) -> Decision:
     spec, masked = site.spec, factors.mask is not None
     if delta_is_rounding(site.weight, factors, spec):
-        what = "none"
+        what = DeltaUse.NONE
     elif options.delta is Delta.KEEP or (options.delta is Delta.AUTO and not masked):
-        what = "kept"
+        what = DeltaUse.KEPT
     else:
-        what = "dropped"
+        what = DeltaUse.DROPPED
     layer = Layer.of(site, factors, what)
     recorded = None if record is None else _recorded(layer, record)
     if record is not None:
@@ -143,7 +144,7 @@ def _decide(
     dense = cost.dense_shape(site)
     shape = dense
     if choice.components is not None:
-        shape = cost.pair_shape(site, choice.components, name=choice.form, delta=choice.form == "factorized+delta")
+        shape = cost.pair_shape(site, choice.components, choice.form)
     macs = cost.shape_macs(site, shape)
     gain = None if recorded is None else recorded.gain
     if options.form is FormChoice.AUTO and not options.truncates and record is None:
@@ -180,7 +181,7 @@ def _decide(
 
 def _mask_size(factors: Factors, choice: Choice, options: PlanOptions) -> int:
     """The numbers of a mask that stays visible."""
-    visible = options.keep_masks and choice.form.startswith("factorized") and factors.mask is not None
+    visible = options.keep_masks and choice.form.is_literal and factors.mask is not None
     return factors.effective_mask.size if visible else 0
 
 
@@ -211,8 +212,8 @@ def _choose(layer: Layer, options: PlanOptions, model: CostModel) -> Choice:
     if rank is not None and rank < layer.rank.rank:
         choice = truncation(layer, rank)
         if options.form is FormChoice.DENSE:
-            return replace(choice, form="dense", components=None)
+            return replace(choice, form=FormKind.DENSE, components=None)
         return choice
     if options.form is FormChoice.DENSE:
-        return Choice(form="dense", reason="--form dense")
+        return Choice(form=FormKind.DENSE, reason="--form dense")
     return literal(layer, keep_masks=options.keep_masks, note="; its mask stays visible" if visible else "")

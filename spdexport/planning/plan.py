@@ -10,7 +10,7 @@ import numpy as np
 
 from spdexport.cost import LANE_WIDTH
 from spdexport.factors import Factors, delta, effective_weight, masked_weight
-from spdexport.forms import Form, GateMode, RunTime, dense, factorized, variable_form
+from spdexport.forms import DeltaUse, Form, FormKind, GateMode, RunTime, dense, factorized, variable_form
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -97,7 +97,7 @@ class Weighed:
         cost: In the unit of the plan's cost model.
     """
 
-    form: str
+    form: FormKind
     components: int | None
     cost: float
 
@@ -131,8 +131,7 @@ class LayerPlan:
         name: As ``ConvSite.name``.
         kind: ``conv2d``, ``linear``, ...
         geometry: ``ConvSpec.describe()``.
-        form: ``dense``, ``factorized``, ``factorized+delta``, ``recompressed`` (V and U made anew from the effective
-            weight) or ``constant`` (the effective weight is zero: the output is the bias).
+        form: Its kind.
         components: C as the source has it; None for a layer without factors.
         live: Components whose mask is not zero.
         rank: The numerical rank of the effective weight, before any truncation.
@@ -140,7 +139,7 @@ class LayerPlan:
         macs_before: Multiply-accumulates of the dense layer, for one sample.
         macs_after: Those of the form.
         delta_ratio: Norm of the weight delta over the weight's norm.
-        delta: ``kept``, ``dropped``, or ``none`` where it is only rounding or there are no factors.
+        delta: What became of the weight delta.
         masked: Whether a mask names the layer.
         reason: Why this form, in one clause.
         kept: Components of the V and U that stand in the model, in each group; None where none do.
@@ -155,7 +154,7 @@ class LayerPlan:
     name: str
     kind: str
     geometry: str
-    form: str
+    form: FormKind
     components: int | None
     live: int | None
     rank: int | None
@@ -163,7 +162,7 @@ class LayerPlan:
     macs_before: int
     macs_after: int
     delta_ratio: float | None
-    delta: str
+    delta: DeltaUse
     masked: bool
     reason: str
     kept: int | None = None
@@ -206,9 +205,9 @@ class Decision:
         One that is only rounding is in no form. It belongs to the layer's own weight, which stands as it is without a
         mask; with one it does not count, or components that are all masked out would leave it behind.
         """
-        if self.layer.delta == "none":
+        if self.layer.delta is DeltaUse.NONE:
             return self.factors is None or self.factors.mask is None
-        return self.layer.delta == "kept"
+        return self.layer.delta is DeltaUse.KEPT
 
     @property
     def changes(self) -> bool:
@@ -234,17 +233,17 @@ class Decision:
         """The form that the plan names; None where the layer stays as it is."""
         if self.factors is None:
             return None
-        if self.layer.form == "dense":
+        if self.layer.form is FormKind.DENSE:
             return self.dense_form()
-        if self.layer.form == "recompressed":
+        if self.layer.form is FormKind.RECOMPRESSED:
             assert self.made is not None, "the plan made them"
-            return replace(factorized(self.site.spec, self.made, self.site.bias), name="recompressed")
-        if self.layer.form == "constant":
+            return replace(factorized(self.site.spec, self.made, self.site.bias), name=FormKind.RECOMPRESSED)
+        if self.layer.form is FormKind.CONSTANT:
             # One zero component: ONNX has no convolution without channels.
             nothing = masked_out(self.site)
-            return replace(factorized(self.site.spec, nothing, self.site.bias), name="constant")
+            return replace(factorized(self.site.spec, nothing, self.site.bias), name=FormKind.CONSTANT)
         kept: Array | None = None
-        if self.layer.delta == "kept":
+        if self.layer.delta is DeltaUse.KEPT:
             kept = delta(self.site.weight, self.factors, self.site.spec).astype(self.site.weight.dtype)
         if self.run_time is not None:
             return variable_form(

@@ -9,22 +9,23 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from spdexport.errors import PlanError
 from spdexport.files.reading import reading
 from spdexport.files.sniff import read_text
+from spdexport.forms import DeltaUse, FormKind
 from spdexport.names import did_you_mean
 from spdexport.planning.plan import SCHEMA_VERSION, Delta, FormChoice, Gain, Objective, PlanOptions, Weighed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from enum import StrEnum
     from pathlib import Path
 
     from spdexport.conv import ConvSite
 
-FORMS = ("dense", "factorized", "factorized+delta", "recompressed", "constant")
+Word = TypeVar("Word", bound=StrEnum)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +49,10 @@ class LayerRecord:
     name: str
     kind: str
     geometry: str
-    form: str
+    form: FormKind
     components: int | None
     kept: int | None
-    delta: str
+    delta: DeltaUse
     truncated_to: int | None
     reason: str
     weighed: tuple[Weighed, ...]
@@ -172,15 +173,11 @@ def _finite(value: Any) -> Any:
 
 def _layer(entry: object) -> LayerRecord:
     layer = _mapping(entry)
-    name, kind, geometry, form, delta, reason = (
-        _of(layer, key, str) for key in ("name", "kind", "geometry", "form", "delta", "reason")
-    )
-    if form not in FORMS:
-        raise ValueError(f"layer {name!r} has the unknown form {form!r}")
-    if delta not in ("kept", "dropped", "none"):
-        raise ValueError(f"the delta of layer {name!r} is {delta!r}")
+    name, kind, geometry, reason = (_of(layer, key, str) for key in ("name", "kind", "geometry", "reason"))
+    form = _one_of(FormKind, layer.get("form"), f"layer {name!r} has the unknown form")
+    delta = _one_of(DeltaUse, layer.get("delta"), f"the delta of layer {name!r} is")
     kept, components = (_count(layer, key) for key in ("kept", "components"))
-    if form == "recompressed" and kept is None:
+    if form is FormKind.RECOMPRESSED and kept is None:
         raise ValueError(f"layer {name!r} is recompressed, and its rank is missing")
     return LayerRecord(
         name=name,
@@ -198,7 +195,8 @@ def _layer(entry: object) -> LayerRecord:
 
 
 def _weighed(found: Mapping[str, Any]) -> Weighed:
-    return Weighed(form=_of(found, "form", str), components=_count(found, "components"), cost=_number(found, "cost"))
+    form = _one_of(FormKind, found.get("form"), "it weighed the unknown form")
+    return Weighed(form=form, components=_count(found, "components"), cost=_number(found, "cost"))
 
 
 def _gain(found: Mapping[str, Any]) -> Gain:
@@ -209,6 +207,17 @@ def _gain(found: Mapping[str, Any]) -> Gain:
         paying_rank=_count(found, "paying_rank"),
         paying_error=None if error is None else _number(found, "paying_error"),
     )
+
+
+def _one_of(words: type[Word], value: object, what: str) -> Word:
+    """Return the member of an enumeration that a text is.
+
+    Raises:
+        ValueError: It is none of them; the message is ``what`` with the value behind it.
+    """
+    if not isinstance(value, str) or value not in set(words):
+        raise ValueError(f"{what} {value!r}")
+    return words(value)
 
 
 def _cost(found: Mapping[str, Any]) -> tuple[str, str]:

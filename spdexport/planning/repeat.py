@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from spdexport.forms import FormKind
 from spdexport.lowrank import recompressed
 from spdexport.planning.candidates import Choice, literal, truncation
 
@@ -26,11 +27,11 @@ def repeated(layer: Layer, recorded: LayerRecord | None, record: PlanRecord, *, 
         PlanError: The form does not compute this layer, and the plan must fit.
     """
     if recorded is None:
-        return Choice(form="dense", reason="the plan does not fit this layer")
+        return Choice(form=FormKind.DENSE, reason="the plan does not fit this layer")
     if recorded.truncated_to is not None:
         choice = truncation(layer, min(recorded.truncated_to, layer.rank.full))
-        if recorded.form == "dense":
-            choice = replace(choice, form="dense", components=None)
+        if recorded.form is FormKind.DENSE:
+            choice = replace(choice, form=FormKind.DENSE, components=None)
         return replace(choice, reason=recorded.reason, weighed=recorded.weighed)
     choice = _exact(layer, recorded, keep_masks=keep_masks)
     wanted = (recorded.form, recorded.kept)
@@ -45,15 +46,15 @@ def repeated(layer: Layer, recorded: LayerRecord | None, record: PlanRecord, *, 
 
 def _exact(layer: Layer, recorded: LayerRecord, *, keep_masks: bool) -> Choice:
     """The form that was written down, as far as it computes the effective weight to rounding."""
-    if recorded.form == "recompressed":
+    if recorded.form is FormKind.RECOMPRESSED:
         assert recorded.kept is not None, "reading the plan saw to it"
         rank = replace(layer.rank, rank=min(recorded.kept, layer.rank.full))
         # More components are added where those of the plan do not hold the weight.
         found = recompressed(layer.weight, layer.site.spec, layer.site.weight.dtype, rank)
         assert found is not None, "every rank pays"
-        return Choice(form="recompressed", reason="", components=found[1].components, made=found[1])
-    if recorded.form == "constant" and not layer.weight.any():
-        return Choice(form="constant", reason="", components=1)
-    if recorded.form.startswith("factorized"):
+        return Choice(form=FormKind.RECOMPRESSED, reason="", components=found[1].components, made=found[1])
+    if recorded.form is FormKind.CONSTANT and not layer.weight.any():
+        return Choice(form=FormKind.CONSTANT, reason="", components=1)
+    if recorded.form.is_literal:
         return literal(layer, keep_masks=keep_masks)
-    return Choice(form="dense", reason="")
+    return Choice(form=FormKind.DENSE, reason="")

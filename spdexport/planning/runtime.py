@@ -10,7 +10,7 @@ import numpy as np
 from spdexport import cost
 from spdexport.conv import Skipped
 from spdexport.errors import UsageError
-from spdexport.forms import GateMode, Role, RunTime, RuntimeInput, VariableMask
+from spdexport.forms import DeltaUse, FormKind, GateMode, Role, RunTime, RuntimeInput, VariableMask
 from spdexport.names import count, layer_of_call
 from spdexport.planning.patterns import check_patterns, matches
 
@@ -123,7 +123,7 @@ def _with_runtime(decision: Decision, options: RuntimeOptions, gates: Mapping[st
         shows_activation=options.activations,
     )
     delta_mask = None
-    if options.delta_masks and decision.layer.delta == "kept" and is_input:
+    if options.delta_masks and decision.layer.delta is DeltaUse.KEPT and is_input:
         delta_mask = VariableMask(layer=layer, input=given(Role.DELTA_MASK))
     run_time = RunTime(mask=mask, delta_mask=delta_mask, routing=given(Role.ROUTING) if options.routing else None)
     return _literal(replace(decision, run_time=run_time, made=None))
@@ -134,8 +134,8 @@ def _literal(decision: Decision) -> Decision:
     assert decision.factors is not None, "only layers with components have masks"
     assert decision.run_time is not None, "it was just decided"
     site, components = decision.site, decision.factors.components
-    form = "factorized+delta" if decision.layer.delta == "kept" else "factorized"
-    shape = cost.pair_shape(site, components, name=form, delta=decision.layer.delta == "kept")
+    form = FormKind.literal(decision.layer.delta)
+    shape = cost.pair_shape(site, components, form)
     routed = cost.shape_macs(site, cost.dense_shape(site)) if decision.run_time.routing is not None else 0
     layer = replace(
         decision.layer,

@@ -21,7 +21,7 @@ from torch.nn import functional
 from spdexport.arrays import to_numpy
 from spdexport.conv import stored_weight
 from spdexport.factors import delta, v_filters
-from spdexport.forms import GateMode
+from spdexport.forms import DeltaUse, GateMode
 from spdexport.gates import evaluate as evaluate_gate
 from spdexport.reference.torch_reference import Noise, evaluate
 
@@ -179,7 +179,7 @@ def layer_output(
     y = torch.einsum("...gc,gco->...go", masked, blocks).flatten(-2)
     if site.bias is not None:
         y = y + torch.from_numpy(site.bias.astype(np.float64))
-    if decision.layer.delta == "kept":
+    if decision.layer.delta is DeltaUse.KEPT:
         rest = _last(convolve(data, torch.from_numpy(delta(site.weight, factors, spec)), spec), spec)
         if run_time.delta_mask is not None and run_time.delta_mask.input is not None:
             rest = rest * _given(run_time.delta_mask.input, given, y.ndim)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Interpreter
 
+from spdexport.rewrite.constants import changed_in_place
 from spdexport.rewrite.torch_graph import CONVOLUTIONS, arguments, operands
 
 if TYPE_CHECKING:
@@ -124,18 +125,8 @@ def _operands(program: ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[s
     users = iter(flat)
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
     ordered = [values[node.name] if node.name in values else next(users) for node in placeholders]
-    if not _changes_in_place(program):
-        return ordered
-    parameters = set(signature.inputs_to_parameters)
-    return [
-        value if node.name in parameters else runner.own(value)
-        for node, value in zip(placeholders, ordered, strict=True)
-    ]
-
-
-def _changes_in_place(program: ExportedProgram) -> bool:
-    targets = [node.target for node in program.graph.nodes]
-    return any(isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable for target in targets)
+    written = changed_in_place(program.graph)
+    return [runner.own(value) if node in written else value for node, value in zip(placeholders, ordered, strict=True)]
 
 
 class _Runner(Interpreter):

@@ -11,6 +11,7 @@ from rich.text import Text
 from spdexport import __version__
 from spdexport.names import count
 from spdexport.report.numbers import ratio
+from spdexport.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,7 +57,7 @@ def table(result: Ablations, *, shown: int | None) -> Table:
         effect = one.effect
         assert effect is not None, "only those with an effect are ranked"
         made.add_row(
-            Text(one.components.name),
+            Text(one_line(one.components.name)),
             ratio(effect.kl),
             "-" if effect.top_changed is None else f"{effect.top_changed:.1%}",
             ratio(effect.change),

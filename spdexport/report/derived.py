@@ -9,6 +9,7 @@ from rich.text import Text
 
 from spdexport.importance.statistics import Measure
 from spdexport.names import count
+from spdexport.text import one_line
 
 if TYPE_CHECKING:
     from spdexport.importance.result import DerivedMasks
@@ -46,7 +47,7 @@ def table(result: DerivedMasks) -> Table:
     for layer in result.layers:
         found = layer.importances
         made.add_row(
-            Text(layer.name),
+            Text(one_line(layer.name)),
             str(layer.components),
             str(layer.live),
             f"{found.peak.max():.3g}",

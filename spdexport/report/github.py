@@ -15,11 +15,12 @@ from spdexport.report.numbers import ratio
 from spdexport.report.tables import words
 from spdexport.report.terminal import VERDICTS, what_is
 from spdexport.report.workflow_commands import annotation
+from spdexport.speech import command, say
 from spdexport.text import printable
 from spdexport.verification.result import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from spdexport.report.common import Result
     from spdexport.verification.result import Verification
@@ -34,19 +35,23 @@ _LEVELS = {Status.FAIL: "error", Status.INCONCLUSIVE: "warning"}
 _MARKS = {Status.PASS: "✅", Status.FAIL: "❌", Status.INCONCLUSIVE: "⚠️", Status.NOT_RUN: "⚪"}
 
 
-def tell(result: Result, say: Callable[[str], object]) -> None:
+def tell(result: Result) -> None:
     """Annotate the run with a result, and add the result to the summary of the job where it has one.
 
-    Args:
-        result: What a command gives.
-        say: Prints a line on standard output, which the runner reads.
+    A summary that cannot be written is warned of: the verdict does not depend on it.
     """
-    for command in commands(result):
-        say(command)
+    for line in commands(result):
+        command(line)
     path = os.environ.get("GITHUB_STEP_SUMMARY")
-    if path:
+    if not path:
+        return
+    try:
         with Path(path).open("a", encoding="utf-8") as file:
             file.write(summary(result))
+    except OSError as error:
+        what = f"The summary of the job cannot be written: {error.strerror or error}."
+        say(f"warning: {what} $GITHUB_STEP_SUMMARY is {path}.", err=True)
+        command(annotation("warning", "spdexport", f"{what}\n{path}"))
 
 
 def commands(result: Result) -> list[str]:

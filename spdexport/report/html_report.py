@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-
 from spdexport import __version__
 from spdexport.ablation.ablate import Ablations
 from spdexport.pipeline import Conversion, Inspection
@@ -21,13 +19,15 @@ from spdexport.report.explain import (
 )
 from spdexport.report.json_report import to_json
 from spdexport.report.numbers import below, ratio, short, some
+from spdexport.report.pages import page_environment
 from spdexport.report.picture import draw
 from spdexport.report.tables import words
 from spdexport.report.terminal import VERDICTS, version_texts, what_is
-from spdexport.text import printable
 from spdexport.verification.result import Status, Verification
 
 if TYPE_CHECKING:
+    import jinja2
+
     from spdexport.planning import Plan
     from spdexport.report.common import Result
 
@@ -47,15 +47,7 @@ def to_html(result: Result) -> str:
 
 
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("spdexport.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=lambda value: printable(value) if type(value) is str else value,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = page_environment()
     environment.filters.update(ratio=ratio, short=short)
     environment.globals["words"] = words
     return environment

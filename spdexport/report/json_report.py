@@ -17,6 +17,8 @@ from spdexport.pipeline import Conversion, Inspection
 from spdexport.report.ablations import ablations_json
 from spdexport.report.bench import bench_json
 from spdexport.report.derived import masks_json
+from spdexport.report.unfinished import SCHEMA_VERSION
+from spdexport.text import json_text
 from spdexport.verification.result import Status, Verification
 
 if TYPE_CHECKING:
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
     from spdexport.planning import Plan
     from spdexport.report.common import Result
     from spdexport.rewrite.fold_result import FoldedChain
-
-SCHEMA_VERSION = 1
 
 
 def to_json(result: Result) -> dict[str, Any]:
@@ -77,8 +77,8 @@ def write_json(report: Mapping[str, Any], path: Path) -> None:
 
 
 def as_text(report: Mapping[str, Any]) -> str:
-    """The report as indented JSON."""
-    return json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    """The report as indented JSON, in which nothing commands a terminal that shows it."""
+    return json_text(json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False)) + "\n"
 
 
 def _verified(

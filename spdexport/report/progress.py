@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.text import Text
+
+from spdexport.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from rich.console import Console
 
 
 @contextmanager
@@ -23,7 +26,7 @@ def progress_on(console: Console, *, verbose: bool, quiet: bool) -> Iterator[Cal
     """
 
     def line(step: str) -> None:
-        console.print(step, highlight=False, markup=False, soft_wrap=True)
+        console.print(Text(one_line(step)), highlight=False, soft_wrap=True)
 
     def nothing(_: str) -> None:
         pass
@@ -34,16 +37,6 @@ def progress_on(console: Console, *, verbose: bool, quiet: bool) -> Iterator[Cal
         yield line
     elif console.is_terminal:
         with console.status("starting") as status:
-            yield lambda step: status.update(_escaped(step))
+            yield lambda step: status.update(Text(one_line(step)))
     else:
         yield nothing
-
-
-def standard_error() -> Console:
-    """A console on standard error as it is now, wherever ``sys.stderr`` leads later."""
-    return Console(file=sys.stderr)
-
-
-def _escaped(step: str) -> str:
-    """Text that rich does not read as markup: layer and input names may hold brackets."""
-    return step.replace("[", r"\[")

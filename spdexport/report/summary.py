@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from spdexport.forms import DeltaUse, FormKind
 from spdexport.names import count, layer_of_call
 from spdexport.planning import ENERGY, FormChoice, Objective
 from spdexport.report.numbers import below, short, some
@@ -51,7 +52,7 @@ def gains(plan: Plan) -> list[str]:
     if not weighed or plan.options.form is not FormChoice.AUTO:
         return []
     said = []
-    if all(layer.form == "dense" for layer in plan.layers):
+    if all(layer.form is FormKind.DENSE for layer in plan.layers):
         numbers = ", ".join(f"{x.name} {x.live} live, break-even {below(x.break_even)}" for x in weighed[:_SHOWN])
         more = f", and {len(weighed) - _SHOWN} more" if len(weighed) > _SHOWN else ""
         said.append(f"Exact pruning gains nothing here: every layer is cheapest dense ({numbers}{more}).")
@@ -79,7 +80,7 @@ def dearer(plan: Plan, *, verbose: bool) -> str:
         return ""
     names = some([layer.name for layer in found], len(found) if verbose else _SHOWN)
     why = "their live components are above the break-even number"
-    if any(layer.delta == "kept" for layer in found):
+    if any(layer.delta is DeltaUse.KEPT for layer in found):
         why += ", or their delta is kept beside V and U"
     if plan.exactly_gated:
         why += ", and exact gates read the dense model beside them"

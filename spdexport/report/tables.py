@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from spdexport.forms import DeltaUse, FormKind
 from spdexport.names import count
 from spdexport.report.explain import edge_reason
 from spdexport.report.numbers import below, ratio, short
+from spdexport.text import one_line
 from spdexport.verification.result import EdgeResult, Status
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ def converted_layers(layers: Sequence[LayerPlan], *, verbose: bool) -> Table:
     seen = shown(layers, verbose=verbose)
     for layer in seen:
         table.add_row(
-            Text(layer.name),
+            Text(one_line(layer.name)),
             layer.geometry,
             *([_form(layer)] if len(forms) > 1 else []),
             _number(layer.components),
@@ -91,7 +93,7 @@ def inspected_layers(layers: Sequence[LayerPlan]) -> Table:
         table.add_column(header, justify="right", no_wrap=True)
     for layer in layers:
         table.add_row(
-            Text(layer.name),
+            Text(one_line(layer.name)),
             layer.geometry,
             _number(layer.components),
             _number(layer.live),
@@ -113,7 +115,10 @@ def edges(results: Sequence[EdgeResult]) -> Table:
     for edge in results:
         name = f"{edge.edge} ({edge.provider})" if edge.provider else edge.edge
         table.add_row(
-            Text(name), Text(words(edge.status), STYLES[edge.status]), ratio(edge.noise_ratio), Text(edge_reason(edge))
+            Text(one_line(name)),
+            Text(words(edge.status), STYLES[edge.status]),
+            ratio(edge.noise_ratio),
+            Text(one_line(edge_reason(edge))),
         )
     return table
 
@@ -132,7 +137,7 @@ def more_below(layers: Sequence[LayerPlan], *, verbose: bool) -> str:
 
 def _table(names: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
-    longest = max(map(len, names), default=0)
+    longest = max((len(one_line(name)) for name in names), default=0)
     table.add_column("layer", overflow="fold", min_width=min(longest, _UNFOLDED))
     table.add_column("geometry", overflow="fold")
     return table
@@ -150,11 +155,11 @@ def _number(value: int | None) -> str:
 
 def _delta(layer: LayerPlan, *, alike: bool) -> str:
     """The ratio and what became of it, unless the legend tells; a delta that is only rounding is none."""
-    if layer.delta == "none":
+    if layer.delta is DeltaUse.NONE:
         return "none"
     return ratio(layer.delta_ratio) if alike else f"{ratio(layer.delta_ratio)} {layer.delta}"
 
 
 def _form(layer: LayerPlan) -> str:
     """The form in a few characters: ``rank 12`` for V and U that were made anew."""
-    return f"rank {layer.kept}" if layer.form == "recompressed" else layer.form.replace("+", " +")
+    return f"rank {layer.kept}" if layer.form is FormKind.RECOMPRESSED else layer.form.replace("+", " +")

@@ -7,7 +7,6 @@ import shlex
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
@@ -18,15 +17,17 @@ from spdexport.measuring.bench import Bench
 from spdexport.names import count
 from spdexport.pipeline import Conversion, Inspection
 from spdexport.report import ablations, bench, derived, summary, tables
+from spdexport.report.console import SafeConsole, standard_console
 from spdexport.report.explain import advice, failing_layers, layer_reason, tolerance
 from spdexport.report.numbers import ratio, short, size, some
+from spdexport.text import one_line
 from spdexport.verification.result import Approximation, Status, Verification
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
 
     from spdexport.conv import Skipped
     from spdexport.planning import LayerPlan, Plan
@@ -60,15 +61,15 @@ class _Page:
 
     def line(self, text: str, style: str = "") -> None:
         """A paragraph."""
-        self.write(Text(text, style))
+        self.write(Text(one_line(text), style))
 
     def item(self, text: str) -> None:
         """A line of a list, with what is wrapped indented too."""
-        self.write(Padding(Text(text, overflow="fold"), (0, 0, 0, 2)))
+        self.write(Padding(Text(one_line(text), overflow="fold"), (0, 0, 0, 2)))
 
     def literal(self, text: str) -> None:
         """A path, hash or command, which stays on one line so that it can be copied."""
-        self.write(Text(f"  {text}"), wrap=False)
+        self.write(Text(f"  {one_line(text)}"), wrap=False)
 
     def heading(self, text: str) -> None:
         """The title of a section, after an empty line."""
@@ -86,7 +87,7 @@ def show(result: Result, *, verbose: bool = False, quiet: bool = False, console:
             is shown as always.
         console: Where to; standard output if None.
     """
-    page = _Page(console or Console(), verbose=verbose)
+    page = _Page(console or standard_console(), verbose=verbose)
     if isinstance(result, Bench):
         _bench(page, result)
         return
@@ -127,7 +128,7 @@ def _own_notes(result: Conversion | Inspection | Folding | Verification) -> Sequ
 def as_text(result: Result, *, width: int) -> str:
     """A result as `show` prints it, in plain text whatever the environment says of colours."""
     file = io.StringIO()
-    show(result, console=Console(file=file, width=width, force_terminal=False, color_system=None))
+    show(result, console=SafeConsole(file=file, width=width, force_terminal=False, color_system=None))
     return file.getvalue().strip()
 
 

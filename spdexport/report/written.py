@@ -1,62 +1,128 @@
-"""The reports that are files: opened before the work, written after it, whatever the verdict is."""
+"""The reports that are files: begun before the work, and finished with its result or with what went wrong."""
 
 from __future__ import annotations
 
 import contextlib
 from typing import TYPE_CHECKING
 
-from spdexport.errors import UsageError
+from spdexport.errors import OutputError, SpdExportError
 from spdexport.files.atomic import RejectedError, replacing
+from spdexport.report.unfinished import FORMATS, NOT_OVER, Failure, unfinished
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from spdexport.report.common import Result
 
 
-@contextlib.contextmanager
-def report_files(
-    asked: Mapping[str, Path | None], others: Sequence[Path | None]
-) -> Iterator[Callable[[Result], str | None]]:
-    """Yield the function that writes the reports of a result.
+class ReportFiles:
+    """The reports of one run.
 
-    A file that exists is replaced only by a whole new one, at the end of the block; an error leaves all as they were.
+    A file of an earlier run is replaced before the work by one that tells that there is no result yet. So whatever
+    ends this run, a power cut too, what is read from the file is never the result of another one.
+    """
+
+    def __init__(self, asked: Mapping[str, Path | None]) -> None:
+        """Take the files.
+
+        Args:
+            asked: A path for ``report``, ``junit``, ``html`` and ``repro``, or None, by the option's name.
+        """
+        self._asked = {option: path for option, path in asked.items() if path is not None}
+        self._begun: dict[str, Path] = {}
+
+    def begin(self) -> None:
+        """Write into each report that there is no result yet, and see that the worst input can be saved.
+
+        Raises:
+            SpdExportError: A file cannot be written; the others are begun all the same.
+        """
+        first: SpdExportError | None = None
+        for option, path in self._asked.items():
+            try:
+                if option in FORMATS:
+                    write_text(path, unfinished(option, NOT_OVER))
+                    self._begun[option] = path
+                else:
+                    # Not begun as the others are: it is no result, and where nothing ran, there is none to save.
+                    with contextlib.suppress(RejectedError), replacing(path):
+                        raise RejectedError(path)
+            except SpdExportError as error:
+                first = first or error
+        if first is not None:
+            raise first
+
+    def finish(self, result: Result) -> tuple[str | None, OutputError | None]:
+        """Write the result into every file.
+
+        Returns:
+            What the user should know about the files, or None; and the first error, or None. A file that could be
+            written is, whatever became of the others.
+        """
+        remark: str | None = None
+        first: OutputError | None = None
+        for option, path in self._asked.items():
+            try:
+                if option == "repro":
+                    remark = _write_repro(result, path)
+                else:
+                    write_text(path, _text(option, result))
+                    del self._begun[option]
+            except SpdExportError as error:
+                # When the work began, all of them could be written, so that the command line is not at fault.
+                first = first or OutputError(error.what, where=error.where, hint=error.hint)
+        return remark, first
+
+    def fail(self, failure: Failure) -> list[str]:
+        """Write into each report that was begun, and has no result, why.
+
+        Returns:
+            What the user should know about files that could not be written.
+        """
+        return fail_reports(self._begun, failure)
+
+
+def fail_reports(files: Mapping[str, Path], failure: Failure) -> list[str]:
+    """Write into reports why there is no result.
 
     Args:
-        asked: A path for ``report``, ``junit``, ``html`` and ``repro``, or None, by the option's name.
-        others: Files of the same command, which no report may overwrite.
+        files: By the option's name.
+        failure: What went wrong.
 
-    Yields:
-        Takes the result, and returns what the user should know about the files; None if nothing.
+    Returns:
+        What the user should know about files that could not be written.
+    """
+    return [said for option, path in files.items() for said in _fail_one(option, path, failure)]
+
+
+def _fail_one(option: str, path: Path, failure: Failure) -> Iterator[str]:
+    try:
+        write_text(path, unfinished(option, failure))
+    except SpdExportError as error:
+        yield f"{path} does not tell of this error, and what it holds is of no use: {error.what}"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a report; an existing file is replaced only by a whole new one.
 
     Raises:
-        UsageError: A report cannot be written, or would overwrite another file.
+        SpdExportError: The file cannot be written.
     """
-    wanted = {option: path for option, path in asked.items() if path is not None}
-    taken = [path.resolve() for path in others if path]
-    for option, path in wanted.items():
-        if path.resolve() in taken:
-            raise UsageError("The report would overwrite another file.", where=f"--{option} {path}", hint="Rename it.")
-        taken.append(path.resolve())
-    repro = wanted.pop("repro", None)
-    if repro is not None:
-        _try(repro)
-    with contextlib.ExitStack() as stack:
-        files = {option: stack.enter_context(replacing(path)) for option, path in wanted.items()}
-
-        def write(result: Result) -> str | None:
-            for option, file in files.items():
-                file.write_text(_text(option, result), encoding="utf-8")
-            return None if repro is None else _write_repro(result, repro)
-
-        yield write
+    with _told(path), replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
-def _try(path: Path) -> None:
-    """Tell at once whether a file can be written that may not be written in the end."""
-    with contextlib.suppress(RejectedError), replacing(path):
-        raise RejectedError(path)
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"The report cannot be written: {error.strerror or error}.",
+            where=str(path),
+            hint="Make room or get permission, or name another file.",
+        ) from error
 
 
 def _text(option: str, result: Result) -> str:
@@ -81,5 +147,6 @@ def _write_repro(result: Result, path: Path) -> str | None:
     verification = verification_of(result)
     if verification is None or verification.worst is None:
         return f"{path} was not written: ONNX Runtime ran on no input, so that there is none to save"
-    write_repro(verification.worst, path)
+    with _told(path):
+        write_repro(verification.worst, path)
     return None

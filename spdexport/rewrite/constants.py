@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,14 +15,15 @@ if TYPE_CHECKING:
 class Constants:
     """Parameters, buffers and constants of a program, and everything that is computed from them alone.
 
-    A buffer that the program changes is not constant.
+    What the program changes is not constant: a buffer that its signature names, and whatever shares memory with what an
+    in-place operator writes to, before the operator or behind it.
     """
 
     def __init__(self, program: ExportedProgram) -> None:
         signature = program.graph_signature
         changed = set(signature.buffers_to_mutate.values())
         # In-place operators that torch.export left in the graph are not in the signature.
-        written = {source.name for node in program.graph.nodes for source in _written(node)}
+        self._written = {node.name for node in changed_in_place(program.graph)}
         self._targets: dict[str, str] = {}
         self._tensors: dict[str, torch.Tensor] = {}
         for spec in signature.input_specs:
@@ -29,7 +31,7 @@ class Constants:
                 continue
             if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
                 name = spec.arg.name
-                if name in written:
+                if name in self._written:
                     continue
                 stored = program.state_dict.get(spec.target)
                 tensor = program.constants.get(spec.target) if stored is None else stored
@@ -53,6 +55,7 @@ class Constants:
             else:
                 known = (
                     node.op == "call_function"
+                    and node.name not in self._written
                     and isinstance(node.target, torch._ops.OpOverload)
                     and torch.Tag.nondeterministic_seeded not in node.target.tags
                     and not node.target._schema.is_mutable
@@ -74,10 +77,34 @@ class Constants:
             return node.target(*args, **kwargs)  # type: ignore[operator,no-any-return]
 
 
-def _written(node: torch.fx.Node) -> list[torch.fx.Node]:
-    """The values that an in-place operator writes to."""
-    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
-        return []
-    given = dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False)) | dict(node.kwargs)
-    changed = [given.get(a.name) for a in node.target._schema.arguments if a.alias_info and a.alias_info.is_write]
-    return [value for value in changed if isinstance(value, torch.fx.Node)]
+def is_in_place(node: torch.fx.Node) -> bool:
+    """Return whether an operator changes the numbers of one of its operands."""
+    schema = getattr(node.target, "_schema", None)
+    mutable = getattr(schema, "is_mutable", False)
+    return node.op == "call_function" and mutable and node.target is not torch.ops.aten.detach_.default
+
+
+def changed_in_place(graph: torch.fx.Graph) -> set[torch.fx.Node]:
+    """Return the nodes whose memory some operator of the graph writes to: what it is given, and what that is a view of.
+
+    A program of torch.export may still hold such operators, and its signature does not tell of them. Other views of the
+    same memory are computed from a node that is returned.
+    """
+    changed: set[torch.fx.Node] = set()
+    pending: list[Any] = []
+    for node in graph.nodes:
+        if is_in_place(node):
+            schema = node.target._schema
+            given = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | dict(node.kwargs)
+            pending += [given.get(a.name) for a in schema.arguments if a.alias_info and a.alias_info.is_write]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, list | tuple):
+            pending += node
+        elif isinstance(node, torch.fx.Node) and node not in changed:
+            changed.add(node)
+            returns = getattr(getattr(node.target, "_schema", None), "returns", ())
+            # An entry of a list of views, such as split gives, is a view as well.
+            if node.target is operator.getitem or any(value.alias_info is not None for value in returns):
+                pending += node.all_input_nodes
+    return changed

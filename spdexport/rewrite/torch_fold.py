@@ -10,12 +10,13 @@ import torch
 from torch.export.graph_signature import InputKind
 
 from spdexport.conv import stored_weight
+from spdexport.rewrite.constants import is_in_place
 from spdexport.rewrite.fold_result import chosen, folded_chain, unfit
 from spdexport.rewrite.match import Match, Search
 from spdexport.rewrite.torch_edit import ProgramEdit
 from spdexport.rewrite.torch_graph import PRODUCTS
 from spdexport.rewrite.torch_place import convolution, has_padding
-from spdexport.rewrite.torch_reader import TorchReader, is_in_place
+from spdexport.rewrite.torch_reader import TorchReader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

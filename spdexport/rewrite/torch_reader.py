@@ -70,7 +70,6 @@ class TorchReader:
 
     def __init__(self, program: ExportedProgram) -> None:
         self._constants = Constants(program)
-        self._changed = _changed_in_place(program.graph)
 
     def layer(self, node: Node) -> TorchStage | Unreadable | None:
         """A convolution, linear layer or matrix product."""
@@ -231,47 +230,13 @@ class TorchReader:
         """What an argument holds if it is the same for every input, else None; never write to it."""
         if isinstance(value, bool | int | float):
             return np.asarray(value)
-        if not isinstance(value, Node) or not self._constants.is_constant(value) or self._is_changed(value):
+        if not isinstance(value, Node) or not self._constants.is_constant(value):
             return None
         tensor = self._constants.value(value)
         return to_numpy(tensor) if isinstance(tensor, torch.Tensor) else None
-
-    def _is_changed(self, node: Node) -> bool:
-        return node in self._changed or any(self._is_changed(source) for source in node.all_input_nodes)
 
 
 def is_norm(node: Any) -> bool:
     """Whether a node is batch norm; of an operator that trains too, ``training`` tells."""
     norms = (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
     return isinstance(node, Node) and node.op == "call_function" and node.target in norms
-
-
-def is_in_place(node: Node) -> bool:
-    """Whether an operator changes the numbers of one of its operands."""
-    schema = getattr(node.target, "_schema", None)
-    return (
-        node.op == "call_function" and getattr(schema, "is_mutable", False) and node.target is not aten.detach_.default
-    )
-
-
-def _changed_in_place(graph: torch.fx.Graph) -> set[Node]:
-    """All nodes whose memory some operator of the graph writes to, views of it included.
-
-    A program of torch.export may still hold such operators, and its signature does not tell of them.
-    """
-    changed: set[Node] = set()
-    pending = []
-    for node in graph.nodes:
-        if is_in_place(node):
-            args = arguments(node)
-            written = [a.name for a in node.target._schema.arguments if a.alias_info and a.alias_info.is_write]
-            pending += [args[name] for name in written]
-    while pending:
-        node = pending.pop()
-        if not isinstance(node, Node) or node in changed:
-            continue
-        changed.add(node)
-        returns = getattr(getattr(node.target, "_schema", None), "returns", ())
-        if any(value.alias_info is not None for value in returns):
-            pending += node.all_input_nodes
-    return changed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ from spdexport.errors import ComponentsError
 from spdexport.files.hashing import sha256_file
 from spdexport.files.tensors import read_tensors
 from spdexport.sources.components import ComponentSet, paired
+from spdexport.sources.run_files import CHECKPOINT
 from spdexport.sources.spd_gates import Gates
 from spdexport.sources.spd_layouts import recognize
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
-
-_CHECKPOINT = re.compile(r"model_(?P<step>\d+)\.pth")
 
 
 def load_components(path: str | Path) -> ComponentSet:
@@ -55,7 +53,7 @@ def read_run(path: str | Path) -> ComponentSet | None:
         PickleRefusedError: Reading it would run code that it brings.
     """
     path = Path(path)
-    steps = {int(m["step"]): file for file in path.iterdir() if (m := _CHECKPOINT.fullmatch(file.name))}
+    steps = {int(m["step"]): file for file in path.iterdir() if (m := CHECKPOINT.fullmatch(file.name))}
     if not steps:
         return None
     # By number: as text, model_900 would come after model_4000.

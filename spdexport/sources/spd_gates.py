@@ -14,6 +14,7 @@ from spdexport.errors import ComponentsError
 from spdexport.files.reading import reading
 from spdexport.files.sniff import read_text
 from spdexport.gates import GateFunction, GateKind, GateLayer, Sigmoid
+from spdexport.sources.run_files import CONFIG
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     import torch
 
     from spdexport.sources.spd_layouts import Layout
-
-CONFIG = "final_config.yaml"
-"""The run's configuration, beside its checkpoints."""
 
 _CONFIG_HINT = "Copy it again, or remove it: only the causal-importance functions need it."
 _CONFIG_SIZE = 1 << 18

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from spdexport.arrays import to_numpy
-from spdexport.capture import eval_mode, unheard
+from spdexport.capture import call_module
 from spdexport.conv import stored_weight
 from spdexport.names import layer_of_call
 from spdexport.rewrite.torch_graph import PRODUCTS, module_path, operands, spatial_axes
@@ -23,19 +23,6 @@ if TYPE_CHECKING:
     from spdexport.conv import Array
     from spdexport.planning import Plan
     from spdexport.verification.inputs import Case
-
-
-def call_module(module: torch.nn.Module, replaced: Mapping[str, torch.Tensor], case: Case) -> Any:
-    """What the module returns, in eval mode, with other parameters in the place of some of its own.
-
-    The module itself may raise anything.
-    """
-    given = case.inputs.copied()
-    with eval_mode(module), torch.no_grad(), unheard(module):
-        if replaced:
-            # A weight that another part shares is not exchanged there, where the program does not either.
-            return torch.func.functional_call(module, dict(replaced), given.args, dict(given.kwargs), tie_weights=False)
-        return module(*given.args, **given.kwargs)
 
 
 def first_divergent_module(
@@ -65,7 +52,7 @@ def first_divergent_module(
         seen.setdefault(path, []).append(output.clone() if isinstance(output, torch.Tensor) else torch.empty(0))
 
     with _hooks(module, watch):
-        call_module(module, replaced, case)
+        call_module(module, case.inputs, replaced)
     last = {module_path(node): node.name for node in program.graph.nodes if node.op == "call_function"}
     values: dict[str, Array] = {
         last[path]: to_numpy(found[0]) for path, found in seen.items() if path in last and len(found) == 1

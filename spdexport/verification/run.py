@@ -12,6 +12,7 @@ import torch
 from torch.export.graph_signature import OutputKind, TensorArgument
 
 from spdexport.arrays import to_numpy
+from spdexport.capture import call_module
 from spdexport.factors import unit_rounding
 from spdexport.files.hashing import sha256_file
 from spdexport.reference.torch_reference import Noise, evaluate
@@ -21,7 +22,7 @@ from spdexport.verification.edge import Edge, not_run
 from spdexport.verification.inputs import Case, cases, feeds
 from spdexport.verification.locate import first_divergent_layer, first_divergent_value, layer_ratios
 from spdexport.verification.masks import mask_fault
-from spdexport.verification.module_calls import call_module, effective_parameters, first_divergent_module
+from spdexport.verification.module_calls import effective_parameters, first_divergent_module
 from spdexport.verification.per_layer import Patches, layer_results, read_in_program
 from spdexport.verification.removed import compare_trimmed
 from spdexport.verification.result import EdgeResult, Status, Verification
@@ -283,7 +284,7 @@ class _Run(Runner[Case]):
         elif self._expected is not None:
             trial = self._trial_of(self._subject.effective, case)
         try:
-            result = call_module(module, replaced, case)
+            result = call_module(module, case.inputs, replaced)
         # A module may raise anything; that it does where the program does not is the fault.
         except Exception as error:
             reason = f"the module fails where the program does not: {first_line(error)}"

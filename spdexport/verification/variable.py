@@ -9,7 +9,7 @@ import numpy as np
 
 from spdexport.arrays import to_numpy, to_torch
 from spdexport.factors import absorb_mask, delta, u_filters, unit_rounding, v_filters
-from spdexport.forms import Role
+from spdexport.forms import DeltaUse, Role
 from spdexport.names import layer_of_call
 from spdexport.reference.masked_reference import Masked, evaluate_masked
 from spdexport.reference.torch_reference import Noise
@@ -180,7 +180,7 @@ def factors_fault(file: ir.Model, plan: Plan) -> EdgeResult | None:
         spec, layer = decision.site.spec, layer_of_call(decision.site.name)
         factors = absorb_mask(decision.factors)
         parts = {"V": v_filters(factors, spec), "U": u_filters(factors, spec)}
-        if decision.layer.delta == "kept":
+        if decision.layer.delta is DeltaUse.KEPT:
             parts["delta"] = delta(decision.site.weight, decision.factors, spec)
         for part, right in parts.items():
             stored = file.graph.initializers.get(f"{layer}.{part}")

@@ -21,7 +21,7 @@ from spdexport.forms.compose import add, appends_pointwise, overlaps
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-quick = settings(deadline=None, max_examples=100)
+quick = settings(max_examples=100)
 
 
 @st.composite

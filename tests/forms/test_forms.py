@@ -14,7 +14,7 @@ from spdexport.forms import Form, Stage, compose, dense, factorized, fold_form
 from spdexport.forms.base import CannotComposeError
 from spdexport.lowrank import svd_factors
 
-quick = settings(deadline=None, max_examples=60)
+quick = settings(max_examples=60)
 
 
 def outputs(form: Form, x):

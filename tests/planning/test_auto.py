@@ -28,7 +28,7 @@ def output(form: Form, x: torch.Tensor) -> torch.Tensor:
     return sum(reduce(lambda value, stage: run(stage, value), chain, x) for chain in form.chains)  # type: ignore[return-value]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(specs(), st.data(), st.sampled_from([DENSE, PAIR, MacsCost(lane=1), MacsCost()]), st.sampled_from(list(Delta)))
 def test_auto_computes_what_the_literal_form_computes(
     spec: ConvSpec, data: st.DataObject, cost: object, delta: Delta

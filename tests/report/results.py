@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from spdexport.conv import ConvSite, ConvSpec, Skipped
+from spdexport.forms import DeltaUse, FormKind
 from spdexport.pipeline import Conversion, Inspection
 from spdexport.planning import Decision, LayerPlan, Plan, PlanOptions
 from spdexport.verification.result import Approximation, EdgeResult, LayerResult, Status, Verification, WorstCase
@@ -20,7 +21,8 @@ def layer(name="conv1", **changes):
         "delta": "dropped", "masked": True, "reason": "4 live of 8 components, break-even 6", "kept": 4,
         "params_before": 4640, "params_after": 2850,
     }  # fmt: skip
-    return LayerPlan(**{**fields, **changes})
+    made = {**fields, **changes}
+    return LayerPlan(**{**made, "form": FormKind(made["form"]), "delta": DeltaUse(made["delta"])})
 
 
 def dear(name="conv1", **changes):

@@ -57,14 +57,23 @@ def test_the_summary_does_not_grow_without_end():
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_tell(monkeypatch, tmp_path, there):
-    said = []
+def test_tell(monkeypatch, tmp_path, capsys, there):
     if there:
         (tmp_path / "summary.md").write_text("before\n")
         monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
-    tell(FAILED, said.append)
-    assert said == commands(FAILED)
+    tell(FAILED)
+    assert capsys.readouterr().out.splitlines() == commands(FAILED)
     if there:
         assert (tmp_path / "summary.md").read_text(encoding="utf-8") == f"before\n{summary(FAILED)}"
     else:
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_summary_that_cannot_be_written_is_a_warning(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "no" / "summary.md"))
+    tell(FAILED)
+    said = capsys.readouterr()
+    *first, last = said.out.splitlines()
+    assert first == commands(FAILED)
+    assert last.startswith("::warning title=spdexport::The summary of the job cannot be written: No such file")
+    assert said.err.startswith("warning: The summary of the job cannot be written: No such file or directory.")

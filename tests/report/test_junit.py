@@ -100,4 +100,4 @@ def test_no_time_is_invented():
 def test_names_that_nobody_vouches_for(name):
     root = ET.fromstring(to_junit(verification(layers=(check(name),))).encode())
     shown = root.find("testsuite[@name='spdexport.layers']/testcase").get("name")
-    assert shown == name.translate({0: "\ufffd", 0x1B: "\ufffd", 0xD800: "\ufffd"})
+    assert shown == name.translate({0: "\\x00", 0x1B: "\\x1b", 0xD800: "\\ud800"})

@@ -60,7 +60,7 @@ def on_runtime(before: onnx.ModelProto, after: onnx.ModelProto, inputs: dict[str
         np.testing.assert_allclose(found, right, rtol=0, atol=1e-4 * max(np.abs(right).max(), 1))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(networks())
 def test_nothing_changes_but_the_size(proto: onnx.ModelProto) -> None:
     removal, after = removed(proto)
@@ -75,7 +75,7 @@ def test_nothing_changes_but_the_size(proto: onnx.ModelProto) -> None:
     assert again.model is removal.model
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(networks())
 def test_what_is_kept_is_what_it_was(proto: onnx.ModelProto) -> None:
     proto = in_float64(proto)

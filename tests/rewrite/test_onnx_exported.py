@@ -19,7 +19,7 @@ def axes_of(draw: st.DrawFn, rank: int, count: int) -> list[int]:
     return [axis - total if draw(st.booleans()) else axis for axis in found]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data(), st.integers(1, 3), st.integers(1, 2), st.integers(1, 2))
 def test_two_are_one(data: st.DataObject, rank: int, inner: int, outer: int) -> None:
     shape = list(range(2, 2 + rank))

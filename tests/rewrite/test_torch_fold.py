@@ -80,7 +80,7 @@ def layers(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor]:
     return nn.Sequential(layer, nn.ReLU()), torch.randn(shape)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(layers(), st.booleans(), st.booleans())
 def test_folding_gives_back_the_program_that_was_factorized(
     layer: tuple[nn.Module, torch.Tensor], keep_mask: bool, keep_delta: bool

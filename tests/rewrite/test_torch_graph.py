@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from networks import CalledTwice, Functional, SmallNet
 from torch import nn
 
+import spdexport
 from spdexport.conv import ConvSite, ConvSpec, Skipped, stored_weight
+from spdexport.rewrite.torch_fold import fold_program
 from spdexport.rewrite.torch_graph import list_sites
+from spdexport.rewrite.torch_place import place_forms
 
 
 def sites_of(module: nn.Module, *args: torch.Tensor) -> tuple[tuple[ConvSite, ...], tuple[Skipped, ...]]:
@@ -183,6 +188,50 @@ class _Changing(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.weight.add_(1.0)
         return nn.functional.conv2d(x, self.weight)
+
+
+class _Writing(nn.Module):
+    """Writes to a view of its weight or its bias, in front of the convolution or behind it."""
+
+    def __init__(self, what: str, when: str) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3, 1, 1), requires_grad=False)
+        self.bias = nn.Parameter(torch.randn(4), requires_grad=False)
+        self.what, self.when = what, when
+
+    def write(self) -> None:
+        match self.what:
+            case "weight":
+                self.weight[0].zero_()
+            case "part":
+                self.weight.split(2)[1].add_(1.0)
+            case "bias":
+                self.bias.view(2, 2)[0].mul_(2.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.when == "before":
+            self.write()
+        y = nn.functional.conv2d(x, self.weight, self.bias)
+        if self.when == "after":
+            self.write()
+        return y
+
+
+@pytest.mark.parametrize("what", ["weight", "part", "bias"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_layer_is_left_alone_where_the_model_writes_to_its_memory(what: str, when: str, tmp_path: Path) -> None:
+    """Both readers of a graph know what is constant from one place: a layer of one is no fault of the other."""
+    module, x = _Writing(what, when), torch.randn(2, 3, 5, 5)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    conversion = spdexport.convert(nn.Sequential(module, nn.Conv2d(4, 4, 3)), tmp_path / "m.onnx", inputs=x)
+    assert conversion.verdict is spdexport.Status.PASS
+    assert [layer.name for layer in conversion.plan.layers] == ["1"]
+    (skipped,) = conversion.plan.skipped
+    assert "or the model changes it" in skipped.reason
+    # The model is called many times while it is verified, and keeps its numbers.
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    program = torch.export.export(module, (x,))
+    assert fold_program(place_forms(program, [])).folded == ()
 
 
 class _Scaled(nn.Module):

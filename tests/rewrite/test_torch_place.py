@@ -51,7 +51,7 @@ def convolutions(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor]:
     return layer, torch.randn(2, into, 9, 8, dtype=torch.float64)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(convolutions())
 def test_factorized_is_dense_in_float64_for_every_geometry(case: tuple[nn.Module, torch.Tensor]) -> None:
     layer, x = case
@@ -59,7 +59,7 @@ def test_factorized_is_dense_in_float64_for_every_geometry(case: tuple[nn.Module
     assert difference(factorize_all(program), program, x) < 1e-12
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(convolutions(), st.integers(0, 9), st.booleans(), st.booleans())
 def test_masks_and_deltas_are_the_effective_weight_in_float64(
     case: tuple[nn.Module, torch.Tensor], seed: int, keep_mask: bool, keep_delta: bool

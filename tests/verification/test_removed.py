@@ -16,7 +16,7 @@ from spdexport.rewrite.onnx_dead import remove_dead
 from spdexport.verification.removed import alive
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(networks())
 def test_every_removal_is_proved(proto: onnx.ModelProto) -> None:
     whole = ir.from_proto(proto)
@@ -24,7 +24,7 @@ def test_every_removal_is_proved(proto: onnx.ModelProto) -> None:
     assert fault is None, fault
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(networks(), st.data())
 def test_what_is_proved_computes_the_same(proto: onnx.ModelProto, data: st.DataObject) -> None:
     removal = remove_dead(ir.from_proto(proto))
