@@ -28,7 +28,6 @@ PROVIDERS = ("cpu", "cuda", "tensorrt")
 
 DESCRIBES = (
     "activation_outputs",
-    "allow_pickle",
     "components",
     "delta",
     "dynamic",
@@ -58,6 +57,7 @@ DESCRIBES = (
     "runtime_masks_per_location",
     "runtime_routing",
     "seed",
+    "trust",
 )
 """The options that are ``spdexport.Options``, by the names they have there."""
 
@@ -95,8 +95,23 @@ source_argument = click.argument("source", required=False, type=_PATH)
 seed_option = click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of every random number."
 )
-pickle_option = click.option(
-    "--allow-pickle", is_flag=True, help="Load pickled objects, which runs the code that they name."
+
+
+class _Renamed(click.Option):
+    """An option whose names other than the first are older ones, which work and are not shown."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        record = super().get_help_record(ctx)
+        return record and (self.opts[0], record[1])
+
+
+trust_option = click.option(
+    "--trust",
+    "--allow-pickle",
+    "trust",
+    cls=_Renamed,
+    is_flag=True,
+    help="Run code that the file brings: pickled objects, TorchScript with effects, programs that are no plain data.",
 )
 
 input_options = _together(
@@ -117,7 +132,7 @@ model_options = _together(
         help="A callable that returns the module, or (module, example inputs): FILE.py:NAME or package.module:NAME.",
     ),
     input_options,
-    pickle_option,
+    trust_option,
     seed_option,
     click.option(
         "--dynamic-batch/--static-batch", default=True, show_default=True, help="Let axis 0 of the inputs change."
@@ -311,7 +326,7 @@ limit_option = click.option(
     multiple=True,
     metavar="NAME=N",
     callback=_limits,
-    help="Read files up to another limit: unpacked, tensors, nodes, trips or value. Repeatable.",
+    help="Read files up to another limit: unpacked, tensors, nodes, trips, code or value. Repeatable.",
 )
 """What is read of a file before it is refused, for every command."""
 

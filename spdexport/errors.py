@@ -74,7 +74,7 @@ class SourceError(InputError):
 
 
 class PickleRefusedError(SourceError):
-    """The file holds pickled objects, and loading them would run whatever code they name."""
+    """Loading or running the file would run code that it brings: pickled objects, TorchScript with effects."""
 
     code = "pickle"
 

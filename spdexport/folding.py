@@ -108,7 +108,7 @@ class _Request:
     verify: bool
     providers: str | Sequence[str] | None
     seed: int
-    allow_pickle: bool
+    trust: bool
     if_cheaper: bool
     progress: Progress
 
@@ -120,6 +120,7 @@ def fold(
     verify: bool = True,
     providers: str | Sequence[str] | None = None,
     seed: int = 0,
+    trust: bool = False,
     allow_pickle: bool = False,
     if_cheaper: bool = False,
     in_place: bool = False,
@@ -141,7 +142,8 @@ def fold(
         providers: For an ONNX file, providers to check on beside the CPU: ``cuda``, ``tensorrt``. None means CUDA where
             it can run.
         seed: Of the check's inputs.
-        allow_pickle: Whether a program may hold pickled objects, whose loading runs code that they name.
+        trust: Whether a program may hold pickled objects, whose loading runs code that they name.
+        allow_pickle: The older name of ``trust``.
         if_cheaper: Whether to leave a chain that has fewer multiply-accumulates than the one layer that it is; it is
             then among ``declined``, with both numbers. Otherwise everything that folds exactly is folded.
         in_place: Whether ``output`` is ``file``, which is replaced once the check has not failed.
@@ -169,7 +171,7 @@ def fold(
         verify=verify,
         providers=providers,
         seed=seed,
-        allow_pickle=allow_pickle,
+        trust=trust or allow_pickle,
         if_cheaper=if_cheaper,
         progress=progress,
     )
@@ -259,7 +261,7 @@ def _fold_program(request: _Request, temporary: Path) -> _Written:
     from spdexport.rewrite.torch_fold import fold_program
     from spdexport.verification.programs import verify_programs
 
-    loaded = load(request.source, allow_pickle=request.allow_pickle)
+    loaded = load(request.source, trust=request.trust)
     assert loaded.program is not None, "a .pt2 file holds a program"
     request.progress("folding")
     result = fold_program(loaded.program, if_cheaper=request.if_cheaper)

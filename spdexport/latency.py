@@ -20,8 +20,10 @@ import numpy as np
 import onnx_ir as ir
 
 from spdexport.conv import stored_weight
-from spdexport.errors import UsageError
+from spdexport.errors import InputError, UsageError
 from spdexport.files.atomic import replacing
+from spdexport.files.reading import reading
+from spdexport.files.sniff import read_text
 from spdexport.installed import versions
 from spdexport.rewrite.onnx_graph import conv_attributes
 from spdexport.rewrite.onnx_lanes import pad_lanes
@@ -40,6 +42,9 @@ MARGIN = 0.03
 """Another form than dense must be faster by this share: medians differ by less from one measurement to the next."""
 
 OPSET = 18
+
+_FOREVER = 1e6
+"""Seconds that no run takes."""
 
 CACHE_VARIABLE = "SPDEXPORT_CACHE"
 """The environment variable that names the folder of the cache; else it is the user's cache folder."""
@@ -251,12 +256,16 @@ def cpu_name() -> str:
 
 def _read(path: Path, key: dict[str, Any]) -> float | None:
     """A time that was kept; None where there is none, or none that can be read: it is measured anew then."""
+    if not path.exists():
+        return None
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        text = read_text(path, error=InputError, what="The time is not text", hint="Remove the file.")
+        with reading(path):
+            kept: object = json.loads(text)
+    except InputError:
         return None
     seconds = kept.get("seconds") if isinstance(kept, dict) and kept.get("key") == key else None
-    return float(seconds) if isinstance(seconds, int | float) and 0 < seconds < float("inf") else None
+    return float(seconds) if isinstance(seconds, int | float) and 0 < seconds < _FOREVER else None
 
 
 def _write(path: Path, kept: dict[str, Any]) -> None:

@@ -72,13 +72,21 @@ def read_masks(path: str | Path, *, threshold: float | None) -> MaskSet:
     return MaskSet(values=values, threshold=threshold, path=path, sha256=sha256_file(path))
 
 
+_DTYPES = (
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
+    torch.uint8, torch.bool,
+)  # fmt: skip
+"""What masks may be of."""
+
+
 def _values(name: str, tensor: torch.Tensor, threshold: float | None, path: Path) -> FloatArray:
     where = f"{path}, layer {name}"
-    if tensor.is_complex():
+    if tensor.dtype not in _DTYPES:
+        kind = "complex" if tensor.is_complex() else f"of dtype {str(tensor.dtype).removeprefix('torch.')}"
         raise MaskError(
-            f"The mask of {name} is complex.",
+            f"The mask of {name} is {kind}.",
             where=where,
-            hint="Give a mask of a float, integer or bool type.",
+            hint="Give a mask of a float type of 16 bits or more, an integer type or bool.",
         )
     if tensor.ndim not in (1, 2, 3, 4):
         expected = "(C,), or (groups, C) for a layer with groups, or (*locations, C)"

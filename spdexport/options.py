@@ -35,7 +35,8 @@ class OptionsDict(TypedDict, total=False):
     factory: str | None
     input_shape: Sequence[str]
     inputs: str | Path | ExampleInputs | torch.Tensor | tuple[torch.Tensor, ...] | dict[str, torch.Tensor] | None
-    allow_pickle: bool
+    trust: bool
+    allow_pickle: bool  # the older name of trust
     seed: int
     dynamic_batch: bool
     dynamic: Sequence[str]
@@ -74,7 +75,7 @@ class Options:
         factory: ``FILE.py:NAME`` or ``package.module:NAME``, a callable that returns the module, or (module, inputs).
         input_shape: Example inputs as ``[NAME=]2x3x32x32[:dtype]``.
         inputs: A file of example inputs, or the inputs themselves; verification uses them too.
-        allow_pickle: Whether pickled objects may be loaded, which runs their code.
+        trust: Whether code that the source brings may run: pickled objects, TorchScript with effects.
         seed: Of every random number: a factory's, generated inputs, simulated rounding.
         dynamic_batch: Whether axis 0 of the inputs may change at run time, where the model can.
         dynamic: Further dynamic axes as ``NAME:AXIS=DIM``.
@@ -109,7 +110,7 @@ class Options:
     factory: str | None = None
     input_shape: tuple[str, ...] = ()
     inputs: Path | ExampleInputs | None = None
-    allow_pickle: bool = False
+    trust: bool = False
     seed: int = 0
     dynamic_batch: bool = True
     dynamic: tuple[str, ...] = ()
@@ -147,6 +148,8 @@ class Options:
             UsageError: An argument has no such value, or two do not go together.
         """
         values: dict[str, Any] = dict(keywords)
+        if values.pop("allow_pickle", False):
+            values["trust"] = True
         if isinstance(values.get("rank"), int):
             values["rank"] = str(values["rank"])
         for name in ("input_shape", "dynamic", "layers", "exclude", "rank", "runtime_masks"):

@@ -201,7 +201,7 @@ def _loaded(source: Source, options: Options) -> LoadedModel:
             hint="Give the path of a file, an nn.Module, an ExportedProgram, or None with a factory.",
         )
     path = None if source is None else Path(source)
-    return load(path, factory=options.factory, allow_pickle=options.allow_pickle, seed=options.seed)
+    return load(path, factory=options.factory, trust=options.trust, seed=options.seed)
 
 
 def _program_inputs(program: ExportedProgram) -> ExampleInputs | None:

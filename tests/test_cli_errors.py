@@ -93,7 +93,7 @@ def test_garbage_file(fails, tmp_path):
 def test_pickled_module(fails, saved):
     what, _, hint = fails(4, saved(torch.nn.Conv2d(1, 2, 3)))
     assert "would run code" in what
-    assert "--allow-pickle" in hint
+    assert "--trust" in hint
 
 
 def test_state_dict_without_a_factory(fails, saved, state):

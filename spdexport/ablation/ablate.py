@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from spdexport.ablation.effects import Baseline, Effect, Running
@@ -21,6 +20,8 @@ from spdexport.ablation.sets import ComponentsOf, each_of, read_sets
 from spdexport.errors import ExampleInputError, MaskError, SourceError, UsageError
 from spdexport.files.batches import UNNAMED, open_data
 from spdexport.files.hashing import sha256_file
+from spdexport.files.reading import reading
+from spdexport.files.safetensors_header import check_header
 from spdexport.installed import versions
 from spdexport.model_files import load_onnx, read_metadata
 from spdexport.names import did_you_mean
@@ -240,14 +241,10 @@ def _baseline(given: str | Path, masks: Mapping[str, RuntimeMask], model: ir.Mod
             )
         return start
     path = Path(given)
-    try:
+    check_header(path, error=MaskError)
+    hint = "Give ones, gates, or a safetensors file of masks."
+    with reading(f"--baseline {path}", error=MaskError, what="The masks cannot be read", hint=hint):
         read = safetensors.numpy.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise MaskError(
-            f"The masks cannot be read: {str(error).splitlines()[0]}.",
-            where=f"--baseline {path}",
-            hint="Give ones, gates, or a safetensors file of masks.",
-        ) from error
     for layer, mask in read.items():
         if layer not in start:
             raise MaskError(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from spdexport.errors import InputError
+from spdexport.files.reading import reading
+from spdexport.files.sniff import read_text
 from spdexport.names import did_you_mean
 
 if TYPE_CHECKING:
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FORMS = '{"name": ["layer:0", "layer:7"], ...}, or a list of such lists'
+
+_DIGITS = 18
+"""More than any index has; Python refuses to read numbers of thousands of digits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,12 +61,10 @@ def read_sets(path: Path, components: Mapping[str, int]) -> tuple[ComponentsOf, 
     Raises:
         InputError: The file is of no such form, names a layer that has no mask, or a component that there is not.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise InputError("There is no such file.", where=str(path), hint="Name a JSON file of sets.") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"The sets cannot be read: {error}.", where=str(path), hint=f"Write {FORMS}.") from error
+    what, hint = "The sets cannot be read", f"Write {FORMS}."
+    text = read_text(path, error=InputError, what=what, hint=hint)
+    with reading(path, error=InputError, what=what, hint=hint):
+        content = json.loads(text)
     if isinstance(content, dict) and len(content) == 1:
         (key,) = content
         if key in ("clusters", "sets") and not _is_set(content[key]):
@@ -74,6 +77,11 @@ def read_sets(path: Path, components: Mapping[str, int]) -> tuple[ComponentsOf, 
 
 def _is_set(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_index(text: str, number: int) -> bool:
+    """Whether a text is one of the indices 0 to ``number - 1``."""
+    return text.isdecimal() and len(text) <= _DIGITS and int(text) < number
 
 
 def _sets(content: object, components: Mapping[str, int], path: Path) -> Iterator[ComponentsOf]:
@@ -99,7 +107,7 @@ def _sets(content: object, components: Mapping[str, int], path: Path) -> Iterato
                     where=where,
                     hint=did_you_mean(layer, components),
                 )
-            if not index.isdecimal() or int(index) >= components[layer]:
+            if not _is_index(index, components[layer]):
                 raise InputError(
                     f"The set {name!r} names {text!r}, and {layer} has the components 0 to {components[layer] - 1}.",
                     where=where,

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spdexport.errors import ExampleInputError
+from spdexport.quiet import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +49,7 @@ def call_module(
         What the module returns, without gradients.
     """
     given = inputs.copied()
-    with eval_mode(module), torch.no_grad(), _WritesUndone(module) as writes:
+    with eval_mode(module), torch.no_grad(), _unheard(module), _WritesUndone(module) as writes:
         if replaced:
             result = torch.func.functional_call(
                 module, dict(replaced), given.args, dict(given.kwargs), tie_weights=False
@@ -116,6 +117,11 @@ def bound_arguments(module: torch.nn.Module, inputs: ExampleInputs) -> dict[str,
         else:
             named[name] = value
     return named
+
+
+def _unheard(module: torch.nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Return what keeps away the warnings of a module that came as TorchScript: their texts are those of a file."""
+    return quiet() if isinstance(module, torch.jit.ScriptModule) else contextlib.nullcontext()
 
 
 def check_call(module: torch.nn.Module, inputs: ExampleInputs) -> None:

@@ -10,11 +10,11 @@ import click
 
 from spdexport.cli_options import (
     in_place_option,
-    pickle_option,
     provider_option,
     report_options,
     seed_option,
     talk_options,
+    trust_option,
     verify_option,
 )
 from spdexport.commands.running import Reporting, exit_status, reporting
@@ -26,7 +26,7 @@ from spdexport.commands.running import Reporting, exit_status, reporting
 @in_place_option
 @click.option("--if-cheaper", is_flag=True, help="Leave a chain that has fewer multiply-accumulates than its fold.")
 @click.option("--explain", is_flag=True, help="List each candidate, and why it was folded or not.")
-@pickle_option
+@trust_option
 @seed_option
 @verify_option
 @provider_option

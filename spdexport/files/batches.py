@@ -6,19 +6,26 @@ slices), and folders of such files, one after another in the order of their name
 
 from __future__ import annotations
 
-import zipfile
+import math
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import numpy as np
 import safetensors
 
 from spdexport.errors import ExampleInputError
+from spdexport.files.archive import open_archive
+from spdexport.files.npy import NpyHeader, native, read_header
+from spdexport.files.reading import reading
+from spdexport.files.safetensors_header import check_header
 from spdexport.files.sniff import FileKind, sniff
 
 if TYPE_CHECKING:
+    import io
     from collections.abc import Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from spdexport.conv import Array
 
@@ -49,10 +56,9 @@ class DataSet:
             ExampleInputError: A file changed, or is damaged.
         """
         for file in self.files:
-            try:
-                yield from _READERS[sniff(file, error=ExampleInputError)](file, size)
-            except (OSError, EOFError, ValueError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
-                raise _unreadable(file, error) from error
+            kind = _kind(file)
+            with _reading(file):
+                yield from _READERS[kind](file, size)
 
 
 def open_data(path: str | Path) -> DataSet:
@@ -70,13 +76,9 @@ def open_data(path: str | Path) -> DataSet:
             raise ExampleInputError("The folder holds no files.", where=str(path), hint=f"Give {KINDS}.")
     total, names = 0, None
     for file in files:
-        kind = sniff(file, error=ExampleInputError)
-        if kind not in _SHAPES:
-            raise ExampleInputError(f"Data cannot be read from a {kind}.", where=str(file), hint=f"Give {KINDS}.")
-        try:
+        kind = _kind(file)
+        with _reading(file):
             shapes = _SHAPES[kind](file)
-        except (OSError, EOFError, ValueError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
-            raise _unreadable(file, error) from error
         total += _length(shapes, file)
         if names is not None and set(shapes) != names:
             raise ExampleInputError(
@@ -88,9 +90,21 @@ def open_data(path: str | Path) -> DataSet:
     return DataSet(path=path, files=files, samples=total)
 
 
+def _kind(file: Path) -> FileKind:
+    kind = sniff(file, error=ExampleInputError)
+    if kind not in _SHAPES:
+        raise ExampleInputError(f"Data cannot be read from a {kind}.", where=str(file), hint=f"Give {KINDS}.")
+    return kind
+
+
+def _reading(file: Path) -> AbstractContextManager[None]:
+    return reading(file, error=ExampleInputError, what="The data cannot be read", hint="Write or copy the file again.")
+
+
 def _length(shapes: Mapping[str, tuple[int, ...]], file: Path) -> int:
     lengths = {shape[0] if shape else None for shape in shapes.values()}
-    if len(lengths) == 1 and (only := lengths.pop()):
+    # Samples without a number need no bytes, so that nothing would bound how many of them a file may claim.
+    if len(lengths) == 1 and all(math.prod(shape) for shape in shapes.values()) and (only := lengths.pop()):
         return only
     told = ", ".join(f"{name or 'the array'} {shape}" for name, shape in shapes.items()) or "none"
     raise ExampleInputError(
@@ -104,70 +118,59 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(name or "(none)" for name in names))
 
 
-def _unreadable(file: Path, error: Exception) -> ExampleInputError:
-    text = str(error).splitlines()
-    return ExampleInputError(
-        f"The data cannot be read: {text[0] if text else type(error).__name__}.",
-        where=str(file),
-        hint="Write or copy the file again.",
-    )
-
-
 # --- .npz: every member is a .npy file inside of the archive ---
 
 
 def _npz_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    with zipfile.ZipFile(file) as archive:
-        found = {}
-        for name in archive.namelist():
-            with archive.open(name) as member:
-                found[name.removesuffix(".npy")] = _header(member)[0]
-        return found
+    archive = open_archive(file, error=ExampleInputError)
+    found = {}
+    for name in archive.names:
+        with archive.open(name) as member:
+            found[name.removesuffix(".npy")] = _header(member, archive.size(name)).shape
+    return found
 
 
 def _npz_batches(file: Path, size: int) -> Iterator[dict[str, Array]]:
-    with zipfile.ZipFile(file) as archive:
-        members = {name.removesuffix(".npy"): archive.open(name) for name in archive.namelist()}
-        try:
-            heads = {name: _header(member) for name, member in members.items()}
-            rows = min(shape[0] for shape, _ in heads.values())
-            for start in range(0, rows, size):
-                number = min(size, rows - start)
-                yield {name: _rows(members[name], *heads[name], number) for name in members}
-        finally:
-            for member in members.values():
-                member.close()
+    archive = open_archive(file, error=ExampleInputError)
+    with ExitStack() as opened:
+        members = {
+            name.removesuffix(".npy"): (opened.enter_context(archive.open(name)), archive.size(name))
+            for name in archive.names
+        }
+        heads = {name: _header(member, length) for name, (member, length) in members.items()}
+        rows = min(head.shape[0] for head in heads.values())
+        for start in range(0, rows, size):
+            number = min(size, rows - start)
+            yield {name: _rows(member, heads[name], number) for name, (member, _) in members.items()}
 
 
-def _header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
-    """Shape and dtype of a .npy file, which is left at its first number.
+def _header(member: io.BufferedIOBase, length: int) -> NpyHeader:
+    """The header of an array, which is left at its first number.
 
     Raises:
         ValueError: It holds objects, or is in column order, whose samples lie all over the file.
     """
-    version = np.lib.format.read_magic(member)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, is_column_order, dtype = read(member)
-    if dtype.hasobject:
-        raise ValueError("it holds Python objects, which would need a pickle")
-    if is_column_order and len(shape) > 1:
+    header = read_header(member, length)
+    if header.column_order and len(header.shape) > 1:
         raise ValueError("it is stored in column order (Fortran); save numpy.ascontiguousarray of it")
-    return shape, dtype
+    return header
 
 
-def _rows(member: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[np.generic], number: int) -> Array:
-    wanted = (number, *shape[1:])
-    length = int(np.prod(wanted)) * dtype.itemsize
+def _rows(member: io.BufferedIOBase, header: NpyHeader, number: int) -> Array:
+    wanted = (number, *header.shape[1:])
+    length = math.prod(wanted) * header.dtype.itemsize
     content = member.read(length)
     if len(content) != length:
         raise ValueError("it ends before its last sample")
-    return np.frombuffer(bytearray(content), dtype=dtype).reshape(wanted)
+    return native(np.frombuffer(bytearray(content), dtype=header.dtype).reshape(wanted))
 
 
 # --- .npy ---
 
 
 def _npy(file: Path) -> Array:
+    with file.open("rb") as stream:
+        read_header(stream, file.stat().st_size)
     array: Array = np.load(file, mmap_mode="r", allow_pickle=False)
     return array
 
@@ -179,18 +182,20 @@ def _npy_shapes(file: Path) -> dict[str, tuple[int, ...]]:
 def _npy_batches(file: Path, size: int) -> Iterator[dict[str, Array]]:
     array = _npy(file)
     for start in range(0, array.shape[0], size):
-        yield {UNNAMED: np.array(array[start : start + size])}
+        yield {UNNAMED: native(np.array(array[start : start + size]))}
 
 
 # --- safetensors ---
 
 
 def _safetensors_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    check_header(file, error=ExampleInputError)
     with safetensors.safe_open(file, framework="numpy") as archive:
         return {name: tuple(archive.get_slice(name).get_shape()) for name in archive.keys()}  # noqa: SIM118
 
 
 def _safetensors_batches(file: Path, size: int) -> Iterator[dict[str, Array]]:
+    check_header(file, error=ExampleInputError)
     with safetensors.safe_open(file, framework="numpy") as archive:
         slices = {name: archive.get_slice(name) for name in archive.keys()}  # noqa: SIM118
         rows = min(part.get_shape()[0] for part in slices.values())

@@ -40,6 +40,7 @@ LIMITS = {
         Limit(name="tensors", default=100_000, unit="tensors, arrays or members of one file"),
         Limit(name="nodes", default=50_000, unit="nodes of a graph, with the bodies of the functions that it calls"),
         Limit(name="trips", default=100_000, unit="trips of one loop"),
+        Limit(name="code", default=32, unit="MiB of code and pickles of a TorchScript archive"),
         Limit(name="value", default=8, unit="GiB of one value that a graph makes out of sizes alone"),
     )
 }

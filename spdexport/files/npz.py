@@ -13,11 +13,18 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
+from spdexport.errors import ExampleInputError
+from spdexport.files.archive import open_archive
+from spdexport.files.npy import read_array
+from spdexport.files.reading import reading
+from spdexport.files.sniff import FileKind, sniff
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from spdexport.conv import Array
+    from spdexport.errors import InputError
 
 _NEVER = (1980, 1, 1, 0, 0, 0)
 """The date of the entries, the earliest that a zip file can hold."""
@@ -42,32 +49,35 @@ def write_npz(path: Path, arrays: Mapping[str, Array], about: Mapping[str, Any])
         archive.comment = json.dumps({**about, **({"bfloat16": brief} if brief else {})}, ensure_ascii=True).encode()
 
 
-def read_npz(path: Path) -> Iterator[tuple[str, Array]]:
-    """The arrays of a file one at a time, bfloat16 ones that ``write_npz`` wrote as such.
+def read_npz(path: Path, *, error: type[InputError] = ExampleInputError) -> Iterator[tuple[str, Array]]:
+    """Read the arrays of a file one at a time, bfloat16 ones that ``write_npz`` wrote as such.
+
+    Args:
+        path: The file.
+        error: The class to raise.
 
     Raises:
-        OSError, EOFError, zipfile.BadZipFile: The file cannot be read.
-        TypeError: It is no archive but a single array.
-        ValueError: An array is damaged, or would need a pickle; its name is the first argument.
+        InputError: Of class ``error``: the file is damaged or of another kind, or an array is, or would need a pickle.
     """
-    archive = np.load(path, allow_pickle=False)
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise TypeError("a single array")
-    with archive:
-        brief = [] if archive.zip is None else _bfloat16(archive.zip.comment)
-        for name in archive.files:
-            try:
-                value = archive[name]
-            except (ValueError, TypeError) as error:
-                raise ValueError(name, str(error)) from error
-            yield name, value.astype(ml_dtypes.bfloat16) if name in brief and value.dtype == np.float32 else value
+    if (kind := sniff(path, error=error)) is not FileKind.NPZ:
+        raise error(f"It is a {kind}, not a NumPy archive.", where=str(path), hint="Write it with numpy.savez.")
+    archive = open_archive(path, error=error)
+    brief = _bfloat16(archive.comment)
+    for member in archive.names:
+        name = member.removesuffix(".npy")
+        with (
+            reading(path, error=error, what=f"{name!r} is not a tensor", hint="Give an array of numbers for it."),
+            archive.open(member) as stream,
+        ):
+            value = read_array(stream, archive.size(member))
+        yield name, value.astype(ml_dtypes.bfloat16) if name in brief and value.dtype == np.float32 else value
 
 
 def _bfloat16(comment: bytes) -> list[str]:
     """The names in a comment of ours; none in any other."""
     try:
         said = json.loads(comment)
-    except ValueError:
+    except (ValueError, RecursionError):  # a comment of anybody else's
         return []
     names = said.get("bfloat16", []) if isinstance(said, dict) else []
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []

@@ -8,16 +8,16 @@ inputs may name a module to import. What torch itself writes there is of a very 
 
 from __future__ import annotations
 
-import ast
 import json
+import math
 import re
 from typing import Any
 
 from spdexport.errors import PickleRefusedError, SourceError
+from spdexport.files.expressions import NAME, expression_cost, is_guard, is_symbol
+from spdexport.files.limits import check_limit
+from spdexport.files.reading import reading
 
-# Names of nodes, inputs, parameters, layers ("layer@1" is a second call) and types. No quote, bracket, '=' or space.
-_NAME = re.compile(r"[\w.$#:/@\-]*")
-_IDENTIFIER = re.compile(r"\w*")
 _TARGET = re.compile(
     r"torch\.ops\.(?!load_library\b|import_module\b)(?!_)\w+\.(?!__)\w+(\.(?!__)\w+)?"
     r"|torch\.ops\._\w+\.(?!__)\w+(\.(?!__)\w+)?"
@@ -28,15 +28,16 @@ _TARGET = re.compile(
 )
 # Values that torch only shows, or puts into source text with quotes and escapes.
 _FREE = frozenset(("metadata", "as_string", "as_strings", "torch_version"))
-_MATH_NODES = (
-    ast.Expression, ast.Constant, ast.Name, ast.Load, ast.Call, ast.keyword, ast.UnaryOp, ast.BinOp, ast.BoolOp,
-    ast.Compare, ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.IfExp,
-)  # fmt: skip
-_GUARD_NODES = (*_MATH_NODES, ast.Attribute, ast.Subscript)
-# Functions of lower case that torch's printer of sympy expressions writes; the others begin with a capital.
-_FUNCTIONS = frozenset(("ceiling", "floor", "sqrt", "log", "log2", "exp", "cast_symbool_to_symint_guardless"))
-_BUILTINS = frozenset(("max", "min", "int", "float", "bool", "abs", "round", "not", "and", "or"))
-_TENSOR_ATTRIBUTES = frozenset(("size", "stride", "storage_offset", "item", "dim"))
+# Operators that make a tensor as long as a number says.
+_COUNTED = re.compile(
+    r"torch\.ops\.aten\.(arange|range|linspace|logspace|eye|randperm|tri[lu]_indices|\w+_window)(\.\w+)?"
+)
+_SIZES = frozenset(("size", "sizes", "shape", "repeats"))
+_GIB = 1 << 30
+_COST = 10_000_000
+"""Of all expressions together; ``expression_cost`` has the unit."""
+_LARGEST = 1 << 64
+"""Beyond any integer that torch writes."""
 
 
 def check_program(content: bytes, *, where: str) -> None:
@@ -50,76 +51,84 @@ def check_program(content: bytes, *, where: str) -> None:
         PickleRefusedError: A string is not of the shape that torch itself writes.
         SourceError: It is not the JSON of a program.
     """
-    try:
+    with reading(
+        where, what="The program's JSON cannot be read", hint="Save the program again with torch.export.save."
+    ):
         program = json.loads(content)
-    except (ValueError, RecursionError) as exc:
-        raise SourceError(
-            "The program's JSON cannot be read.", where=where, hint="Save the program again with torch.export.save."
-        ) from exc
     _walk(program, where)
 
 
 def _walk(program: Any, where: str) -> None:
-    """Check every text of the JSON by the key that it stands under."""
+    """Check every text and number of the JSON by the key that it stands under."""
     todo = [("", program)]
+    known: set[tuple[str, str]] = set()
+    nodes = cost = 0
     while todo:
         key, value = todo.pop()
         if isinstance(value, dict):
-            if bad := [name for name in value if not _NAME.fullmatch(name)]:
+            if bad := [name for name in value if not NAME.fullmatch(name)]:
                 raise _refusal("name", bad[0], where)
+            if key == "range_constraints" and (bad := [name for name in value if not is_symbol(name)]):
+                raise _absurd(f"the symbol {bad[0][:80]}", where)
+            _check_sizes(value, where)
             todo += [(name, entry) for name, entry in value.items() if name not in _FREE]
         elif isinstance(value, list):
+            if key == "nodes":
+                nodes += len(value)
+                check_limit("nodes", nodes, f"The program has {nodes} nodes", where=where, error=SourceError)
             todo += [(key, entry) for entry in value]
         elif isinstance(value, str):
-            _check_text(value, key, where)
+            if (key, value) not in known:
+                cost += _check_text(value, key, where)
+                known.add((key, value))
+                if cost > _COST:
+                    raise _absurd("expressions of sizes that take too long to evaluate", where)
+        elif isinstance(value, int) and abs(value) >= _LARGEST:
+            raise _absurd(f"the number {str(value)[:40]} under {key!r}", where)
 
 
-def _check_text(text: str, key: str, where: str) -> None:
+def _check_sizes(entry: dict[str, Any], where: str) -> None:
+    """Refuse a tensor of absurd size: what is said of one, and what an operator is told to make."""
+    lists = [entry.get("sizes")]
+    argument = entry.get("arg")
+    if entry.get("name") in _SIZES and isinstance(argument, dict):
+        lists += [argument.get("as_ints"), argument.get("as_sym_ints")]
+    target, inputs = entry.get("target"), entry.get("inputs")
+    if isinstance(target, str) and isinstance(inputs, list) and _COUNTED.fullmatch(target):
+        lists += [[value.get("arg")] for value in inputs if isinstance(value, dict)]
+    for sizes in lists:
+        if isinstance(sizes, list):
+            numbers = [size.get("as_int") if isinstance(size, dict) else size for size in sizes]
+            count = math.prod(max(number, 1) for number in numbers if isinstance(number, int))
+            what = f"The program has a tensor of {count} numbers"
+            check_limit("value", -(-count // _GIB), what, where=where, error=SourceError)
+
+
+def _absurd(what: str, where: str) -> SourceError:
+    return SourceError(
+        f"The program holds {what}, which torch never writes.",
+        where=where,
+        hint="Save the program again with torch.export.save.",
+    )
+
+
+def _check_text(text: str, key: str, where: str) -> int:
+    """Refuse a text that is not of the shape that torch writes, and return what it costs to evaluate."""
+    cost: int | None = 0
     if key == "expr_str":
-        fine = _is_plain(text, _MATH_NODES)
+        cost = expression_cost(text)
+        fine = cost is not None
     elif key == "guards_code":
-        fine = _is_plain(text, _GUARD_NODES)
+        fine = is_guard(text)
     elif key == "target":
         fine = _TARGET.fullmatch(text) is not None
     elif key in ("in_spec", "out_spec"):
         fine = _is_plain_tree(text)
     else:
-        fine = _NAME.fullmatch(text) is not None
+        fine = NAME.fullmatch(text) is not None
     if not fine:
         raise _refusal(key, text, where)
-
-
-def _is_plain(text: str, allowed: tuple[type[ast.AST], ...]) -> bool:
-    """Whether it is one expression of numbers, symbols and known functions (for guards: of sizes of inputs, too)."""
-    try:
-        tree = ast.parse(text, mode="eval")
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two for absurd nesting
-        return False
-    guard = ast.Attribute in allowed
-    # The path of an input in a guard, L['x']['key'], may have any key that is a plain name.
-    return all(isinstance(node, allowed) and _is_plain_node(node, guard) for node in ast.walk(tree))
-
-
-def _is_plain_node(node: ast.AST, guard: bool) -> bool:
-    match node:
-        case ast.Constant(value=str(text)):
-            return (_NAME if guard else _IDENTIFIER).fullmatch(text) is not None
-        case ast.Name(id=name):
-            return not name.startswith("__")
-        case ast.Call(func=ast.Name(id=name)):
-            return name[0].isupper() or name in _FUNCTIONS or (guard and name in _BUILTINS)
-        case ast.Call(func=ast.Attribute()):
-            return guard
-        case ast.Call():
-            return False
-        case ast.Attribute(value=ast.Name(id="math"), attr=name):
-            return not name.startswith("_")
-        case ast.Attribute(value=ast.Name(id="torch"), attr=name):
-            return name.startswith("sym_")
-        case ast.Attribute(attr=name):
-            return name in _TENSOR_ATTRIBUTES
-        case _:
-            return True
+    return cost or 0
 
 
 def _is_plain_tree(text: str) -> bool:
@@ -142,14 +151,14 @@ def _is_plain_tree(text: str) -> bool:
             todo += list(value)
         elif isinstance(value, list):
             todo += value
-        elif isinstance(value, str) and not _NAME.fullmatch(value):
+        elif isinstance(value, str) and not NAME.fullmatch(value):
             return False
     return True
 
 
 def _refusal(what: str, text: str, where: str) -> PickleRefusedError:
     return PickleRefusedError(
-        f"The program holds text that torch would run as code ({what}: {text[:80]!r}).",
+        f"The program holds text that torch would run as code, and does not write itself ({what}: {text[:80]!r}).",
         where=where,
-        hint="Save the program again with torch.export.save, or, if you trust where it comes from, add --allow-pickle.",
+        hint="Save the program again with torch.export.save, or, if you trust where it comes from, add --trust.",
     )

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import safetensors
 import safetensors.torch
 import torch
 
 from spdexport.arrays import to_torch
+from spdexport.files.limits import check_limit
+from spdexport.files.npy import native
 from spdexport.files.npz import read_npz
 from spdexport.files.pickles import load_weights_only
-from spdexport.files.sniff import FileKind, sniff
+from spdexport.files.reading import reading
+from spdexport.files.safetensors_header import check_header
+from spdexport.files.sniff import FileKind, read_text, sniff
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,33 +49,19 @@ def read_tensors(path: str | Path, *, error: type[InputError]) -> dict[str, torc
 
 
 def _read_safetensors(path: Path, error: type[InputError]) -> dict[str, torch.Tensor]:
-    try:
+    check_header(path, error=error)
+    with reading(path, error=error):
         return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, KeyError) as exc:  # KeyError: a dtype that torch has not
-        raise _damaged(path, exc, error) from exc
 
 
 def _read_npz(path: Path, error: type[InputError]) -> dict[str, torch.Tensor]:
-    try:
-        result = {}
-        for name, value in read_npz(path):
-            try:
-                result[name] = _tensor(value)
-            except (ValueError, TypeError) as exc:
-                raise _bad_entry(path, name, exc, error) from exc
-        return result
-    except ValueError as exc:
-        name, what = exc.args
-        raise _bad_entry(path, name, ValueError(what), error) from exc
-    except (zipfile.BadZipFile, OSError, EOFError) as exc:
-        raise _damaged(path, exc, error) from exc
+    return {name: _entry(name, value, path, error) for name, value in read_npz(path, error=error)}
 
 
 def _read_json(path: Path, error: type[InputError]) -> dict[str, torch.Tensor]:
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as exc:
-        raise _damaged(path, exc, error) from exc
+    text = read_text(path, error=error, what="The file is damaged", hint="Copy or write it again.")
+    with reading(path, error=error):
+        content: object = json.loads(text)
     return _from_mapping(content, path, error)
 
 
@@ -86,6 +74,8 @@ def _from_mapping(content: object, path: Path, error: type[InputError]) -> dict[
         raise error(
             f"The file holds a {type(content).__name__}, not tensors by name.", where=str(path), hint=f"Give {_KINDS}."
         )
+    what = f"The file has {len(content)} tensors"
+    check_limit("tensors", len(content), what, where=str(path), error=error)
     result: dict[str, torch.Tensor] = {}
     for name, value in content.items():
         if not isinstance(name, str):
@@ -96,11 +86,17 @@ def _from_mapping(content: object, path: Path, error: type[InputError]) -> dict[
                 where=str(path),
                 hint=f"Write the names in full, such as {name + '.' + str(next(iter(value), 'x'))!r}.",
             )
-        try:
-            result[name] = value.detach() if isinstance(value, torch.Tensor) else _tensor(value)
-        except (ValueError, TypeError, OverflowError) as exc:
-            raise _bad_entry(path, name, exc, error) from exc
+        result[name] = _entry(name, value, path, error)
     return result
+
+
+def _entry(name: str, value: object, path: Path, error: type[InputError]) -> torch.Tensor:
+    with reading(path, error=error, what=f"{name!r} is not a tensor", hint="Give an array of numbers for it."):
+        if not isinstance(value, torch.Tensor):
+            return _tensor(value)
+        if value.layout is not torch.strided or value.is_quantized:
+            raise TypeError("it is sparse or quantized")
+        return value.detach()
 
 
 def _tensor(value: object) -> torch.Tensor:
@@ -115,21 +111,9 @@ def _tensor(value: object) -> torch.Tensor:
     array = np.asarray(value)
     if array.dtype.kind not in "bifuc" and array.dtype.name != "bfloat16":
         raise TypeError(f"dtype {array.dtype} is not a number")
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    tensor = to_torch(array)
+    tensor = to_torch(native(array))
     # Numbers written as text have no precision of their own; float32 is what models use.
     return tensor.float() if not hasattr(value, "dtype") and tensor.is_floating_point() else tensor
-
-
-def _damaged(path: Path, exc: Exception, error: type[InputError]) -> InputError:
-    return error(f"The file is damaged: {exc}".splitlines()[0], where=str(path), hint="Copy or write it again.")
-
-
-def _bad_entry(path: Path, name: str, exc: Exception, error: type[InputError]) -> InputError:
-    return error(
-        f"{name!r} is not a tensor: {exc}".splitlines()[0], where=str(path), hint="Give an array of numbers for it."
-    )
 
 
 _READERS: dict[FileKind, Callable[[Path, type[InputError]], dict[str, torch.Tensor]]] = {

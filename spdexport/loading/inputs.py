@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from spdexport.arrays import to_torch
 from spdexport.errors import ExampleInputError, UsageError
+from spdexport.files.npy import read_npy
 from spdexport.files.pickles import load_weights_only
 from spdexport.files.sniff import FileKind, sniff
 from spdexport.files.tensors import read_tensors
@@ -104,7 +105,7 @@ def inputs_from_file(path: Path) -> ExampleInputs:
     where = str(path)
     kind = sniff(path, error=ExampleInputError)
     if kind is FileKind.NPY:
-        return as_example_inputs(_read_npy(path), where)
+        return as_example_inputs(read_npy(path, error=ExampleInputError), where)
     if kind in (FileKind.TORCH_ZIP, FileKind.PICKLE):
         content = load_weights_only(path, error=ExampleInputError)
         if not isinstance(content, Mapping):
@@ -144,13 +145,6 @@ def inputs_by_name(named: Mapping[str, torch.Tensor], where: str) -> ExampleInpu
         )
     args = tuple(positions[i] for i in range(len(positions)))
     return ExampleInputs(args=args, kwargs=kwargs, origin=where, labels=labels)
-
-
-def _read_npy(path: Path) -> object:
-    try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as exc:
-        raise ExampleInputError(f"The array cannot be read: {exc}", where=str(path), hint="Save it again.") from exc
 
 
 def as_example_inputs(obj: object, origin: str) -> ExampleInputs:

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from spdexport.errors import PickleRefusedError, SourceError, UsageError
+from spdexport.files.archive import open_archive
 from spdexport.files.hashing import sha256_file
 from spdexport.files.pickles import load_weights_only
+from spdexport.files.reading import reading
 from spdexport.files.sniff import FileKind, sniff
 from spdexport.files.tensors import read_tensors
+from spdexport.files.torchscript import checked_torchscript
 from spdexport.loading.factory import FactoryResult, call_factory
 from spdexport.loading.inputs import as_example_inputs
 from spdexport.loading.model import ExampleInputs, LoadedModel
@@ -28,7 +31,9 @@ if TYPE_CHECKING:
 
 _SOURCES = "a .pt2 program, a TorchScript archive, a state dict or SPD run with --factory, or a pickled module"
 
-_RAN = "The file was unpickled, which ran code that it names (--allow-pickle)."
+_RAN = "The file was unpickled, which ran code that it names (--trust)."
+_UNREAD = "The archive's code was not looked at before it ran (--trust)."
+_UNCHECKED = "The file carries no checksums, so that damage to it cannot be told."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +42,7 @@ class _Request:
 
     path: Path
     factory: str | None
-    allow_pickle: bool
+    trust: bool
     seed: int
 
     @property
@@ -64,21 +69,19 @@ class _Request:
             )
 
 
-def load(
-    source: str | Path | None, *, factory: str | None = None, allow_pickle: bool = False, seed: int = 0
-) -> LoadedModel:
+def load(source: str | Path | None, *, factory: str | None = None, trust: bool = False, seed: int = 0) -> LoadedModel:
     """Load a model from a file, a run directory, or a factory alone. All tensors of files arrive on the CPU.
 
     Args:
         source: The file or folder, or None for the factory's own module.
         factory: ``FILE.py:NAME`` or ``package.module:NAME``; called without arguments.
-        allow_pickle: Whether pickled objects may be loaded, which runs code that the file names.
+        trust: Whether code that the source brings may run: pickled objects, TorchScript with effects.
         seed: Seeds torch, numpy and random before the factory is called.
 
     Raises:
         UsageError: Neither source nor factory is given, or one is given that the other makes useless, or is missing.
         SourceError: The source cannot be read, or the factory fails, or the two do not fit.
-        PickleRefusedError: The source holds pickled objects and ``allow_pickle`` is False.
+        PickleRefusedError: The source brings code that may have effects, and ``trust`` is False.
         ComponentsError: The source is an SPD run with V and U that cannot be used.
     """
     if source is None:
@@ -88,19 +91,25 @@ def load(
         return LoadedModel(kind="factory", module=made.module, inputs=made.inputs)
     path = Path(source)
     loader = _LOADERS[sniff(path)]
-    return loader(_Request(path=path, factory=factory, allow_pickle=allow_pickle, seed=seed))
+    return loader(_Request(path=path, factory=factory, trust=trust, seed=seed))
 
 
 def _load_program(request: _Request) -> LoadedModel:
     request.refuse_factory("a .pt2 program")
-    program = load_program(request.path, allow_pickle=request.allow_pickle)
+    program = load_program(request.path, trust=request.trust)
     return LoadedModel(
         kind="pt2",
         program=program,
         inputs=_sample_inputs(program.example_inputs),
         path=request.path,
         sha256=sha256_file(request.path),
+        notes=_checksum_notes(request.path),
     )
+
+
+def _checksum_notes(path: Path) -> tuple[str, ...]:
+    """What is to be said of an archive that torch was told to write without checksums."""
+    return () if open_archive(path).has_checksums else (_UNCHECKED,)
 
 
 def _sample_inputs(sample: object) -> ExampleInputs | None:
@@ -115,28 +124,34 @@ def _sample_inputs(sample: object) -> ExampleInputs | None:
 
 def _load_torchscript(request: _Request) -> LoadedModel:
     request.refuse_factory("a TorchScript archive")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # torch's advice to its own users
-            module = torch.jit.load(str(request.path), map_location="cpu")
-    except (RuntimeError, ValueError) as exc:
-        raise SourceError(
-            f"TorchScript cannot load the archive: {str(exc).strip().splitlines()[0]}",
-            where=request.where,
-            hint="Save it again with this version of torch, or use a torch.export program (.pt2).",
-        ) from exc
-    return LoadedModel(kind="torchscript", module=module, path=request.path, sha256=sha256_file(request.path))
+    content = str(request.path) if request.trust else checked_torchscript(request.path)
+    hint = "Save it again with this version of torch, or use a torch.export program (.pt2)."
+    with (
+        reading(request.where, what="TorchScript cannot load the archive", hint=hint),
+        # Its objects may bring their state back with code of their own, which may warn, and leave gradients off.
+        warnings.catch_warnings(),
+        torch.set_grad_enabled(torch.is_grad_enabled()),
+    ):
+        warnings.simplefilter("ignore")
+        module = torch.jit.load(content, map_location="cpu")
+    return LoadedModel(
+        kind="torchscript",
+        module=module,
+        path=request.path,
+        sha256=sha256_file(request.path),
+        notes=(*_checksum_notes(request.path), *((_UNREAD,) if request.trust else ())),
+    )
 
 
 def _load_pickle(request: _Request) -> LoadedModel:
     """A torch.save file: a state dict where it is plain data; else a pickled module, if that is allowed."""
-    notes: tuple[str, ...] = ()
+    notes = _checksum_notes(request.path) if sniff(request.path) is FileKind.TORCH_ZIP else ()
     try:
         content = load_weights_only(request.path)
     except PickleRefusedError:
-        if not request.allow_pickle:
+        if not request.trust:
             raise
-        content, notes = _unpickle(request), (_RAN,)
+        content, notes = _unpickle(request), (*notes, _RAN)
     if isinstance(content, torch.nn.Module):
         request.refuse_factory("a pickled module")
         return LoadedModel(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from contextlib import contextmanager, nullcontext
@@ -10,41 +11,56 @@ from typing import TYPE_CHECKING
 import torch
 
 from spdexport.errors import SourceError
-from spdexport.files.pickles import check_archive_pickles, weights_only_forced
+from spdexport.files.archive import open_archive
+from spdexport.files.pickles import check_archive_pickles, check_values, weights_only_forced
+from spdexport.files.reading import reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from torch.export import ExportedProgram
 
 
-def load_program(path: Path, *, allow_pickle: bool = False) -> ExportedProgram:
+def load_program(path: Path, *, trust: bool = False) -> ExportedProgram:
     """``torch.export.load``, after a check that nothing in the archive would be run.
+
+    What is checked and what is loaded are the same bytes: an archive written from the members that were read.
 
     Args:
         path: A ``.pt2`` file.
-        allow_pickle: Skip the check.
+        trust: Skip the check.
 
     Raises:
         PickleRefusedError: The archive holds more than data.
-        SourceError: It is damaged, or of a version that this torch cannot read.
+        SourceError: It is damaged, beyond a limit, or of a version that this torch cannot read.
     """
-    if not allow_pickle:
-        check_archive_pickles(path)
-    guard = nullcontext() if allow_pickle else weights_only_forced()
-    # An open file rather than the path: torch logs a warning for paths that do not end in .pt2.
-    with path.open("rb") as file, guard, _quiet_torch() as said:
+    archive = open_archive(path).in_memory()
+    if not trust:
+        check_archive_pickles(archive)
+    guard = nullcontext() if trust else weights_only_forced()
+    with reading(
+        path,
+        what=f"torch {torch.__version__} cannot load the program",
+        hint="Export it again with this version of torch.",
+    ):
+        program = _loaded(archive.content or b"", guard)
+    check_values([program.state_dict, program.constants], archive.length, str(path), SourceError)
+    return program
+
+
+def _loaded(content: bytes, guard: AbstractContextManager[None]) -> ExportedProgram:
+    """What torch makes of an archive; failures say what torch only logs.
+
+    Raises:
+        Exception: The deserializer raises whatever it trips over in a file of another version.
+    """
+    with guard, _quiet_torch() as causes:
         try:
-            return torch.export.load(file)
-        # The deserializer raises whatever it trips over in a file of another version: KeyError, AssertionError, ...
+            return torch.export.load(io.BytesIO(content))
         except Exception as exc:
-            cause = said[0] if said else f"{type(exc).__name__}: {exc}"
-            raise SourceError(
-                f"torch {torch.__version__} cannot load the program: {cause.splitlines()[0]}",
-                where=str(path),
-                hint="Export it again with this version of torch.",
-            ) from exc
+            raise ValueError(causes[0] if causes else f"{type(exc).__name__}: {exc}") from exc
 
 
 _LOGGERS = ("torch.export", "torch.export.pt2_archive._package", "torch._export.serde.serialize")

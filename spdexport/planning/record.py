@@ -13,6 +13,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from spdexport.errors import PlanError
+from spdexport.files.reading import reading
+from spdexport.files.sniff import read_text
 from spdexport.forms import DeltaUse, FormKind
 from spdexport.names import did_you_mean
 from spdexport.planning.plan import SCHEMA_VERSION, Delta, FormChoice, Gain, Objective, PlanOptions, Weighed
@@ -116,16 +118,11 @@ def read_plan(path: Path) -> PlanRecord:
     Raises:
         PlanError: It cannot be read, is no JSON, or no plan of this schema version.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        what = f"The plan cannot be read: {error.strerror}."
-        raise PlanError(what, where=f"--plan {path}", hint="Check the path.") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise PlanError(
-            "The plan is not JSON.", where=f"--plan {path}", hint="Give a file that --save-plan wrote."
-        ) from error
-    return parse_plan(content, f"--plan {path}")
+    where, hint = f"--plan {path}", "Give a file that --save-plan wrote."
+    text = read_text(path, error=PlanError, what="The plan is not text", hint=hint, where=where)
+    with reading(where, error=PlanError, what="The plan is not JSON", hint=hint):
+        content: object = json.loads(text)
+    return parse_plan(content, where)
 
 
 def parse_plan(content: object, origin: str, *, strict: bool = True) -> PlanRecord:
@@ -198,9 +195,8 @@ def _layer(entry: object) -> LayerRecord:
 
 
 def _weighed(found: Mapping[str, Any]) -> Weighed:
-    cost = float(_of(found, "cost", (int, float)))
     form = _one_of(FormKind, found.get("form"), "it weighed the unknown form")
-    return Weighed(form=form, components=_count(found, "components"), cost=cost)
+    return Weighed(form=form, components=_count(found, "components"), cost=_number(found, "cost"))
 
 
 def _gain(found: Mapping[str, Any]) -> Gain:
@@ -209,7 +205,7 @@ def _gain(found: Mapping[str, Any]) -> Gain:
         rank=_of(found, "rank", int),
         macs=_of(found, "macs", int),
         paying_rank=_count(found, "paying_rank"),
-        paying_error=None if error is None else float(_of(found, "paying_error", (int, float))),
+        paying_error=None if error is None else _number(found, "paying_error"),
     )
 
 
@@ -243,7 +239,7 @@ def _options(values: Mapping[str, Any]) -> PlanOptions:
                 raise ValueError(f"its option {name} is no list of texts")
             made[name] = tuple(value)
         elif name in ("energy", "max_error"):
-            made[name] = None if value is None else float(_of(values, name, (int, float)))
+            made[name] = None if value is None else _number(values, name)
         else:
             made[name] = _of(values, name, type(default[name]))
     return PlanOptions(**made)
@@ -267,6 +263,14 @@ def _of(values: Mapping[str, Any], key: str, kind: type | tuple[type, ...]) -> A
     if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
         raise ValueError(f"{key!r} is {found!r}")
     return found
+
+
+def _number(values: Mapping[str, Any], key: str) -> float:
+    found = _of(values, key, (int, float))
+    try:
+        return float(found)
+    except OverflowError:
+        raise ValueError(f"{key!r} is greater than any number of it can be") from None
 
 
 def _count(values: Mapping[str, Any], key: str) -> int | None:

@@ -11,6 +11,8 @@ import yaml
 
 from spdexport.arrays import to_numpy
 from spdexport.errors import ComponentsError
+from spdexport.files.reading import reading
+from spdexport.files.sniff import read_text
 from spdexport.gates import GateFunction, GateKind, GateLayer, Sigmoid
 from spdexport.sources.run_files import CONFIG
 
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
     import torch
 
     from spdexport.sources.spd_layouts import Layout
+
+_CONFIG_HINT = "Copy it again, or remove it: only the causal-importance functions need it."
+_CONFIG_SIZE = 1 << 18
+"""Characters of a configuration, and values with those that aliases repeat; SPD's have a few thousand."""
 
 _PREFIXES = ("ci_fn._ci_fns.", "_ci_fns.", "_gates.", "gates.")
 _GLOBAL = "ci_fn._global_ci_fn."
@@ -196,18 +202,43 @@ def read_config(folder: Path) -> Mapping[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         return {}
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ComponentsError(
-            f"The configuration of the run is no YAML: {str(error).splitlines()[0]}.",
-            where=str(path),
-            hint="Copy it again, or remove it: only the causal-importance functions need it.",
-        ) from error
+    what, hint = "The configuration of the run is no YAML", _CONFIG_HINT
+    text = read_text(path, error=ComponentsError, what=what, hint=hint)
+    with reading(path, error=ComponentsError, what=what, hint=hint):
+        _check_yaml(text)
+        content: object = yaml.safe_load(text)
     if not isinstance(content, dict):
         raise ComponentsError(
             "The configuration of the run holds no names and values.",
             where=str(path),
-            hint="Copy it again, or remove it: only the causal-importance functions need it.",
+            hint=_CONFIG_HINT,
         )
     return content
+
+
+def _check_yaml(text: str) -> None:
+    """Refuse a text that is far more than a configuration: in itself, or by what its aliases repeat.
+
+    Raises:
+        ValueError: It is.
+        yaml.YAMLError: It is no YAML.
+    """
+    if len(text) > _CONFIG_SIZE:
+        raise ValueError(f"it has {len(text)} characters, and no configuration has {_CONFIG_SIZE}")
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if root is not None and _expanded(root, {}) > _CONFIG_SIZE:
+        raise ValueError("its aliases repeat too much")
+
+
+def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many nodes there would be if each alias were written out."""
+    if id(node) in known:
+        return known[id(node)]
+    known[id(node)] = _CONFIG_SIZE  # what a node is worth that holds itself
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.SequenceNode):
+        children = node.value
+    elif isinstance(node, yaml.MappingNode):
+        children = [child for pair in node.value for child in pair]
+    known[id(node)] = 1 + sum(_expanded(child, known) for child in children)
+    return known[id(node)]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from spdexport.errors import ExampleInputError
 from spdexport.files.npz import read_npz
+from spdexport.files.sniff import FileKind, sniff
 from spdexport.installed import require_torch
 from spdexport.verification.recipes import Recipe, draw, generators, span_of
 
@@ -159,13 +159,9 @@ def read_arrays(path: Path) -> GivenArrays:
         ExampleInputError: The file is no .npz file, or holds nothing.
         RuntimeMissingError: It is of another kind, which torch is needed for.
     """
-    try:
-        found = dict(read_npz(path))
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    if sniff(path, error=ExampleInputError) is not FileKind.NPZ:
         require_torch("Only .npz files of inputs are read without it.")
-        raise ExampleInputError(
-            "The inputs cannot be read.", where=str(path), hint="Save them with numpy.savez."
-        ) from error
+    found = dict(read_npz(path, error=ExampleInputError))
     # What --repro saves beside the inputs.
     found = {name: value for name, value in found.items() if not name.startswith(("output:", "reference:"))}
     if not found:

@@ -113,7 +113,7 @@ def test_program_with_a_payload(tmp_path, net):
         load(path)
     assert "data/sample_inputs/model.pt" in caught.value.where
     assert not (tmp_path / "executed").exists()
-    load(path, allow_pickle=True)
+    load(path, trust=True)
     assert (tmp_path / "executed").exists()
 
 
@@ -143,8 +143,8 @@ def test_pickled_module(tmp_path, net):
         torch.save(net, tmp_path / "m.pt", _use_new_zipfile_serialization=not legacy)
         with pytest.raises(PickleRefusedError, match=r"Net|Conv2d") as caught:
             load(tmp_path / "m.pt")
-        assert "--allow-pickle" in caught.value.hint
-        loaded = load(tmp_path / "m.pt", allow_pickle=True)
+        assert "--trust" in caught.value.hint
+        loaded = load(tmp_path / "m.pt", trust=True)
         assert loaded.kind == "pickle"
         assert torch.equal(loaded.module(X), net(X))
         assert "unpickled" in loaded.notes[0]
@@ -153,7 +153,7 @@ def test_pickled_module(tmp_path, net):
 def test_pickle_of_something_else(tmp_path):
     torch.save([Payload(tmp_path / "executed")], tmp_path / "m.pt")
     with pytest.raises(SourceError, match="holds a list, not a module"):
-        load(tmp_path / "m.pt", allow_pickle=True)
+        load(tmp_path / "m.pt", trust=True)
 
 
 def test_pickle_whose_class_is_gone(tmp_path, monkeypatch):
@@ -162,7 +162,7 @@ def test_pickle_whose_class_is_gone(tmp_path, monkeypatch):
     torch.save(gone(1, 1), tmp_path / "m.pt")
     monkeypatch.delattr(sys.modules[__name__], "Gone")
     with pytest.raises(SourceError, match="Unpickling raised AttributeError"):
-        load(tmp_path / "m.pt", allow_pickle=True)
+        load(tmp_path / "m.pt", trust=True)
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "safetensors", "wrapped"])

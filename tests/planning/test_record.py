@@ -109,9 +109,9 @@ def test_what_is_no_plan(content: Any, message: str) -> None:
 def test_a_file_that_is_no_json(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "plan.json"
     path.write_bytes(content)
-    with pytest.raises(PlanError, match=r"not JSON|no plan"):
+    with pytest.raises(PlanError, match=r"not JSON|not text|no plan"):
         read_plan(path)
-    with pytest.raises(PlanError, match="cannot be read: No such file"):
+    with pytest.raises(PlanError, match="There is no such file"):
         read_plan(tmp_path / "other.json")
 
 
