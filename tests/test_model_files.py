@@ -13,7 +13,7 @@ from torch.export import Dim
 
 from spdexport.errors import SourceError
 from spdexport.export import export_onnx
-from spdexport.files.atomic import replacing
+from spdexport.files.atomic import pending
 from spdexport.model_files import load_onnx, read_metadata, save_program, write_metadata, write_onnx
 
 
@@ -40,8 +40,8 @@ def test_large_weights_go_to_a_file_named_by_its_content(small: torch.export.Exp
 
     model = export_onnx(small).model
     for name, limit in (("whole", 10**9), ("split", 0)):
-        with replacing(tmp_path / f"{name}.onnx") as temporary:
-            data = write_onnx(model, temporary, tmp_path / f"{name}.onnx", external_from=limit)
+        with pending(tmp_path / f"{name}.onnx") as output:
+            data = write_onnx(model, output, external_from=limit)
         assert len(data) == (name == "split")
     (data,) = tmp_path.glob("split.*.data")
     proto = onnx.load(tmp_path / "split.onnx", load_external_data=False)
@@ -59,7 +59,8 @@ def test_files_that_are_no_model(tmp_path: Path, small: torch.export.ExportedPro
             (tmp_path / name).write_bytes(content)
         with pytest.raises(SourceError, match=r"no such file|file is empty|not a valid ONNX model"):
             load_onnx(tmp_path / name)
-    write_onnx(export_onnx(small).model, tmp_path / "m.onnx", tmp_path / "m.onnx", external_from=0)
+    with pending(tmp_path / "m.onnx") as output:
+        write_onnx(export_onnx(small).model, output, external_from=0)
     (data,) = tmp_path.glob("*.data")
     data.write_bytes(data.read_bytes()[:100])
     with pytest.raises(SourceError, match="is shorter than the model says"):
