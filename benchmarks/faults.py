@@ -23,115 +23,27 @@ import importlib
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
 import xml.etree.ElementTree as ET
 import zipfile
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from fault_commands import COMMANDS, DIGITS, MASKS, REPORTS, Command
+from fault_processes import End, Running, in_child, start, wait
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "01_digits"
-DIGITS = [str(EXAMPLE / "run"), "--factory", f"{EXAMPLE / 'digits_cnn.py'}:DigitsCNN", "--input-shape", "2x1x16x16"]
-MASKS = ["--masks", str(EXAMPLE / "run" / "fixed_masks.safetensors")]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 CANNOT_WRITE = 74
-REPORTS = ("r.json", "r.xml", "r.html")
-WITH_REPORTS = ["--report", "{}/r.json", "--junit", "{}/r.xml", "--html", "{}/r.html"]
-
-
-class Command(NamedTuple):
-    """A command that writes.
-
-    Attributes:
-        name: For the table.
-        arguments: ``{}`` stands for the folder it writes into, ``@`` for that of the files it reads.
-        earlier: The same, of the run whose files are there before.
-    """
-
-    name: str
-    arguments: list[str]
-    earlier: list[str]
-
-
-COMMANDS = (
-    Command(
-        "convert to .onnx",
-        ["convert", *DIGITS, *MASKS, "-o", "{}/m.onnx"],
-        ["convert", *DIGITS, "--no-verify", "-o", "{}/m.onnx"],
-    ),
-    Command(
-        "convert to .pt2",
-        ["convert", *DIGITS, *MASKS, "--no-verify", "-o", "{}/m.pt2"],
-        ["convert", *DIGITS, "--no-verify", "-o", "{}/m.pt2"],
-    ),
-    Command(
-        "convert to both, plan and reports",
-        ["convert", *DIGITS, *MASKS, "-o", "{}/m.onnx", "-o", "{}/m.pt2", "--save-plan", "{}/plan.json", *WITH_REPORTS,
-         "--repro", "{}/w.npz"],
-        ["convert", *DIGITS, "-o", "{}/m.onnx", "-o", "{}/m.pt2", "--save-plan", "{}/plan.json", *WITH_REPORTS,
-         "--repro", "{}/w.npz"],
-    ),
-    Command(
-        "convert with external data",
-        ["convert", "@/external.onnx", "-o", "{}/m.onnx"],
-        ["convert", "@/other.onnx", "--no-verify", "-o", "{}/m.onnx"],
-    ),
-    Command(
-        "fold .onnx",
-        ["fold", "@/masked.onnx", "-o", "{}/f.onnx"],
-        ["fold", "@/plain.onnx", "--no-verify", "-o", "{}/f.onnx"],
-    ),
-    Command(
-        "fold .pt2",
-        ["fold", "@/masked.pt2", "-o", "{}/f.pt2"],
-        ["fold", "@/plain.pt2", "--no-verify", "-o", "{}/f.pt2"],
-    ),
-    Command(
-        "masks",
-        ["masks", *DIGITS, "--inputs", "@/x.npz", "-o", "{}/k.safetensors"],
-        ["masks", *DIGITS, "--inputs", "@/other.npz", "-o", "{}/k.safetensors"],
-    ),
-    Command(
-        "verify, reports",
-        ["verify", "@/masked.onnx", *WITH_REPORTS, "--repro", "{}/w.npz"],
-        ["verify", "@/plain.onnx", *WITH_REPORTS, "--repro", "{}/w.npz"],
-    ),
-    Command(
-        "inspect, report",
-        ["inspect", *DIGITS, *MASKS, "--report", "{}/r.json"],
-        ["inspect", *DIGITS, "--report", "{}/r.json"],
-    ),
-    Command(
-        "ablate, reports",
-        ["ablate", "@/masked_at_run_time.onnx", "--inputs", "@/x.npz", "--report", "{}/r.json", "--html", "{}/r.html"],
-        ["ablate", "@/masked_at_run_time.onnx", "--inputs", "@/other.npz", "--report", "{}/r.json", "--html",
-         "{}/r.html"],
-    ),
-    Command(
-        "bench, report",
-        ["bench", "@/masked.onnx", "--rounds", "3", "--report", "{}/r.json"],
-        ["bench", "@/plain.onnx", "--rounds", "3", "--report", "{}/r.json"],
-    ),
-)  # fmt: skip
-
-
-class End(NamedTuple):
-    """How a process ended: its exit status, negative for a signal, what it said on standard error, and after how long."""
-
-    status: int
-    said: str
-    seconds: float
 
 
 @dataclass
@@ -188,7 +100,7 @@ class Bench:
         for name, extra in (("masked", MASKS), ("plain", []), ("masked_at_run_time", ["--runtime-masks", "*"])):
             outputs = ["-o", f"@/{name}.onnx", *(["-o", f"@/{name}.pt2"] if name != "masked_at_run_time" else [])]
             self._succeeds(["convert", *DIGITS, *extra, "--no-verify", *outputs], self._sources)
-        _in_child(lambda: _arrays_and_external(self._sources))
+        in_child(lambda: _arrays_and_external(self._sources))
 
     def try_all(self, command: Command, *, kills: int, steps: int) -> None:
         """Let everything go wrong with one command."""
@@ -362,15 +274,16 @@ def show(bench: Bench) -> None:
     stack = ", ".join(f"{name} {found[name]}" for name in ("python", "torch", "onnx", "onnxruntime"))
     print(f"`python benchmarks/faults.py` on {date.today().isoformat()}, with {stack}.\n")
     print(
-        "Lost: neither the earlier file nor a whole new one. Left: files that no one asked for; after the next run where"
+        "Lost: neither the earlier file nor a whole new one. Left: files that no one asked for; where the process was"
     )
-    print("the process was killed. Statuses: how runs ended; a minus is a signal's own end, in brackets how many.\n")
+    print(
+        "killed, after the next run. Statuses: how runs ended, in brackets how many; a minus is a signal's own end.\n"
+    )
     if not bench.mounts:
         print("No disk could be mounted: full and read-only ones are missing.\n")
     for title, index in (("what goes wrong", 0), ("command", 1)):
-        print(
-            f"| {title} | trials | lost | left | wrong statuses | tracebacks | statuses |\n|---|---|---|---|---|---|---|"
-        )
+        print(f"| {title} | trials | lost | left | wrong statuses | tracebacks | statuses |")
+        print("|---|---|---|---|---|---|---|")
         rows: dict[str, Count] = collections.defaultdict(Count)
         for key, count in bench.counts.items():
             row = rows[key[index]]
@@ -383,98 +296,6 @@ def show(bench: Bench) -> None:
         print()
     total = sum(count.trials for count in bench.counts.values())
     print(f"{total} trials, {sum(count.faults for count in bench.counts.values())} faults.")
-
-
-# --- processes ---
-
-
-class Running(NamedTuple):
-    """A process, where it says what is wrong, and when it began."""
-
-    process: int
-    errors: int
-    begun: float
-
-
-def start(arguments: list[str], scratch: Path, *, limit: int | None = None, output: str = "") -> Running:
-    """Run a command line in a process of its own; return once it is at its beginning.
-
-    Args:
-        arguments: The command line.
-        scratch: The folder for temporary files.
-        limit: The bytes that a file may have.
-        output: ``closed`` or ``full``: what standard output is.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    errors, said = os.pipe()
-    ready, begin = os.pipe()
-    process = os.fork()
-    if process == 0:
-        status = 70
-        try:
-            _redirect(output, said)
-            tempfile.tempdir = str(scratch)
-            if limit is not None:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-            os.write(begin, b".")
-            status = _command(arguments)
-        finally:
-            os._exit(status)
-    for descriptor in (said, begin):
-        os.close(descriptor)
-    os.read(ready, 1)
-    os.close(ready)
-    return Running(process, errors, time.monotonic())
-
-
-def wait(running: Running) -> End:
-    """Wait for the end of a process."""
-    with open(running.errors, "rb") as file:
-        said = file.read().decode(errors="replace")
-    _, code = os.waitpid(running.process, 0)
-    return End(os.waitstatus_to_exitcode(code), said, time.monotonic() - running.begun)
-
-
-def _redirect(output: str, errors: int) -> None:
-    os.dup2(errors, 2)
-    if output == "closed":
-        reader, writer = os.pipe()
-        os.close(reader)
-    else:
-        writer = os.open("/dev/full" if output == "full" else os.devnull, os.O_WRONLY)
-    os.dup2(writer, 1)
-
-
-def _command(arguments: list[str]) -> int:
-    from spdexport.cli import main as command
-
-    try:
-        command(arguments, prog_name="spdexport")
-    except SystemExit as end:
-        with contextlib.suppress(OSError):  # what the interpreter makes of it is not the command's
-            sys.stdout.flush()
-        return end.code if isinstance(end.code, int) else 0
-    except BaseException:  # noqa: BLE001  (what the interpreter would show)
-        traceback.print_exc()
-        sys.stderr.flush()
-        return 1
-    return 0
-
-
-def _in_child(work: Callable[[], None]) -> None:
-    process = os.fork()
-    if process == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        except BaseException:  # noqa: BLE001  (a child must not go on as its parent)
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    if os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]):
-        raise SystemExit("the files to read could not be made")
 
 
 # --- files ---
