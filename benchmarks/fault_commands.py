@@ -30,7 +30,7 @@ COMMANDS = (
     Command(
         "convert to .onnx",
         ["convert", *DIGITS, *MASKS, "-o", "{}/m.onnx"],
-        ["convert", *DIGITS, "--no-verify", "-o", "{}/m.onnx"],
+        ["convert", *DIGITS, "-o", "{}/m.onnx"],
     ),
     Command(
         "convert to .pt2",
@@ -47,12 +47,12 @@ COMMANDS = (
     Command(
         "convert with external data",
         ["convert", "@/external.onnx", "-o", "{}/m.onnx"],
-        ["convert", "@/other.onnx", "--no-verify", "-o", "{}/m.onnx"],
+        ["convert", "@/other.onnx", "-o", "{}/m.onnx"],
     ),
     Command(
         "fold .onnx",
         ["fold", "@/masked.onnx", "-o", "{}/f.onnx"],
-        ["fold", "@/plain.onnx", "--no-verify", "-o", "{}/f.onnx"],
+        ["fold", "@/plain.onnx", "-o", "{}/f.onnx"],
     ),
     Command(
         "fold .pt2",

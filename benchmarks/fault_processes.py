@@ -51,6 +51,7 @@ def start(arguments: list[str], scratch: Path, *, limit: int | None = None, outp
         try:
             _redirect(output, said)
             tempfile.tempdir = str(scratch)
+            _use_one_core()
             if limit is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
             os.write(begin, b".")
@@ -80,6 +81,15 @@ def _redirect(output: str, errors: int) -> None:
     else:
         writer = os.open("/dev/full" if output == "full" else os.devnull, os.O_WRONLY)
     os.dup2(writer, 1)
+
+
+def _use_one_core() -> None:
+    """Take one thread: those that wait for each other make a small model slow where others work, too."""
+    import torch
+
+    torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {os.getpid() % (os.cpu_count() or 1)})
 
 
 def _command(arguments: list[str]) -> int:

@@ -40,7 +40,7 @@ from fault_commands import COMMANDS, DIGITS, MASKS, REPORTS, Command
 from fault_processes import End, Running, in_child, start, wait
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 CANNOT_WRITE = 74
@@ -76,7 +76,7 @@ def main() -> int:
         importlib.import_module(name)
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(Path(name), random.Random(options.seed))
-        bench.prepare()
+        bench.prepare(commands)
         for command in commands:
             bench.try_all(command, kills=-(-options.kills // len(commands)), steps=options.steps)
     show(bench)
@@ -95,9 +95,12 @@ class Bench:
             path.mkdir()
         os.environ["SPDEXPORT_CACHE"] = str(folder / "cache")
 
-    def prepare(self) -> None:
+    def prepare(self, commands: Sequence[Command]) -> None:
         """Make the files that commands read."""
+        read = " ".join(argument for command in commands for argument in (*command.arguments, *command.earlier))
         for name, extra in (("masked", MASKS), ("plain", []), ("masked_at_run_time", ["--runtime-masks", "*"])):
+            if f"@/{name}." not in read and "@/external." not in read:
+                continue
             outputs = ["-o", f"@/{name}.onnx", *(["-o", f"@/{name}.pt2"] if name != "masked_at_run_time" else [])]
             self._succeeds(["convert", *DIGITS, *extra, "--no-verify", *outputs], self._sources)
         in_child(lambda: _arrays_and_external(self._sources))
@@ -273,12 +276,9 @@ def show(bench: Bench) -> None:
     print("# Faults of the world around\n")
     stack = ", ".join(f"{name} {found[name]}" for name in ("python", "torch", "onnx", "onnxruntime"))
     print(f"`python benchmarks/faults.py` on {date.today().isoformat()}, with {stack}.\n")
-    print(
-        "Lost: neither the earlier file nor a whole new one. Left: files that no one asked for; where the process was"
-    )
-    print(
-        "killed, after the next run. Statuses: how runs ended, in brackets how many; a minus is a signal's own end.\n"
-    )
+    print("Lost: neither the earlier file nor a whole new one. Left: files that no one asked for; where the process")
+    print("was killed, after the next run. Statuses: how runs ended, in brackets how many; a minus is a signal's own")
+    print("end.\n")
     if not bench.mounts:
         print("No disk could be mounted: full and read-only ones are missing.\n")
     for title, index in (("what goes wrong", 0), ("command", 1)):
@@ -307,6 +307,8 @@ def _arrays_and_external(folder: Path) -> None:
 
     for seed, name in enumerate(("x", "other")):
         np.savez(folder / f"{name}.npz", x=np.random.default_rng(seed).normal(size=(4, 1, 16, 16)).astype(np.float32))
+    if not (folder / "plain.onnx").exists():
+        return
     for name, source in (("external", "masked"), ("other", "plain")):
         model = onnx.load(folder / f"{source}.onnx")
         onnx.save(
