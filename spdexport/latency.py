@@ -142,8 +142,8 @@ class LatencyCost:
             model, x = form_model(site, shape)
             model, _ = pad_lanes(model, self.lane)
             seconds = self.measure(model, x, settings)
-            if not _write(path, {"key": key, "seconds": seconds}):
-                self.told(f"{site.name} as {shape.name} will be measured again: {path.parent} cannot be written to")
+            if not _write(path, {"key": key, "seconds": seconds}) and not self._known:
+                self.told(f"times are not kept for the next run: {path.parent} cannot be written to")
         self._known[digest] = seconds
         return seconds
 

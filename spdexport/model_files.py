@@ -232,8 +232,9 @@ def save_program(program: ExportedProgram, path: Path, final: Path | None = None
     graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
     metas = [node.meta for graph in graphs for node in graph.nodes if "stack_trace" in node.meta]
     traces = [meta.pop("stack_trace") for meta in metas]
+    size = sum(tensor.nbytes for tensor in program.state_dict.values())
     try:
-        with writing(final or path), path.open("wb") as file:
+        with writing(final or path, size=size), path.open("wb") as file:
             archive = Deferred(file)
             torch.export.save(program, archive)  # type: ignore[arg-type]
             archive.check()

@@ -142,7 +142,7 @@ def test_a_home_that_is_missing_is_not_made(monkeypatch, tmp_path, clock):
     layer, said = site(conv()), []
     assert LatencyCost(measure=clock, told=said.append)(layer, dense_shape(layer)) == 1.0
     assert not home.exists()
-    assert said[1:] == [f"layer as dense will be measured again: {home}/.cache/spdexport/latency cannot be written to"]
+    assert said[1:] == [f"times are not kept for the next run: {home}/.cache/spdexport/latency cannot be written to"]
     home.mkdir()
     assert LatencyCost(measure=clock)(layer, dense_shape(layer)) == 2.0
     assert LatencyCost(measure=clock)(layer, dense_shape(layer)) == 2.0

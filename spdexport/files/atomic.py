@@ -28,9 +28,6 @@ from spdexport.files.writing import NO_ROOM, refused, writing
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_NOT_UNNAMED = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}
-"""What file systems and old kernels say to the wish for a file without a name."""
-
 _NOT_LINKED = {errno.EEXIST, errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 """What is said where a file without a name cannot have this one, or none at all, and may yet be copied."""
 
@@ -75,10 +72,8 @@ class Pending:
             return -1
         try:
             descriptor = os.open(self._folder, os.O_RDWR | flag, 0o666)
-        except OSError as error:
-            if error.errno in _NOT_UNNAMED:
-                return -1
-            raise
+        except OSError:  # file systems say it in many ways; what is wrong with the folder is said again
+            return -1
         if not is_at(descriptor, Path(f"/proc/{os.getpid()}/fd/{descriptor}"), follow_symlinks=True):
             os.close(descriptor)
             return -1

@@ -47,7 +47,7 @@ def writing(where: str | Path, *, size: int | None = None, elsewhere: str = ELSE
 
     Args:
         where: The file, under the name that the user gave.
-        size: How many bytes are to be written there, if that is known: the error tells how much space is missing.
+        size: How many bytes are to be written there at least, if that is known: the error tells how much space is missing.
         elsewhere: How the advice begins.
 
     Raises:
@@ -86,7 +86,11 @@ def _room(path: Path, size: int) -> str:
         free = shutil.disk_usage(path.parent).free
     except OSError:
         return ""
-    return f", where the file takes {_mebibytes(size)} MiB and {_mebibytes(free)} MiB are free" if free < size else ""
+    return (
+        f", where the file takes at least {_mebibytes(size)} MiB and {_mebibytes(free)} MiB are free"
+        if free < size
+        else ""
+    )
 
 
 def _mebibytes(count: int) -> str:

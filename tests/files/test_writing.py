@@ -35,7 +35,7 @@ def test_every_refusal_is_three_lines_about_the_output(number, what, tmp_path):
 
 def test_how_much_is_missing_is_told(tmp_path):
     free = shutil.disk_usage(tmp_path).free
-    message = r"takes \d+ MiB and \d+ MiB are free"
+    message = r"takes at least \d+ MiB and \d+ MiB are free"
     with pytest.raises(OutputError, match=message) as caught, writing(tmp_path / "m.onnx", size=free + 2**40):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert "free some space" in caught.value.hint
