@@ -47,7 +47,7 @@ def writing(where: str | Path, *, size: int | None = None, elsewhere: str = ELSE
 
     Args:
         where: The file, under the name that the user gave.
-        size: How many bytes are to be written there at least, if that is known: the error tells how much space is missing.
+        size: How many bytes are to be written there at least, if that is known: the error tells what is missing.
         elsewhere: How the advice begins.
 
     Raises:
