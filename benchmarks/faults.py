@@ -19,7 +19,6 @@ import argparse
 import collections
 import contextlib
 import hashlib
-import importlib
 import json
 import os
 import random
@@ -37,7 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fault_commands import COMMANDS, DIGITS, MASKS, REPORTS, Command
-from fault_processes import End, Running, in_child, start, wait
+from fault_processes import End, Running, import_what_is_used, in_child, start, wait
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -71,9 +70,6 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
     commands = [command for command in COMMANDS if options.only in command.name]
-    # Nothing may compute in this process: threads do not outlive a fork.
-    for name in ("torch", "onnxruntime", "spdexport.cli", "spdexport.pipeline", "spdexport.folding", "jinja2"):
-        importlib.import_module(name)
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(Path(name), random.Random(options.seed))
         bench.prepare(commands)
@@ -97,6 +93,9 @@ class Bench:
 
     def prepare(self, commands: Sequence[Command]) -> None:
         """Make the files that commands read."""
+        # Nothing may compute in this process: threads do not outlive a fork.
+        first = self.place()
+        import_what_is_used(self.arguments(COMMANDS[0].arguments, first), self._scratch)
         read = " ".join(argument for command in commands for argument in (*command.arguments, *command.earlier))
         for name, extra in (("masked", MASKS), ("plain", []), ("masked_at_run_time", ["--runtime-masks", "*"])):
             if f"@/{name}." not in read and "@/external." not in read:
@@ -275,7 +274,8 @@ def show(bench: Bench) -> None:
     found = versions()
     print("# Faults of the world around\n")
     stack = ", ".join(f"{name} {found[name]}" for name in ("python", "torch", "onnx", "onnxruntime"))
-    print(f"`python benchmarks/faults.py` on {date.today().isoformat()}, with {stack}.\n")
+    command = " ".join(["python benchmarks/faults.py", *sys.argv[1:]])
+    print(f"`{command}` on {date.today().isoformat()}, with {stack}.\n")
     print("Lost: neither the earlier file nor a whole new one. Left: files that no one asked for; where the process")
     print("was killed, after the next run. Statuses: how runs ended, in brackets how many; a minus is a signal's own")
     print("end.\n")
