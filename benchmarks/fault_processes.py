@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -53,6 +54,10 @@ def start(arguments: list[str], scratch: Path, *, limit: int | None = None, outp
             _redirect(output, said)
             tempfile.tempdir = str(scratch)
             _use_one_core()
+            # A shell may have had this process ignore them.
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             if limit is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
             os.write(begin, b".")

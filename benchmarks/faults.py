@@ -86,7 +86,7 @@ class Bench:
         self.counts: dict[tuple[str, str], Count] = collections.defaultdict(Count)
         self.mounts = _may_mount(folder)
         self._sources, self._scratch = folder / "sources", folder / "scratch"
-        self._folder, self._moments = folder, moments
+        self._folder, self.moments = folder, moments
         for path in (self._sources, self._scratch):
             path.mkdir()
         os.environ["SPDEXPORT_CACHE"] = str(folder / "cache")
@@ -217,10 +217,12 @@ class Trial:
     def kills(self, number: int) -> None:
         """Kill runs at any moment."""
         folder = self._fill(self._bench.place())
-        for index in range(number):
+        # Every part of a run is met, and no signal is met in the same part of each command.
+        parts = self._bench.moments.sample(range(number), number)
+        for index, part in enumerate(parts):
             which = SIGNALS[index % len(SIGNALS)]
             running = self._bench.start(self._command.arguments, folder)
-            time.sleep(self._seconds * (index + self._bench._moments.random()) / number)
+            time.sleep(self._seconds * (part + self._bench.moments.random()) / number)
             os.kill(running.process, which)
             statuses = {0, -which} | ({128 + which} if which != signal.SIGKILL else set())
             end = wait(running)
