@@ -13,14 +13,13 @@ import onnx_ir as ir
 from spdexport import __version__
 from spdexport.content import content_hash
 from spdexport.errors import SourceError, UsageError
-from spdexport.files.atomic import RejectedError, failed_name, replacing, set_aside
+from spdexport.files.atomic import Pending, RejectedError, failed_name, pending
 from spdexport.files.hashing import sha256_file
 from spdexport.files.sniff import FileKind, sniff
 from spdexport.installed import versions
 from spdexport.model_files import (
     METADATA_PREFIX,
     load_onnx,
-    no_data_left,
     older_data,
     read_metadata,
     save_program,
@@ -153,6 +152,7 @@ def fold(
         UsageError: The output does not fit the file, or would overwrite what is read, or providers are asked for that a
             program does not run on.
         SourceError: The file is missing, damaged, or of another kind.
+        OutputError: The system does not let the output be written.
     """
     source, output = Path(file), Path(output)
     kind = sniff(source)
@@ -177,13 +177,13 @@ def fold(
     )
     written: _Written | None = None
     target = output
-    with contextlib.suppress(RejectedError), no_data_left(output), replacing(output) as temporary:
-        written = _fold_onnx(request, temporary) if kind is FileKind.ONNX else _fold_program(request, temporary)
+    with contextlib.suppress(RejectedError), pending(output) as unfinished:
+        written = _fold_onnx(request, unfinished) if kind is FileKind.ONNX else _fold_program(request, unfinished)
         if written.verification is not None and written.verification.verdict is Status.FAIL:
             target = failed_name(output)
             # What is under the name that was asked for is not what was checked.
             written = replace(written, verification=replace(written.verification, artifacts={}))
-            set_aside(temporary, output)
+            unfinished.set_aside()
     assert written is not None, "a rejected file was written, too"
     notes = written.notes
     if not written.folded and not written.declined:
@@ -219,7 +219,7 @@ def _check_kind(kind: FileKind, source: Path, output: Path) -> None:
         )
 
 
-def _fold_onnx(request: _Request, temporary: Path) -> _Written:
+def _fold_onnx(request: _Request, unfinished: Pending) -> _Written:
     # Names are checked before the work; CUDA is looked for only where something would run on it.
     providers = parse_providers(request.providers) if request.verify or request.providers is not None else ()
     request.progress("loading")
@@ -239,11 +239,11 @@ def _fold_onnx(request: _Request, temporary: Path) -> _Written:
         "content": content_hash(folded),
     }
     write_metadata(folded, entries)
-    data = write_onnx(folded, temporary, request.output)
+    data = write_onnx(folded, unfinished)
     verification = None
     if request.verify:
         verification = verify_files(
-            temporary,
+            unfinished.path,
             name=request.output.name,
             reference=request.source,
             providers=providers,
@@ -254,7 +254,7 @@ def _fold_onnx(request: _Request, temporary: Path) -> _Written:
     return _Written(data=data, folded=result.folded, declined=result.declined, verification=verification)
 
 
-def _fold_program(request: _Request, temporary: Path) -> _Written:
+def _fold_program(request: _Request, unfinished: Pending) -> _Written:
     request.progress("loading")
     # Only programs need torch.
     from spdexport.loading import load
@@ -265,7 +265,7 @@ def _fold_program(request: _Request, temporary: Path) -> _Written:
     assert loaded.program is not None, "a .pt2 file holds a program"
     request.progress("folding")
     result = fold_program(loaded.program, if_cheaper=request.if_cheaper)
-    save_program(result.program, temporary)
+    save_program(result.program, unfinished.path, request.output)
     verification = None
     if request.verify:
         verification = verify_programs(
@@ -273,7 +273,7 @@ def _fold_program(request: _Request, temporary: Path) -> _Written:
             result.program,
             example=loaded.inputs,
             seed=request.seed,
-            artifacts={request.source.name: request.sha256, request.output.name: sha256_file(temporary)},
+            artifacts={request.source.name: request.sha256, request.output.name: sha256_file(unfinished.path)},
             progress=request.progress,
         )
     return _Written(

@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from spdexport.conv import stored_weight
-from spdexport.errors import InputError, UsageError
+from spdexport.errors import InputError, OutputError, UsageError
 from spdexport.files.atomic import replacing
 from spdexport.files.reading import reading
 from spdexport.files.sniff import read_text
@@ -49,6 +49,9 @@ _FOREVER = 1e6
 CACHE_VARIABLE = "SPDEXPORT_CACHE"
 """The environment variable that names the folder of the cache; else it is the user's cache folder."""
 
+CACHE_DEPTH = 3
+"""How many folders of the cache are made where they are missing: ``.cache``, ``spdexport`` and ``latency``."""
+
 Measure = Callable[[ir.Model, "Array", SessionSettings], float]
 """Gives the seconds of one run of a model with the one input ``x``."""
 
@@ -57,7 +60,9 @@ def cache_folder() -> Path:
     """Where times are kept."""
     if given := os.environ.get(CACHE_VARIABLE):
         return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spdexport"
+    # Not Path.home(), which is an error for a user without a home.
+    home = os.path.expanduser("~")  # noqa: PTH111
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path(home) / ".cache") / "spdexport"
 
 
 def measure(model: ir.Model, x: Array, settings: SessionSettings) -> float:
@@ -142,7 +147,8 @@ class LatencyCost:
             model, x = form_model(site, shape)
             model, _ = pad_lanes(model, self.lane)
             seconds = self.measure(model, x, settings)
-            _write(path, {"key": key, "seconds": seconds})
+            if not _write(path, {"key": key, "seconds": seconds}) and not self._known:
+                self.told(f"times are not kept for the next run: {path.parent} cannot be written to")
         self._known[digest] = seconds
         return seconds
 
@@ -268,11 +274,18 @@ def _read(path: Path, key: dict[str, Any]) -> float | None:
     return float(seconds) if isinstance(seconds, int | float) and 0 < seconds < _FOREVER else None
 
 
-def _write(path: Path, kept: dict[str, Any]) -> None:
-    """Keep a time; without a folder that can be written to, it is measured again the next time."""
+def _write(path: Path, kept: dict[str, Any]) -> bool:
+    """Keep a time, and return whether that is done: without a folder for it, it is measured again the next time.
+
+    The folders of the cache are made in one that is there. A home that is missing is not made: nobody would look for
+    files there.
+    """
+    missing = [folder for folder in list(path.parents)[:CACHE_DEPTH] if not folder.exists()]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
+        for folder in reversed(missing):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        with replacing(path, durable=False) as temporary:
             temporary.write_text(json.dumps(kept, sort_keys=True), encoding="utf-8")
-    except (OSError, UsageError):
-        return
+    except (OSError, UsageError, OutputError):
+        return False
+    return True

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import json
-import tempfile
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 from spdexport.errors import ExportError, SourceError
-from spdexport.files.atomic import RejectedError
-from spdexport.files.hashing import sha256_file
 from spdexport.files.sniff import FileKind, sniff
+from spdexport.files.unfinished import data_name
+from spdexport.files.writing import Deferred, writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from torch.export import ExportedProgram
+
+    from spdexport.files.atomic import Pending
 
 METADATA_PREFIX = "spdexport."
 """What the names of our entries in a model's metadata begin with."""
@@ -30,6 +34,8 @@ EXTERNAL_DATA_FROM = 1_500_000_000
 
 INLINE_UP_TO = 1024
 """Bytes of a weight that is in the model itself even where others are beside it: shapes and the like."""
+
+_CHUNK = 1 << 24
 
 
 def load_onnx(path: Path) -> ir.Model:
@@ -94,8 +100,8 @@ def _check_external(tensor: ir.ExternalTensor, path: Path) -> None:
         )
 
 
-def write_onnx(model: ir.Model, temporary: Path, final: Path, *, external_from: int | None = None) -> tuple[Path, ...]:
-    """Write a model to a temporary file that is to be moved to ``final``, and check it there.
+def write_onnx(model: ir.Model, output: Pending, *, external_from: int | None = None) -> tuple[Path, ...]:
+    """Write a model to a file on its way to its name, and check it there.
 
     Weights above ``external_from`` bytes (None: ``EXTERNAL_DATA_FROM``) go to a file beside it that is named by its own
     content, so that the model, whichever name it is moved to, and an older model there are each whole with the data
@@ -106,63 +112,94 @@ def write_onnx(model: ir.Model, temporary: Path, final: Path, *, external_from: 
 
     Raises:
         ExportError: onnx.checker finds the model invalid.
+        OutputError: The system does not let it be written.
     """
-    weights = [v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None]
-    size = sum(nbytes for nbytes in weights if nbytes > INLINE_UP_TO)
+    values = [v for graph in model.graphs() for v in graph.initializers.values() if v.const_value is not None]
+    outside = [v for v in values if _nbytes(v.const_value) > INLINE_UP_TO]
+    size = sum(_nbytes(v.const_value) for v in outside)
+    data: tuple[Path, ...] = ()
     if size <= (EXTERNAL_DATA_FROM if external_from is None else external_from):
-        ir.save(model, temporary)
-        _check(temporary)
-        return ()
-    data = temporary.with_name(temporary.name + ".data")
+        _write_proto(model, _inside(values), output)
+    else:
+        with output.beside() as beside:
+            with writing(data_name(output.final, ""), size=size):
+                places, digest = _write_data(outside, beside.path)
+            name = data_name(output.final, digest)
+            tensors = {v: _placed(v, place, name) for v, place in places.items()}
+            _write_proto(model, {**_inside(values), **tensors}, output)
+            data = (output.publish(beside, digest),)
+    _check(output.path)
+    return data
+
+
+def _nbytes(tensor: ir.TensorProtocol | None) -> int:
+    """Return the size of a weight that may be in a file of its own: text may not."""
+    return 0 if tensor is None or tensor.dtype is ir.DataType.STRING else tensor.nbytes
+
+
+def _inside(values: Iterable[ir.Value]) -> dict[ir.Value, ir.TensorProtocol]:
+    """Return the weights that are in other files as ones that are in the model."""
+    return {
+        v: ir.Tensor(v.const_value.numpy().copy(), dtype=v.const_value.dtype, name=v.name)
+        for v in values
+        if isinstance(v.const_value, ir.ExternalTensor) and v.const_value.nbytes <= INLINE_UP_TO
+    }
+
+
+def _placed(value: ir.Value, offset: int, data: Path) -> ir.ExternalTensor:
+    tensor = value.const_value
+    assert tensor is not None
+    assert value.name is not None
+    assert isinstance(tensor.shape, ir.Shape)
+    return ir.ExternalTensor(
+        data.name, offset, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=value.name, base_dir=data.parent
+    )
+
+
+def _write_data(values: Iterable[ir.Value], path: Path) -> tuple[dict[ir.Value, int], str]:
+    """Write weights one behind the other, and return where each begins, and the SHA-256 of them all."""
+    places, digest, end = {}, hashlib.sha256(), 0
+    with path.open("wb", buffering=0) as file:
+        for value in values:
+            places[value] = end
+            content = _content(value.const_value)
+            for start in range(0, len(content), _CHUNK):
+                piece = content[start : start + _CHUNK]
+                digest.update(piece)
+                while piece:
+                    piece = piece[file.write(piece) :]
+            end += len(content)
+    return places, digest.hexdigest()
+
+
+def _content(tensor: ir.TensorProtocol | None) -> memoryview:
+    """Return the bytes of a weight as ONNX has them, without a copy where they lie so in memory."""
+    assert tensor is not None
+    if tensor.dtype.bitwidth < 8 or sys.byteorder != "little":
+        return memoryview(tensor.tobytes())
+    return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data
+
+
+def _write_proto(model: ir.Model, instead: Mapping[ir.Value, ir.TensorProtocol], output: Pending) -> None:
+    """Write the model itself, with other tensors in the place of some; the model given stays as it is."""
+    before = {value: value.const_value for value in instead}
     try:
-        ir.save(model, temporary, external_data=data.name, size_threshold_bytes=INLINE_UP_TO)
-        named = final.with_name(f"{final.stem}.{sha256_file(data)[:16]}.data")
-        proto = onnx.load(temporary, load_external_data=False)
-        for tensor in _stored_tensors(proto.graph):
-            for entry in tensor.external_data:
-                if entry.key == "location":
-                    entry.value = named.name
-        temporary.write_bytes(proto.SerializeToString(deterministic=True))
-        data.replace(named)
+        for value, tensor in instead.items():
+            value.const_value = tensor
+        content = ir.to_proto(model).SerializeToString()
     finally:
-        data.unlink(missing_ok=True)
-    _check(temporary)
-    return (named,)
-
-
-def _stored_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """The initializers of a graph and of the graphs inside of it."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _stored_tensors(inner)
-
-
-@contextlib.contextmanager
-def no_data_left(output: Path) -> Iterator[None]:
-    """Remove the data files of a model that was not finished, but not those that were there before."""
-    before = _data_files(output)
-    try:
-        yield
-    except RejectedError:
-        raise
-    except BaseException:
-        for path in _data_files(output) - before:
-            path.unlink(missing_ok=True)
-        raise
+        for value, old in before.items():
+            value.const_value = old
+    with writing(output.final, size=len(content)):
+        output.path.write_bytes(content)
 
 
 def older_data(output: Path, data: Iterable[Path]) -> tuple[str, ...]:
-    """A note on data files of earlier models of this name: they are left, as a copy of such a model may need them."""
-    older = sorted(_data_files(output) - set(data))
+    """Return a note on data files of earlier models of this name: they are left, as a copy of one may need them."""
+    older = sorted(set(output.parent.glob(f"{glob.escape(output.stem)}.*.data")) - set(data))
     if not older:
         return ()
     return (f"of an earlier {output.name}, and not needed by this one: {', '.join(path.name for path in older)}",)
-
-
-def _data_files(output: Path) -> set[Path]:
-    return set(output.parent.glob(f"{glob.escape(output.stem)}.*.data"))
 
 
 def _check(path: Path) -> None:
@@ -176,21 +213,31 @@ def _check(path: Path) -> None:
         ) from error
 
 
-def save_program(program: ExportedProgram, path: Path) -> None:
+def save_program(program: ExportedProgram, path: Path, final: Path | None = None) -> None:
     """Save a program so that plain torch loads it, with bytes that do not depend on the file's name or on the machine.
 
-    torch writes the name into the archive, hence a fixed one first, and stack traces with the paths of source files.
+    torch writes the name of a file into the archive, hence an open file, and stack traces with the paths of source
+    files.
+
+    Args:
+        program: The program.
+        path: Where to write it.
+        final: The name that the file is to have, for errors; None if that is ``path``.
+
+    Raises:
+        OutputError: The system does not let it be written.
     """
     import torch  # ONNX files are read without it
 
     graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
     metas = [node.meta for graph in graphs for node in graph.nodes if "stack_trace" in node.meta]
     traces = [meta.pop("stack_trace") for meta in metas]
+    size = sum(tensor.nbytes for tensor in program.state_dict.values())
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".spdexport.") as folder:
-            fixed = Path(folder) / "program.pt2"
-            torch.export.save(program, fixed)
-            fixed.replace(path)
+        with writing(final or path, size=size), path.open("wb") as file:
+            archive = Deferred(file)
+            torch.export.save(program, archive)  # type: ignore[arg-type]
+            archive.check()
     finally:
         # Graphs inside of the program may be shared with the caller's.
         for meta, trace in zip(metas, traces, strict=True):

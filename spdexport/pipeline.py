@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from spdexport.errors import UsageError
-from spdexport.files.atomic import RejectedError, failed_name, replacing, set_aside
+from spdexport.files.atomic import RejectedError, failed_name, pending
 from spdexport.files.hashing import sha256_file
+from spdexport.files.writing import writing
 from spdexport.installed import has_torch, require_torch, versions
-from spdexport.model_files import load_onnx, no_data_left, older_data, read_metadata, save_program, write_onnx
+from spdexport.model_files import load_onnx, older_data, read_metadata, save_program, write_onnx
 from spdexport.options import Options, OptionsDict
 from spdexport.overwriting import check_overwriting, output_paths
 from spdexport.planning import as_file
@@ -130,6 +131,7 @@ def convert(
         UsageError: Options that do not go together, or name nothing, or an output that would overwrite what is read.
         InputError: The source, components, masks or inputs cannot be used.
         ModelError: The model cannot be traced or exported.
+        OutputError: The system does not let an output be written.
     """
     Tolerance.of(atol, rtol)  # told before the long work
     asked = parse_providers(providers)
@@ -145,28 +147,26 @@ def convert(
     written: list[Path] = []
     with contextlib.ExitStack() as stack:
         # Outside of what a failed check undoes: the plan is what it is.
-        plan_file = stack.enter_context(replacing(save_plan)) if save_plan else None
+        plan_file = stack.enter_context(pending(save_plan)) if save_plan else None
         stack.enter_context(contextlib.suppress(RejectedError))
         # The outputs are opened first, so that a folder that cannot be written to is told before the long work.
-        program_file = stack.enter_context(replacing(program_path)) if program_path else None
-        onnx_file = None
-        if onnx_path:
-            stack.enter_context(no_data_left(onnx_path))
-            onnx_file = stack.enter_context(replacing(onnx_path))
+        program_file = stack.enter_context(pending(program_path)) if program_path else None
+        onnx_file = stack.enter_context(pending(onnx_path)) if onnx_path else None
         route = find_route(source, chosen, progress)
         if plan_file:
-            plan_file.write_text(as_file(route.prepared.plan.as_json()), encoding="utf-8")
+            with writing(plan_file.final):
+                plan_file.path.write_text(as_file(route.prepared.plan.as_json()), encoding="utf-8")
         progress("placing factors")
         if program_file and program_path:
-            save_program(route.program(), program_file)
+            save_program(route.program(), program_file.path, program_path)
             written = [program_path]
         if onnx_file and onnx_path:
             progress("exporting to ONNX")
-            data = write_onnx(route.model(), onnx_file, onnx_path, external_from=route.external_from)
+            data = write_onnx(route.model(), onnx_file, external_from=route.external_from)
             written = [onnx_path, *data, *written]
         if verify:
             verification = route.verify(
-                onnx_file,
+                onnx_file.path if onnx_file else None,
                 (onnx_path or written[0]).name,
                 providers=asked,
                 thorough=thorough,
@@ -177,13 +177,12 @@ def convert(
             )
             verification = limits.judge(verification)
             if verification.verdict is Status.FAIL or verification.exceeds:
-                temporary, path = (onnx_file, onnx_path) if onnx_file else (program_file, program_path)
-                assert temporary is not None
-                assert path is not None, "there is at least one output"
-                written = [failed_name(path), *(p for p in written if p.suffix == ".data")]
+                rejected = onnx_file or program_file
+                assert rejected is not None, "there is at least one output"
+                written = [failed_name(rejected.final), *(p for p in written if p.suffix == ".data")]
                 # What is under the name that was asked for is not what was checked.
                 verification = replace(verification, artifacts={})
-                set_aside(temporary, path)
+                rejected.set_aside()
     prepared = route.prepared
     # A failed file leaves the one before it, and its data, in their place.
     older = older_data(onnx_path, written) if onnx_path in written else ()

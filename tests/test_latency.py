@@ -134,6 +134,21 @@ def test_a_folder_that_cannot_be_written_to_costs_the_cache_alone(tmp_path, cloc
     assert cost(layer, dense_shape(layer)) == cost(layer, dense_shape(layer)) == 1.0
 
 
+def test_a_home_that_is_missing_is_not_made(monkeypatch, tmp_path, clock):
+    for name in (CACHE_VARIABLE, "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    home = tmp_path / "home"
+    monkeypatch.setenv("HOME", str(home))
+    layer, said = site(conv()), []
+    assert LatencyCost(measure=clock, told=said.append)(layer, dense_shape(layer)) == 1.0
+    assert not home.exists()
+    assert said[1:] == [f"times are not kept for the next run: {home}/.cache/spdexport/latency cannot be written to"]
+    home.mkdir()
+    assert LatencyCost(measure=clock)(layer, dense_shape(layer)) == 2.0
+    assert LatencyCost(measure=clock)(layer, dense_shape(layer)) == 2.0
+    assert [path.name for path in home.iterdir()] == [".cache"]
+
+
 def test_the_folder(monkeypatch, tmp_path):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     assert cache_folder() == tmp_path

@@ -17,6 +17,7 @@ from spdexport.factors import v_filters
 from spdexport.files.atomic import replacing
 from spdexport.files.batches import UNNAMED, DataSet, open_data
 from spdexport.files.hashing import sha256_file
+from spdexport.files.writing import writing
 from spdexport.gates import evaluate as evaluate_gate
 from spdexport.importance.result import DerivedMasks, LayerMask
 from spdexport.importance.statistics import Importances, Measure, Rule, Running
@@ -314,8 +315,13 @@ def _write(layers: tuple[LayerMask, ...], path: Path, beside: Path) -> None:
         for measure in Measure
     }
     with replacing(path) as masks, replacing(beside) as importances:
-        safetensors.numpy.save_file({layer.name: layer.mask for layer in layers}, masks)
-        safetensors.numpy.save_file(statistics, importances)
+        for final, file, arrays in (
+            (path, masks, {layer.name: layer.mask for layer in layers}),
+            (beside, importances, statistics),
+        ):
+            content = safetensors.numpy.save(arrays)
+            with writing(final, size=len(content)):
+                file.write_bytes(content)
 
 
 def _hashes(opened: DataSet | None) -> dict[str, str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from spdexport.errors import ExampleInputError, SourceError, UsageError
 from spdexport.files.hashing import sha256_file
 from spdexport.files.npz import write_npz
+from spdexport.files.scratch import scratch_folder, writing_scratch
 from spdexport.installed import has_torch, require_torch, versions
 from spdexport.model_files import external_files, load_onnx
 from spdexport.runtime import Provider, RuntimeFailure, Session, SessionSettings, open_session, provider_status
@@ -291,9 +291,10 @@ def _try(session: Session, feeds: Mapping[str, Array], path: Path) -> None:
 
 def _memory(path: Path, settings: SessionSettings, feeds: Mapping[str, Array]) -> tuple[int, int]:
     """The peak memory of a fresh process before and after it loads the file and runs it once, in bytes."""
-    with tempfile.TemporaryDirectory(prefix="spdexport.") as folder:
-        arrays, result = Path(folder) / "inputs.npz", Path(folder) / "result.json"
-        write_npz(arrays, feeds, {})
+    with scratch_folder() as folder:
+        arrays, result = folder / "inputs.npz", folder / "result.json"
+        with writing_scratch(arrays):
+            write_npz(arrays, feeds, {})
         request: dict[str, Any] = {
             "file": str(path.resolve()),
             "inputs": str(arrays),

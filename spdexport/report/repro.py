@@ -8,6 +8,7 @@ import numpy as np
 
 from spdexport.files.atomic import replacing
 from spdexport.files.npz import write_npz
+from spdexport.files.writing import writing
 from spdexport.loading.inputs import COMPUTED, EXPECTED
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ def write_repro(worst: WorstCase, path: Path) -> None:
         path: The ``.npz`` file; an existing one is replaced only by a whole new one.
 
     Raises:
-        UsageError: The folder cannot be written to.
+        UsageError: The folder does not exist.
+        OutputError: The system does not let the file be written.
     """
     arrays = {
         **worst.inputs,
@@ -40,5 +42,5 @@ def write_repro(worst: WorstCase, path: Path) -> None:
         "status": worst.status.value,
         "noise_ratio": float(worst.noise_ratio) if np.isfinite(worst.noise_ratio) else None,
     }
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, writing(path):
         write_npz(temporary, arrays, about)

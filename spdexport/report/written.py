@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from spdexport.errors import OutputError, SpdExportError
 from spdexport.files.atomic import RejectedError, replacing
+from spdexport.files.writing import writing
 from spdexport.report.unfinished import FORMATS, NOT_OVER, Failure, unfinished
 
 if TYPE_CHECKING:
@@ -109,20 +110,8 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         SpdExportError: The file cannot be written.
     """
-    with _told(path), replacing(path) as temporary:
+    with replacing(path) as temporary, writing(path):
         temporary.write_text(text, encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"The report cannot be written: {error.strerror or error}.",
-            where=str(path),
-            hint="Make room or get permission, or name another file.",
-        ) from error
 
 
 def _text(option: str, result: Result) -> str:
@@ -147,6 +136,5 @@ def _write_repro(result: Result, path: Path) -> str | None:
     verification = verification_of(result)
     if verification is None or verification.worst is None:
         return f"{path} was not written: ONNX Runtime ran on no input, so that there is none to save"
-    with _told(path):
-        write_repro(verification.worst, path)
+    write_repro(verification.worst, path)
     return None

@@ -6,15 +6,14 @@ first edge tells that what was read of the source is what ONNX Runtime makes of 
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 import torch
 
 from spdexport.files.hashing import sha256_file
+from spdexport.files.scratch import scratch_folder, writing_scratch
 from spdexport.model_files import INLINE_UP_TO
 from spdexport.reference.onnx_reference import NoiseSpec, ReferenceUnavailable
 from spdexport.runtime import RuntimeFailure, Session, SessionSettings, open_session
@@ -35,6 +34,7 @@ from spdexport.verification.weight_errors import WeightErrors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from spdexport.conv import Array
     from spdexport.loading.model import ExampleInputs
@@ -103,8 +103,8 @@ def verify_against_file(
     check = Check(
         seed=seed, providers=providers, thorough=thorough, tolerance=Tolerance.of(atol, rtol), progress=progress
     )
-    with tempfile.TemporaryDirectory(prefix="spdexport.") as folder:
-        return _Run(subject, Path(folder), check).verification()
+    with scratch_folder() as folder:
+        return _Run(subject, folder, check).verification()
 
 
 class _Run(FileRun):
@@ -268,5 +268,6 @@ def _equal(a: ir.TensorProtocol, b: ir.TensorProtocol) -> bool:
 
 def _written(model: ir.Model, path: Path) -> Path:
     """A model on disk, with its weights beside it, so that they are read one at a time."""
-    ir.save(model, path, external_data=f"{path.stem}.data", size_threshold_bytes=INLINE_UP_TO)
+    with writing_scratch(path):
+        ir.save(model, path, external_data=f"{path.stem}.data", size_threshold_bytes=INLINE_UP_TO)
     return path

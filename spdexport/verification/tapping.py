@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
+from spdexport.files.atomic import named_beside
 from spdexport.runtime import RuntimeFailure, SessionSettings, open_session
 from spdexport.verification.compare import compare
 from spdexport.verification.result import Status
@@ -19,6 +17,7 @@ from spdexport.verification.trial import masked_floor
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from spdexport.conv import Array
 
@@ -108,13 +107,10 @@ def _loadable(model: ir.Model, path: Path) -> Iterator[bytes | Path]:
     if not any(isinstance(w, ir.ExternalTensor) for w in weights):
         yield content
         return
-    try:
-        handle, name = tempfile.mkstemp(suffix=".onnx", dir=path.parent)
-    except OSError as error:
-        raise RuntimeFailure(f"no file can be written beside the weights: {error}") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        yield Path(name)
-    finally:
-        Path(name).unlink()
+    with contextlib.ExitStack() as stack:
+        try:
+            beside = stack.enter_context(named_beside(path))
+            beside.write_bytes(content)
+        except OSError as error:
+            raise RuntimeFailure(f"no file can be written beside the weights: {error}") from error
+        yield beside

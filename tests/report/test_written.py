@@ -1,3 +1,4 @@
+import errno
 import json
 from xml.etree import ElementTree as ET
 
@@ -5,6 +6,7 @@ import pytest
 from results import WEIGHTS_FAIL, conversion, inspection, layer, verification, worst
 
 from spdexport.errors import OutputError, SpdExportError, UsageError
+from spdexport.files.writing import refused
 from spdexport.report import repro, written
 from spdexport.report.unfinished import FORMATS, NOT_OVER, Failure, unfinished
 from spdexport.report.written import ReportFiles
@@ -106,7 +108,7 @@ def test_a_report_that_cannot_be_written_does_not_hinder_the_others(tmp_path, mo
 
     def replacing(path):
         if path.name == NAMES[option]:
-            raise OSError(28, "No space left on device")
+            raise refused(OSError(errno.ENOSPC, "No space left on device"), path)
         return real(path)
 
     for module in (written, repro):
@@ -114,7 +116,7 @@ def test_a_report_that_cannot_be_written_does_not_hinder_the_others(tmp_path, mo
     remark, error = reports.finish(FAILED)
     assert remark is None
     assert isinstance(error, OutputError)
-    assert error.what == "The report cannot be written: No space left on device."
+    assert error.what == "The output cannot be written: the disk is full."
     assert error.where == str(tmp_path / NAMES[option])
     done = {"r.json": "fail", "r.xml": "weights", "r.html": "not equivalent"}
     for name, said in done.items():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spdexport.export import export_onnx
+from spdexport.files.atomic import pending
 from spdexport.model_files import write_onnx
 from spdexport.options import Options
 from spdexport.prepare import prepare
@@ -22,7 +23,8 @@ def make_subject(folder: Path, source: Any, options: dict[str, Any]) -> Subject:
     intended = prepared.factorized()
     exported = export_onnx(intended, axes=prepared.captured.axes)
     file = folder / "model.onnx"
-    write_onnx(exported.model, file, file)
+    with pending(file) as output:
+        write_onnx(exported.model, output)
     effective = prepared.effective()
     return Subject(
         file=file,

@@ -1,0 +1,77 @@
+"""Folders for what is not to outlast a run: those of runs that were killed are removed by the next one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spdexport.files.locks import is_at, try_lock
+from spdexport.files.writing import writing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PREFIX = "spdexport-run."
+
+_ELSEWHERE = "Set TMPDIR to another folder, or"
+
+
+def writing_scratch(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Return ``writing`` for a file in such a folder, which the user did not name."""
+    return writing(path, elsewhere=_ELSEWHERE)
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yield a new, empty folder among the system's temporary ones, and remove it with all that is in it.
+
+    The folder is locked, which tells it from those whose process is gone. They are removed, too, if they are the
+    user's own.
+
+    Raises:
+        OutputError: The system does not let it be made. What the block writes into it is the block's to guard.
+    """
+    parent = Path(tempfile.gettempdir())
+    _remove_unlocked(parent)
+    with writing_scratch(parent):
+        folder, descriptor = _locked(parent)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _locked(parent: Path) -> tuple[Path, int | None]:
+    """Return a new folder, with the descriptor that holds its lock; None where folders cannot be opened."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except PermissionError:  # Windows opens no folders
+            return folder, None
+        except FileNotFoundError:  # taken for one that is nobody's, before it was locked
+            continue
+        try_lock(descriptor)
+        if is_at(descriptor, folder):
+            return folder, descriptor
+        os.close(descriptor)
+
+
+def _remove_unlocked(parent: Path) -> None:
+    if os.name == "nt":
+        return
+    for folder in parent.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                own = os.fstat(descriptor).st_uid == os.getuid()
+                if own and try_lock(descriptor) and is_at(descriptor, folder):
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(descriptor)
