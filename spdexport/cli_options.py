@@ -57,6 +57,7 @@ DESCRIBES = (
     "runtime_masks_per_location",
     "runtime_routing",
     "seed",
+    "state_key",
     "trust",
 )
 """The options that are ``spdexport.Options``, by the names they have there."""
@@ -130,6 +131,11 @@ model_options = _together(
         "--factory",
         metavar="SPEC",
         help="A callable that returns the module, or (module, example inputs): FILE.py:NAME or package.module:NAME.",
+    ),
+    click.option(
+        "--state-key",
+        metavar="KEY",
+        help="Which state dict of a checkpoint that holds several, such as state_dict_ema; ema.model for one inside.",
     ),
     input_options,
     trust_option,

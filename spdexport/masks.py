@@ -164,7 +164,7 @@ def _not_one_per_component(name: str, shape: tuple[int, ...], expected: str, whe
         f"The mask of {name} has shape {shape}, not {expected}.",
         where=where,
         hint="Give one value for each component, or for each component at each output location (height, width, C); "
-        "masks for each sample are inputs: --runtime-masks.",
+        "masks for each sample are inputs: convert --runtime-masks.",
     )
 
 

@@ -51,7 +51,7 @@ def load_onnx(path: Path) -> ir.Model:
         raise SourceError(
             f"An ONNX file is needed here, and this is a {kind}.",
             where=str(path),
-            hint="Name the .onnx file; what it was made from goes behind --against.",
+            hint="Name the .onnx file; verify --against takes what it was made from.",
         )
     try:
         model = ir.load(path)
@@ -209,7 +209,7 @@ def _check(path: Path) -> None:
         raise ExportError(
             f"onnx.checker refuses the exported model: {str(error).splitlines()[0]}",
             where="the exported graph",
-            hint="Please report this with the model; --opset may avoid it.",
+            hint="Please report this with the model; convert --opset N may avoid it.",
         ) from error
 
 
@@ -258,6 +258,7 @@ def read_metadata(model: ir.Model) -> dict[str, Any]:
     entries = {}
     for key, text in model.metadata_props.items():
         if key.startswith(METADATA_PREFIX):
-            with contextlib.suppress(json.JSONDecodeError):
+            # ValueError: an integer of thousands of digits, too. RecursionError: brackets within brackets.
+            with contextlib.suppress(ValueError, RecursionError):
                 entries[key.removeprefix(METADATA_PREFIX)] = json.loads(text)
     return entries

@@ -6,7 +6,11 @@ import difflib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
+
+
+CLASSES = "The right classes are called 'labels' in a file of inputs, and are no input of the model."
+"""What is said where a file of inputs has names that the model has not."""
 
 
 def layer_of_call(name: str) -> str:
@@ -25,6 +29,13 @@ def layer_of_parameter(name: str) -> str:
 def count(number: int, what: str) -> str:
     """A number of things: ``1 layer``, ``2 layers``."""
     return f"{number} {what}" + ("" if number == 1 else "s")
+
+
+def some(names: Sequence[str], shown: int = 5) -> str:
+    """The first few of many names, and how many more there are."""
+    if len(names) <= shown + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:shown])} and {len(names) - shown} more"
 
 
 def shape_of(shape: Iterable[object]) -> str:

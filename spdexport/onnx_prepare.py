@@ -16,6 +16,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from spdexport.errors import SourceError, UsageError
 from spdexport.files.hashing import sha256_file
+from spdexport.loading.load import no_keys
 from spdexport.loading.model import LABELS
 from spdexport.model_files import INLINE_UP_TO, METADATA_PREFIX, external_files, load_onnx
 from spdexport.prepare import check_labels, decide, example_inputs
@@ -147,6 +148,8 @@ def _refuse(options: Options) -> None:
             where=f"--factory {options.factory}",
             hint="Leave out either --factory or the source.",
         )
+    if options.state_key is not None:
+        raise no_keys("an ONNX file", options.state_key)
     if options.dynamic or not options.dynamic_batch:
         raise UsageError(
             "An ONNX file says itself which of its axes are dynamic.",

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from spdexport.loading.model import ExampleInputs
 
 
+LARGEST_LANE = 1024
+"""Channels of the widest lane: components are padded to whole lanes, and a file's metadata may ask for that."""
+
+LATEST_OPSET = 999
+"""A bound to what is asked of the exporter, which knows what it has."""
+
+
 class MaskInputs(StrEnum):
     """What becomes of a caller that leaves a mask out."""
 
@@ -37,6 +44,7 @@ class OptionsDict(TypedDict, total=False):
     inputs: str | Path | ExampleInputs | torch.Tensor | tuple[torch.Tensor, ...] | dict[str, torch.Tensor] | None
     trust: bool
     allow_pickle: bool  # the older name of trust
+    state_key: str | None
     seed: int
     dynamic_batch: bool
     dynamic: Sequence[str]
@@ -76,6 +84,7 @@ class Options:
         input_shape: Example inputs as ``[NAME=]2x3x32x32[:dtype]``.
         inputs: A file of example inputs, or the inputs themselves; verification uses them too.
         trust: Whether code that the source brings may run: pickled objects, TorchScript with effects.
+        state_key: The key of the state dict in a checkpoint that holds several, dotted for one inside of another.
         seed: Of every random number: a factory's, generated inputs, simulated rounding.
         dynamic_batch: Whether axis 0 of the inputs may change at run time, where the model can.
         dynamic: Further dynamic axes as ``NAME:AXIS=DIM``.
@@ -111,6 +120,7 @@ class Options:
     input_shape: tuple[str, ...] = ()
     inputs: Path | ExampleInputs | None = None
     trust: bool = False
+    state_key: str | None = None
     seed: int = 0
     dynamic_batch: bool = True
     dynamic: tuple[str, ...] = ()
@@ -167,7 +177,7 @@ class Options:
             values["inputs"] = as_example_inputs(given, "inputs")
         if isinstance(values.get("plan"), str | Path):
             values = _with_plan(values, read_plan(Path(values["plan"])))
-        for name, kind in _CHOICES.items():
+        for name, kind in CHOICES.items():
             if values.get(name) is not None:
                 try:
                     values[name] = kind(values[name])
@@ -186,20 +196,22 @@ class Options:
         return options
 
     def _check(self) -> None:
-        if self.inputs is not None and self.input_shape:
-            raise UsageError(
-                "Example inputs are given twice.",
-                where="--inputs and --input-shape",
-                hint="Give the file or the shapes.",
-            )
         if self.masks is None and (self.mask_threshold is not None or self.keep_masks):
             option = "--keep-masks" if self.keep_masks else "--mask-threshold"
             raise UsageError(
                 f"{option} has no masks to work on.", where=option, hint="Give --masks FILE, or leave it out."
             )
-        if self.lane_width < 1:
+        if not 1 <= self.lane_width <= LARGEST_LANE:
             raise UsageError(
-                "A lane has at least one channel.", where="--lane-width", hint="Give 16, or 8 without AVX-512."
+                f"A lane has 1 to {LARGEST_LANE} channels, not {self.lane_width}.",
+                where="--lane-width",
+                hint="Give 16, or 8 without AVX-512.",
+            )
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(
+                "The seed is not a number from 0 to 2^63 - 1.",
+                where="--seed",
+                hint="Give a number of at most 18 digits.",
             )
         if self.optimize_for is not Objective.MACS and self.form is not FormChoice.AUTO:
             raise UsageError(
@@ -213,6 +225,8 @@ class Options:
             raise UsageError(
                 f"Opset {self.opset} is older than the exporter supports.", where="--opset", hint="Ask for 18 or later."
             )
+        if self.opset is not None and self.opset > LATEST_OPSET:
+            raise UsageError("There is no such opset.", where="--opset", hint="Ask for one that ONNX has.")
 
     def _check_runtime(self) -> None:
         needed = {
@@ -245,6 +259,11 @@ class Options:
             )
 
     @property
+    def own_inputs(self) -> bool:
+        """Whether the values of example inputs are the user's or the source's own, and not only of a shape given."""
+        return self.inputs is not None or not self.input_shape
+
+    @property
     def runtime(self) -> RuntimeOptions:
         """What is to be known only at run time."""
         return RuntimeOptions(
@@ -265,41 +284,42 @@ class Options:
         return PlanOptions(**{field.name: getattr(self, field.name) for field in fields(PlanOptions)})
 
     def recorded(self) -> dict[str, Any]:
-        """What the file's metadata keeps of the options: those that change what is in it, and no path."""
-        return {
-            "delta": self.delta.value,
-            "dynamic": list(self.dynamic),
-            "dynamic_batch": self.dynamic_batch,
-            "energy": self.energy,
-            "exclude": list(self.exclude),
-            "form": self.form.value,
-            "keep_masks": self.keep_masks,
-            "lane_width": self.lane_width,
-            "layers": list(self.layers),
-            "mask_threshold": self.mask_threshold,
-            "max_error": self.max_error,
-            "opset": self.opset,
-            "optimize_for": self.optimize_for.value,
-            "rank": list(self.rank),
-            "seed": self.seed,
-            **self._recorded_runtime(),
-        }
-
-    def _recorded_runtime(self) -> dict[str, Any]:
-        return {
-            "activation_outputs": self.activation_outputs,
-            "gate_outputs": self.gate_outputs,
-            "gate_threshold": self.gate_threshold,
-            "gates": None if self.gates is None else self.gates.value,
-            "mask_inputs": self.mask_inputs.value,
-            "runtime_delta_masks": self.runtime_delta_masks,
-            "runtime_masks": list(self.runtime_masks),
-            "runtime_masks_per_location": self.runtime_masks_per_location,
-            "runtime_routing": self.runtime_routing,
-        }
+        """Return what the file's metadata keeps of the options, as JSON values: those of ``RECORDED``."""
+        return {name: _as_json(getattr(self, name)) for name in RECORDED}
 
 
-_CHOICES: Mapping[str, Any] = {
+RECORDED = (
+    "activation_outputs",
+    "delta",
+    "dynamic",
+    "dynamic_batch",
+    "energy",
+    "exclude",
+    "form",
+    "gate_outputs",
+    "gate_threshold",
+    "gates",
+    "keep_masks",
+    "lane_width",
+    "layers",
+    "mask_inputs",
+    "mask_threshold",
+    "max_error",
+    "opset",
+    "optimize_for",
+    "rank",
+    "runtime_delta_masks",
+    "runtime_masks",
+    "runtime_masks_per_location",
+    "runtime_routing",
+    "seed",
+)
+"""The options that a file's metadata keeps: those that change what is in it, no path and no permission."""
+
+NOT_RECORDED = ("components", "factory", "input_shape", "inputs", "masks", "plan", "state_key", "target", "trust")
+"""The others: where the source is, what may be done with it, how it is measured. A file has no say in that."""
+
+CHOICES: Mapping[str, Any] = {
     "delta": Delta,
     "form": FormChoice,
     "optimize_for": Objective,
@@ -307,6 +327,13 @@ _CHOICES: Mapping[str, Any] = {
     "mask_inputs": MaskInputs,
 }
 """The options with a few values that have names."""
+
+
+def _as_json(value: Any) -> Any:
+    """Return the JSON value of an option: enums as texts, tuples as lists."""
+    if isinstance(value, StrEnum):
+        return value.value
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _option(name: str) -> str:

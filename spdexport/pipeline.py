@@ -9,18 +9,26 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from spdexport.errors import UsageError
 from spdexport.files.atomic import RejectedError, failed_name, pending
 from spdexport.files.hashing import sha256_file
 from spdexport.files.writing import writing
 from spdexport.installed import has_torch, require_torch, versions
-from spdexport.model_files import load_onnx, older_data, read_metadata, save_program, write_onnx
+from spdexport.model_files import load_onnx, older_data, save_program, write_onnx
 from spdexport.options import Options, OptionsDict
 from spdexport.overwriting import check_overwriting, output_paths
 from spdexport.planning import as_file
-from spdexport.recorded import as_recorded, check_hashes
+from spdexport.recorded import (
+    as_recorded,
+    blaming,
+    check_given,
+    check_hashes,
+    may_be_source,
+    read_record,
+    taken_note,
+)
 from spdexport.routes import find_route, is_onnx, no_program
 from spdexport.runtime import Provider, parse_providers
 from spdexport.verification.alone import verify_files
@@ -218,7 +226,8 @@ def verify(
     ``against``) in float64, and the weights with the hash that the file carries.
 
     With a source, options that shaped the file (delta, form, layers, ...) are read from its metadata where they are not
-    given. The seed of a factory is always the file's; ``seed`` is that of the check.
+    given; those that change what is intended are in ``Verification.recorded``. The seed of a factory is always the
+    file's; ``seed`` is that of the check.
 
     Args:
         file: The ONNX file.
@@ -243,9 +252,8 @@ def verify(
     limits = Limits(relative_l2=max_relative_l2, top1_drop=max_top1_drop)
     limits.check(Options.of(options), verify=True)
     model = load_onnx(path)
-    metadata = read_metadata(model)
     other = None
-    if is_onnx(against) and not _is_source(Path(str(against)), metadata):
+    if is_onnx(against) and not may_be_source(Path(str(against)), model):
         other = Path(str(against))
     if other is not None or (against is None and options.get("factory") is None):
         if limits.are_set:
@@ -253,9 +261,12 @@ def verify(
                 "A file alone does not tell what it approximates.", where="the limits", hint="Give --against SOURCE."
             )
         return _verify_files(path, other, Options.of(options), asked, progress, thorough, tolerance)
-    recorded = as_recorded(options, metadata, path)
-    route = find_route(against, recorded, progress)
-    check_hashes(route.prepared.hashes, metadata, path)
+    record = read_record(model, path)
+    completed = as_recorded(options, record)
+    check_given(completed.options, record, against)
+    with blaming(record, completed):
+        route = find_route(against, completed.options, progress)
+    check_hashes(route.prepared.hashes, record)
     found = route.verify(
         path,
         path.name,
@@ -263,10 +274,12 @@ def verify(
         thorough=thorough,
         atol=atol,
         rtol=rtol,
-        seed=options.get("seed", recorded.seed),
-        folded="folded" in metadata,
+        seed=options.get("seed", completed.options.seed),
+        folded=record.folded,
         progress=progress,
     )
+    if completed.taken:
+        found = replace(found, recorded=completed.taken, notes=(taken_note(completed.taken), *found.notes))
     return limits.judge(found)
 
 
@@ -315,25 +328,15 @@ def _for_target(options: OptionsDict, asked: Sequence[Provider]) -> OptionsDict:
     return {"lane_width": 1, "target": asked[0].value, **options}
 
 
-def _is_source(against: Path, metadata: Mapping[str, Any]) -> bool:
-    """Whether a file was made from an ONNX file that may be this one, by the metadata that the first one carries.
+def _inputs_of(options: Options) -> ExampleInputs | GivenArrays | None:
+    if not options.input_shape and isinstance(options.inputs, Path) and not has_torch():
+        return read_arrays(options.inputs)
+    if options.inputs is None and not options.input_shape:
+        return None
+    require_torch()
+    from spdexport.prepare import example_inputs
 
-    What spdexport itself wrote is a source only where it is the very file; else it is one to compare with.
-    """
-    if metadata.get("source") != "onnx" or not isinstance(metadata.get("options"), dict):
-        return False
-    recorded = metadata.get("sha256")
-    if isinstance(recorded, dict) and recorded.get("source") == sha256_file(against):
-        return True
-    return not read_metadata(load_onnx(against))
-
-
-def _inputs_of(path: Path) -> ExampleInputs | GivenArrays:
-    if not has_torch():
-        return read_arrays(path)
-    from spdexport.loading.inputs import inputs_from_file
-
-    return inputs_from_file(path)
+    return example_inputs(options)
 
 
 def _verify_files(
@@ -348,6 +351,12 @@ def _verify_files(
     """Verification without a torch model."""
     usable = {"inputs", "input_shape", "seed"}
     given = [f.name for f in fields(Options) if f.name not in usable and getattr(options, f.name) != f.default]
+    if given and other is not None:
+        raise UsageError(
+            f"{other.name} is an ONNX file that {path.name} was not made from: the two are compared as they are.",
+            where=f"--{given[0].replace('_', '-')} and --against {other}",
+            hint="Leave the option out, or name the source that the file was made from.",
+        )
     if given:
         raise UsageError(
             f"{given[0]} tells something about a source, and there is none.",
@@ -356,23 +365,13 @@ def _verify_files(
         )
     if other is not None:
         load_onnx(other)
-    inputs: ExampleInputs | GivenArrays | None
-    if isinstance(options.inputs, Path):
-        inputs = _inputs_of(options.inputs)
-    elif options.inputs is not None or not options.input_shape:
-        inputs = options.inputs
-    else:
-        require_torch()
-        from spdexport.loading.inputs import inputs_from_shapes
-
-        inputs = inputs_from_shapes(options.input_shape, options.seed)
     return verify_files(
         path,
         name=path.name,
         reference=other,
         providers=providers,
-        inputs=inputs,
-        own_inputs=not options.input_shape,
+        inputs=_inputs_of(options),
+        own_inputs=options.own_inputs,
         seed=options.seed,
         thorough=thorough,
         atol=None if tolerance is None else tolerance.atol,

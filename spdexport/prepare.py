@@ -15,7 +15,8 @@ from spdexport.errors import ComponentsError, ExampleInputError, UsageError
 from spdexport.factors import Factors
 from spdexport.files.hashing import sha256_tensors
 from spdexport.loading import ExampleInputs, LoadedModel, load
-from spdexport.loading.inputs import inputs_from_file, inputs_from_shapes
+from spdexport.loading.inputs import check_shapes, inputs_from_file, inputs_from_shapes
+from spdexport.loading.load import no_keys
 from spdexport.loading.model import LABELS
 from spdexport.masks import fit_masks, read_masks
 from spdexport.planning import FactorSource, Objective, Plan, check_patterns, make_plan, matches
@@ -186,6 +187,8 @@ def _loaded(source: Source, options: Options) -> LoadedModel:
             where=f"--factory {options.factory}",
             hint="Leave out either the factory or the source.",
         )
+    if options.state_key is not None and isinstance(source, ExportedProgram | torch.nn.Module):
+        raise no_keys("no file", options.state_key)
     if isinstance(source, ExportedProgram):
         return LoadedModel(kind="program", program=source, inputs=_program_inputs(source))
     if isinstance(source, torch.nn.Module):
@@ -201,7 +204,13 @@ def _loaded(source: Source, options: Options) -> LoadedModel:
             hint="Give the path of a file, an nn.Module, an ExportedProgram, or None with a factory.",
         )
     path = None if source is None else Path(source)
-    return load(path, factory=options.factory, trust=options.trust, seed=options.seed)
+    return load(
+        path,
+        factory=options.factory,
+        trust=options.trust,
+        state_key=options.state_key,
+        seed=options.seed,
+    )
 
 
 def _program_inputs(program: ExportedProgram) -> ExampleInputs | None:
@@ -213,11 +222,11 @@ def _program_inputs(program: ExportedProgram) -> ExampleInputs | None:
 
 def example_inputs(options: Options) -> ExampleInputs | None:
     """The example inputs that the options give: a file's, a caller's, or ones of the shapes given; None for none."""
-    if isinstance(options.inputs, Path):
-        return inputs_from_file(options.inputs)
-    if options.inputs is not None:
-        return options.inputs
-    return inputs_from_shapes(options.input_shape, options.seed) if options.input_shape else None
+    if options.inputs is None:
+        return inputs_from_shapes(options.input_shape, options.seed) if options.input_shape else None
+    inputs = inputs_from_file(options.inputs) if isinstance(options.inputs, Path) else options.inputs
+    check_shapes(inputs, options.input_shape)
+    return inputs
 
 
 def _with_labels(inputs: ExampleInputs | None, loaded: LoadedModel) -> ExampleInputs | None:

@@ -195,7 +195,7 @@ class TorchRoute:
             trimmed=trimmed,
             plan=prepared.plan,
             example=prepared.captured.inputs,
-            own_inputs=not options.input_shape,
+            own_inputs=options.own_inputs,
             masked=masked,
         )
         return verify_subject(subject, **settings)
@@ -300,6 +300,6 @@ class OnnxRoute:
             trimmed=trimmed,
             plan=prepared.plan,
             inputs=prepared.inputs,
-            own_inputs=not options.input_shape,
+            own_inputs=options.own_inputs,
         )
         return verify_against_file(subject, **settings)

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spdexport.errors import ExampleInputError
+from spdexport.names import CLASSES
 from spdexport.quiet import quiet
 
 if TYPE_CHECKING:
@@ -100,16 +101,20 @@ def bound_arguments(module: torch.nn.Module, inputs: ExampleInputs) -> dict[str,
         schema: Any = module.forward.schema  # type: ignore[attr-defined]
         return dict(zip((a.name for a in schema.arguments[1:]), inputs.args, strict=False)) | dict(inputs.kwargs)
     try:
-        signature = inspect.signature(module.forward).bind(*inputs.args, **inputs.kwargs)
+        bound = inspect.signature(module.forward).bind(*inputs.args, **inputs.kwargs)
     except TypeError as error:
+        signature = inspect.signature(module.forward)
+        hint = f"Its forward takes {signature}; give one input for each required argument."
+        if inputs.kwargs.keys() - signature.parameters.keys():
+            hint += f" {CLASSES}"
         raise ExampleInputError(
             f"The model does not take these inputs: {error}.",
             where=inputs.origin or "example inputs",
-            hint=f"Its forward takes {inspect.signature(module.forward)}; give one input for each required argument.",
+            hint=hint,
         ) from error
     named: dict[str, Any] = {}
-    for name, value in signature.arguments.items():
-        kind = signature.signature.parameters[name].kind
+    for name, value in bound.arguments.items():
+        kind = bound.signature.parameters[name].kind
         if kind is inspect.Parameter.VAR_POSITIONAL:
             named |= {f"{name}_{i}": v for i, v in enumerate(value)}
         elif kind is inspect.Parameter.VAR_KEYWORD:

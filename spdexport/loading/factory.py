@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import os
 import random
 import sys
 import traceback
@@ -45,7 +46,8 @@ def call_factory(spec: str, *, seed: int) -> FactoryResult:
     """Import the factory and call it without arguments.
 
     torch, numpy and random are seeded just before the call. While the file is imported and the factory runs, the folder
-    of a ``FILE.py`` is on ``sys.path``, so that it may import its siblings; afterwards ``sys.path`` is as before.
+    of a ``FILE.py`` is on ``sys.path``, so that it may import its siblings; afterwards ``sys.path`` and the working
+    folder are as before.
 
     Args:
         spec: ``FILE.py:NAME`` or ``package.module:NAME``; NAME is a function or a class of modules.
@@ -65,7 +67,8 @@ def call_factory(spec: str, *, seed: int) -> FactoryResult:
     is_file = target.endswith(".py") or "/" in target or "\\" in target
     path = Path(target).resolve() if is_file else None
     if path is not None and not path.is_file():
-        raise SourceError("The factory's file does not exist.", where=target, hint="Check the path after --factory.")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise SourceError(f"The factory's file {what}.", where=target, hint="Check the path after --factory.")
     folder = Path.cwd() if path is None else path.parent
     with _on_path(folder), _their_errors(spec, folder):
         module = importlib.import_module(target) if path is None else _import_file(path)
@@ -102,7 +105,7 @@ def _named(module: ModuleType, name: str, spec: str) -> Any:
     near = difflib.get_close_matches(name, offered, n=1)
     shown = ", ".join(offered[:8]) + (f" and {len(offered) - 8} more" if len(offered) > 8 else "")
     raise SourceError(
-        f"The factory {name!r} is not callable." if hasattr(module, name) else f"There is no {name!r} in the file.",
+        f"The factory {name!r} is not callable." if hasattr(module, name) else f"There is no {name!r} in it.",
         where=f"--factory {spec}",
         hint=(f"Did you mean {near[0]}? " if near else "") + f"It offers: {shown or 'nothing'}.",
     )
@@ -110,13 +113,14 @@ def _named(module: ModuleType, name: str, spec: str) -> Any:
 
 @contextmanager
 def _on_path(folder: Path) -> Iterator[None]:
-    before = list(sys.path)
+    before, folder_before = list(sys.path), Path.cwd()
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
     try:
         yield
     finally:
         sys.path[:] = before
+        os.chdir(folder_before)
 
 
 @contextmanager
@@ -124,10 +128,12 @@ def _their_errors(spec: str, folder: Path) -> Iterator[None]:
     """Turn whatever the user's code raises into an error with its own file and line."""
     try:
         yield
-    except SourceError:
+    except (SourceError, KeyboardInterrupt):
         raise
-    # The code is the user's, so that any exception is theirs to see; SystemExit is not an Exception.
-    except (Exception, SystemExit) as exc:
+    # The code is the user's, so that any exception is theirs to see: SystemExit and their own kinds are no Exception.
+    except BaseException as exc:
+        if not isinstance(exc, Exception) and type(exc).__module__.startswith("spdexport."):
+            raise  # a signal asked the program to end
         if isinstance(exc, ModuleNotFoundError) and exc.name and spec.partition(":")[0].startswith(exc.name):
             raise SourceError(
                 f"There is no Python module {exc.name!r}.",
@@ -160,11 +166,25 @@ def _user_frame(exc: BaseException, folder: Path) -> str | None:
 def _checked(result: object, spec: str) -> FactoryResult:
     where = f"--factory {spec}"
     if isinstance(result, torch.nn.Module):
-        return FactoryResult(module=result)
+        return FactoryResult(module=_with_values(result, where))
     if isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], torch.nn.Module):
         module, inputs = result
-        return FactoryResult(module=module, inputs=None if inputs is None else as_example_inputs(inputs, "factory"))
+        return FactoryResult(
+            module=_with_values(module, where), inputs=None if inputs is None else as_example_inputs(inputs, "factory")
+        )
     if isinstance(result, type) and issubclass(result, torch.nn.Module):
         raise SourceError(f"The factory returned the class {result.__name__}, not a module.", where=where, hint=_RESULT)
     got = f"({', '.join(type(x).__name__ for x in result)})" if isinstance(result, tuple) else type(result).__name__
     raise SourceError(f"The factory returned {got}, not a module.", where=where, hint=_RESULT)
+
+
+def _with_values(module: torch.nn.Module, where: str) -> torch.nn.Module:
+    """Return the module; one whose weights have no values is refused, for nothing could be loaded into it either."""
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_meta:
+            raise SourceError(
+                f"The factory's module has weights without values: {name} is on the meta device.",
+                where=where,
+                hint="Make the module without torch.device('meta').",
+            )
+    return module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ from spdexport.files.npy import read_npy
 from spdexport.files.pickles import load_weights_only
 from spdexport.files.sniff import FileKind, sniff
 from spdexport.files.tensors import read_tensors
-from spdexport.loading.model import LABELS, ExampleInputs
+from spdexport.loading.model import LABELS, ExampleInputs, named_tensors
+from spdexport.names import count, shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +32,9 @@ _DTYPES = {
     )
 }  # fmt: skip
 _SHAPE = re.compile(r"(?:(?P<name>[^=:]*)=)?(?P<shape>[^=:]*)(?::(?P<dtype>[^=:]*))?")
-_SIZES = re.compile(r"\d+(x\d+)*")
+_SIZES = re.compile(r"\d{1,12}(x\d{1,12})*")
+_LARGEST = 2**36
+"""Values of the largest tensor that is made of a shape."""
 _POSITION = re.compile(r"(?:arg_?)?(\d+)")
 COMPUTED, EXPECTED = "output:", "reference:"
 """What names begin with in a file of ``--repro``, which holds outputs beside the inputs: they are no inputs."""
@@ -57,6 +61,8 @@ def parse_input_shape(text: str) -> tuple[str | None, tuple[int, ...], torch.dty
     shape = () if sizes == "scalar" else tuple(int(size) for size in sizes.split("x"))
     if 0 in shape:
         raise UsageError("A size is 0.", where=where, hint="Give sizes of at least 1.")
+    if math.prod(shape) > _LARGEST:
+        raise UsageError(f"A tensor of {math.prod(shape)} values is too large.", where=where, hint=_EXAMPLE)
     if dtype is not None and dtype not in _DTYPES:
         raise UsageError(f"{dtype!r} is not a dtype.", where=where, hint=f"Use one of {', '.join(_DTYPES)}.")
     return name, shape, _DTYPES[dtype or "float32"]
@@ -88,6 +94,39 @@ def inputs_from_shapes(texts: Sequence[str], seed: int) -> ExampleInputs:
         else:
             kwargs[name] = value
     return ExampleInputs(args=tuple(args), kwargs=kwargs, origin="--input-shape")
+
+
+def check_shapes(inputs: ExampleInputs, texts: Sequence[str]) -> None:
+    """Refuse shapes that are given beside inputs and are not theirs; a dtype counts where it is written.
+
+    A shape without a name is that of the next input, one with a name that of the input called so, or of the only one.
+
+    Raises:
+        UsageError: A text cannot be read, or says something else than the inputs.
+    """
+    tensors = inputs.tensors()
+    named = named_tensors(inputs.kwargs)
+    nameless = iter(tensors)
+    for text in texts:
+        name, shape, dtype = parse_input_shape(text)
+        tensor = next(nameless, None) if name is None else named.get(name, tensors[0] if len(tensors) == 1 else None)
+        if tensor is None:
+            held = f"no input {name!r}" if name is not None else f"{count(len(tensors), 'input')} only"
+            raise _contradiction(f"The inputs have {held}", text)
+        if tuple(tensor.shape) != shape or (dtype != tensor.dtype and text.rpartition(":")[1]):
+            raise _contradiction(f"The inputs hold a tensor of {_described(tensor)}", text)
+
+
+def _contradiction(what: str, text: str) -> UsageError:
+    return UsageError(
+        f"{what}, and --input-shape says {text}.",
+        where="--inputs and --input-shape",
+        hint="Leave --input-shape out: the inputs tell their shapes.",
+    )
+
+
+def _described(tensor: torch.Tensor) -> str:
+    return f"{shape_of(tensor.shape)}:{str(tensor.dtype).removeprefix('torch.')}"
 
 
 def inputs_from_file(path: Path) -> ExampleInputs:
@@ -170,7 +209,7 @@ def as_example_inputs(obj: object, origin: str) -> ExampleInputs:
             return ExampleInputs(args=args, kwargs=as_example_inputs(obj[1], origin).kwargs, origin=origin)
         values = tuple(_as_input(value, f"input {i}", origin) for i, value in enumerate(obj))
         return ExampleInputs(args=values, origin=origin)
-    raise _not_a_tensor("the example inputs", obj, origin)
+    raise _not_a_tensor("what is given", obj, origin)
 
 
 def _as_input(value: object, what: str, origin: str) -> Any:

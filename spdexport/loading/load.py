@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,15 +20,17 @@ from spdexport.files.reading import reading
 from spdexport.files.sniff import FileKind, sniff
 from spdexport.files.tensors import read_tensors
 from spdexport.files.torchscript import checked_torchscript
+from spdexport.loading.checkpoints import Found, find_states, several
 from spdexport.loading.factory import FactoryResult, call_factory
 from spdexport.loading.inputs import as_example_inputs
 from spdexport.loading.model import ExampleInputs, LoadedModel
 from spdexport.loading.programs import load_program
-from spdexport.loading.state_dict import fit, unwrap
+from spdexport.loading.state_dict import fit, fits, fitting_part
+from spdexport.names import count, some
 from spdexport.sources.spd import from_state_dict, read_run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Sequence
 
     from spdexport.sources.components import ComponentSet
 
@@ -44,6 +49,7 @@ class _Request:
     factory: str | None
     trust: bool
     seed: int
+    state_key: str | None
 
     @property
     def where(self) -> str:
@@ -69,13 +75,21 @@ class _Request:
             )
 
 
-def load(source: str | Path | None, *, factory: str | None = None, trust: bool = False, seed: int = 0) -> LoadedModel:
+def load(
+    source: str | Path | None,
+    *,
+    factory: str | None = None,
+    trust: bool = False,
+    state_key: str | None = None,
+    seed: int = 0,
+) -> LoadedModel:
     """Load a model from a file, a run directory, or a factory alone. All tensors of files arrive on the CPU.
 
     Args:
         source: The file or folder, or None for the factory's own module.
         factory: ``FILE.py:NAME`` or ``package.module:NAME``; called without arguments.
         trust: Whether code that the source brings may run: pickled objects, TorchScript with effects.
+        state_key: The key of the state dict in a checkpoint that holds several, dotted for one inside of another.
         seed: Seeds torch, numpy and random before the factory is called.
 
     Raises:
@@ -87,11 +101,25 @@ def load(source: str | Path | None, *, factory: str | None = None, trust: bool =
     if source is None:
         if factory is None:
             raise UsageError("There is no model.", where="SOURCE", hint=f"Give {_SOURCES}, or --factory alone.")
+        if state_key is not None:
+            raise no_keys("a factory", state_key)
         made = call_factory(factory, seed=seed)
         return LoadedModel(kind="factory", module=made.module, inputs=made.inputs)
     path = Path(source)
-    loader = _LOADERS[sniff(path)]
-    return loader(_Request(path=path, factory=factory, trust=trust, seed=seed))
+    kind = sniff(path)
+    if state_key is not None and kind not in _CHECKPOINTS:
+        raise no_keys(str(kind), state_key)
+    request = _Request(path=path, factory=factory, trust=trust, seed=seed, state_key=state_key)
+    return _LOADERS[kind](request)
+
+
+def no_keys(what: str, state_key: str) -> UsageError:
+    """Return the error of a key where there is no checkpoint."""
+    return UsageError(
+        f"The source is {what}, and only a checkpoint holds state dicts to choose among.",
+        where=f"--state-key {state_key}",
+        hint="Leave --state-key out.",
+    )
 
 
 def _load_program(request: _Request) -> LoadedModel:
@@ -153,15 +181,17 @@ def _load_pickle(request: _Request) -> LoadedModel:
             raise
         content, notes = _unpickle(request), (*notes, _RAN)
     if isinstance(content, torch.nn.Module):
+        if request.state_key is not None:
+            raise no_keys("a pickled module", request.state_key)
         request.refuse_factory("a pickled module")
-        return LoadedModel(
-            kind="pickle",
-            module=content,
-            path=request.path,
-            sha256=sha256_file(request.path),
-            notes=notes,
-        )
-    return replace(loaded := _from_state(request, unwrap(content, request.where)), notes=(*loaded.notes, *notes))
+        loaded = _from_module(request, content)
+    else:
+        loaded = _from_states(request, find_states(content, request.where, request.state_key))
+    return replace(loaded, notes=(*loaded.notes, *notes))
+
+
+def _from_module(request: _Request, module: torch.nn.Module) -> LoadedModel:
+    return LoadedModel(kind="pickle", module=module, path=request.path, sha256=sha256_file(request.path))
 
 
 def _unpickle(request: _Request) -> object:
@@ -169,11 +199,7 @@ def _unpickle(request: _Request) -> object:
         content: object = torch.load(request.path, map_location="cpu", weights_only=False)
     # The file's own code runs here, and any exception is its.
     except Exception as exc:
-        raise SourceError(
-            f"Unpickling raised {type(exc).__name__}: {' '.join(str(exc).split())}",
-            where=request.where,
-            hint="The classes of the model must be importable under the names that they had when it was saved.",
-        ) from exc
+        raise _unpickling_failed(exc, request.path) from exc
     if not isinstance(content, torch.nn.Module | dict):
         raise SourceError(
             f"The pickle holds a {type(content).__name__}, not a module.",
@@ -183,31 +209,92 @@ def _unpickle(request: _Request) -> object:
     return content
 
 
+def _unpickling_failed(exc: Exception, path: Path) -> SourceError:
+    """Return the error of a pickle whose code is not here, or fails; of code that lies nearby, with how to name it."""
+    attribute = _ATTRIBUTE.search(str(exc)) if isinstance(exc, AttributeError) else None
+    # Of the script that runs now, Python tells the module's full name.
+    if attribute is not None and attribute["module"].rpartition(".")[2] == "__main__":
+        what = f"The class {attribute['name']} was saved from a script that ran by itself, and is not here."
+        hint = f"Save model.state_dict() in that script, and name the class: --factory SCRIPT.py:{attribute['name']}."
+    elif attribute is not None:
+        what = f"The module {attribute['module']} has no {attribute['name']}, which the model was saved with."
+        hint = f"Use the version of {attribute['module']} that it was saved with, or save model.state_dict() there."
+    elif isinstance(exc, ModuleNotFoundError) and exc.name:
+        what = f"The model was saved with classes of the Python module {exc.name}, which is not found."
+        hint = _where_it_is(exc.name.partition(".")[0], path)
+    else:
+        what = f"Unpickling raised {type(exc).__name__}: {' '.join(str(exc).split())}"
+        hint = "Save model.state_dict() where the model was saved, and name its class with --factory FILE.py:NAME."
+    return SourceError(what, where=str(path), hint=hint)
+
+
+def _where_it_is(name: str, path: Path) -> str:
+    for folder in dict.fromkeys((path.resolve().parent, Path.cwd())):
+        if (folder / f"{name}.py").is_file() or (folder / name / "__init__.py").is_file():
+            return f"It is in {folder}: run the command as PYTHONPATH={shlex.quote(str(folder))} spdexport ..."
+    return f"Install {name}, or run the command as PYTHONPATH=FOLDER spdexport ... with the folder that {name} is in."
+
+
 def _load_safetensors(request: _Request) -> LoadedModel:
-    return _from_state(request, unwrap(read_tensors(request.path, error=SourceError), request.where))
+    tensors = read_tensors(request.path, error=SourceError)
+    return _from_states(request, find_states(tensors, request.where, request.state_key))
 
 
-def _from_state(request: _Request, state: Mapping[str, torch.Tensor]) -> LoadedModel:
-    components = from_state_dict(state, request.path)
-    if components is not None:
-        return _from_components(request, components, "an SPD checkpoint")
+def _from_states(request: _Request, candidates: Sequence[Found]) -> LoadedModel:
+    """Load the one state dict that is there, or, of several, the one that fits the factory's module."""
+    modules = [found for found in candidates if found.module is not None]
+    if modules and request.factory is None:
+        if len(modules) > 1:
+            raise several(modules, request.where, "each of a pickled module")
+        assert modules[0].module is not None, "they have one"
+        return replace(_from_module(request, modules[0].module), notes=modules[0].note)
+    if len(candidates) == 1:
+        components = from_state_dict(candidates[0].state, request.path)
+        if components is not None:
+            return replace(_from_components(request, components, "an SPD checkpoint"), notes=candidates[0].note)
     made = request.call_factory("a state dict")
+    found, notes = _fitting(made.module, candidates, request.where)
     return LoadedModel(
         kind="state_dict",
-        module=fit(made.module, state, where=request.where),
+        module=fit(made.module, found.state, where=request.where),
         inputs=made.inputs,
         path=request.path,
         sha256=sha256_file(request.path),
+        notes=(*found.note, *notes),
     )
+
+
+def _fitting(module: torch.nn.Module, candidates: Sequence[Found], where: str) -> tuple[Found, tuple[str, ...]]:
+    """Return the state dict, or the part of one, that is the module's, and what the user should know of the choice.
+
+    One that does not fit comes back as it is where there is no other.
+
+    Raises:
+        SourceError: Several fit, or none of several.
+    """
+    if len(candidates) > 1:
+        fitting = [found for found in candidates if fits(module, found.state)]
+        if len(fitting) != 1:
+            raise several(candidates, where, f"and {len(fitting) or 'none'} of them fit the factory's module")
+        others = ", ".join(found.key for found in candidates if found is not fitting[0])
+        return fitting[0], (f"it alone fits the factory's module: {others} left out",)
+    (found,) = candidates
+    part = None if fits(module, found.state) else fitting_part(module, found.state)
+    if part is None:
+        return found, ()
+    rest = sorted({name.partition(".")[0] for name in found.state} - {part[0]})
+    note = f"the tensors below {part[0]!r} are the factory's module: {some(rest)} left out"
+    return replace(found, state=part[1]), (note,)
 
 
 def _load_directory(request: _Request) -> LoadedModel:
     components = read_run(request.path)
     if components is None:
+        weights = next((name for name in _WEIGHTS if (request.path / name).is_file()), None)
         raise SourceError(
             "The folder is no SPD run: it holds no model_{step}.pth.",
             where=request.where,
-            hint="Name the run's folder, or a file.",
+            hint=f"Name {request.path / weights}, with --factory." if weights else "Name the run's folder, or a file.",
         )
     return _from_components(request, components, "an SPD run")
 
@@ -229,9 +316,32 @@ def _refuse_onnx(request: _Request) -> LoadedModel:
     raise SourceError("An ONNX file holds no torch model.", where=request.where, hint=f"Give {_SOURCES}.")
 
 
+def _refuse_json(request: _Request) -> LoadedModel:
+    with reading(request.where):
+        content = json.loads(request.path.read_bytes())
+    shards = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(shards, dict):
+        return _refuse_kind(request)
+    files = sorted({str(name) for name in shards.values()})
+    raise SourceError(
+        f"The file is the index of a checkpoint in {count(len(files), 'file')} ({some(files)}), and holds no tensors.",
+        where=request.where,
+        hint="Save the state dict of the whole model into one file, and give that with --factory.",
+    )
+
+
 def _refuse_kind(request: _Request) -> LoadedModel:
     raise SourceError(f"A {sniff(request.path)} is not a model.", where=request.where, hint=f"Give {_SOURCES}.")
 
+
+_CHECKPOINTS = (FileKind.TORCH_ZIP, FileKind.PICKLE, FileKind.SAFETENSORS)
+"""The kinds of files that may hold state dicts."""
+
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
+"""What the weights are called in folders that Hugging Face's libraries save."""
+
+_ATTRIBUTE = re.compile(r"Can't get attribute '(?P<name>[\w.]+)' on <module '(?P<module>[\w.]+)'")
+"""What Python says of a class that a module lacks."""
 
 _LOADERS: dict[FileKind, Callable[[_Request], LoadedModel]] = {
     FileKind.PT2: _load_program,
@@ -243,6 +353,6 @@ _LOADERS: dict[FileKind, Callable[[_Request], LoadedModel]] = {
     FileKind.ONNX: _refuse_onnx,
     FileKind.NPZ: _refuse_kind,
     FileKind.NPY: _refuse_kind,
-    FileKind.JSON: _refuse_kind,
+    FileKind.JSON: _refuse_json,
     FileKind.UNKNOWN: _refuse_kind,
 }

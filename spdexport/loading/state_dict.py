@@ -1,74 +1,35 @@
-"""From what people save to a state dict that fits the module."""
+"""Loading a state dict into a module, under whatever wrappers its names were saved."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from spdexport.errors import SourceError
+from spdexport.names import some
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 _Module = TypeVar("_Module", bound=torch.nn.Module)
 
-# Keys under which training scripts put the state dict, the more telling first (Lightning writes `state_dict`).
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "ema_state_dict", "params")
-# What DataParallel and torch.compile put into names.
-_PREFIXES = ("module", "_orig_mod")
-_SHOWN = 5
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""What torch.compile, FSDP and activation checkpointing put into names, wherever in them."""
 
+_PREFIXES = ("module", *_WRAPPERS)
+"""DataParallel's too, which a model may have as a name of its own."""
 
-def unwrap(obj: object, where: str) -> dict[str, torch.Tensor]:
-    """The state dict inside of what a checkpoint holds.
-
-    Sees through dicts that keep it under ``state_dict``, ``model_state_dict``, ``model`` and the like, beside
-    optimizer states and counters. Names are left as they are; ``fit`` handles their prefixes.
-
-    Args:
-        obj: What the file holds.
-        where: The file, for messages.
-
-    Raises:
-        SourceError: There is no state dict in it, or one with entries that are not tensors.
-    """
-    if isinstance(obj, torch.nn.Module):
-        return dict(obj.state_dict())
-    for _ in range(4):  # wrappers in wrappers
-        if not isinstance(obj, Mapping) or any(isinstance(value, torch.Tensor) for value in obj.values()):
-            break
-        inner = next((obj[key] for key in _WRAPPERS if isinstance(obj.get(key), Mapping)), None)
-        if inner is None:
-            break
-        obj = inner
-    if not isinstance(obj, Mapping) or not any(isinstance(value, torch.Tensor) for value in obj.values()):
-        held = f"a dict of {_names(map(str, obj))}" if isinstance(obj, Mapping) else f"a {type(obj).__name__}"
-        raise SourceError(
-            f"The file holds no state dict, but {held}.",
-            where=where,
-            hint="Save model.state_dict(), alone or under the key 'state_dict'.",
-        )
-    # Modules with get_extra_state have entries that are not tensors; nothing here can use them.
-    other = [
-        str(key) for key, value in obj.items() if not isinstance(value, torch.Tensor) and not _is_extra(str(key), value)
-    ]
-    if other:
-        raise SourceError(
-            f"The state dict has entries that are not tensors: {_names(other)}.",
-            where=where,
-            hint="Save model.state_dict() alone, or under the key 'state_dict'.",
-        )
-    return {str(key): value for key, value in obj.items() if isinstance(value, torch.Tensor)}
+_AVERAGED = "n_averaged"
+"""The counter that torch.optim.swa_utils.AveragedModel has beside the module."""
 
 
 def fit(module: _Module, state: Mapping[str, torch.Tensor], *, where: str) -> _Module:
     """Load a state dict into a module, in place, and return the module.
 
-    Where names differ only by wrappers, the wrappers are removed: ``_orig_mod.`` anywhere in a name, ``module.`` at its
-    beginning, or the one outer name that all keys share (Lightning's ``model.``). A name that the module has itself
-    is never changed, so that a child called ``module`` is safe. The module may be wrapped as well.
+    Where names differ only by wrappers, the wrappers are removed: ``_orig_mod.`` and the like anywhere in a name,
+    ``module.`` at its beginning, or the one outer name that all keys share (Lightning's ``model.``). A name that the
+    module has itself is never changed, so that a child called ``module`` is safe. The module may be wrapped as well.
 
     Args:
         module: The module; its parameters keep their own dtype.
@@ -78,8 +39,46 @@ def fit(module: _Module, state: Mapping[str, torch.Tensor], *, where: str) -> _M
     Raises:
         SourceError: Names are missing or left over, or shapes differ; the module is unchanged.
     """
-    own = {name: value for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
-    state = _renamed(state, own)
+    own = _tensors_of(module)
+    renamed = _renamed(state, own)
+    misfits = _misfits(renamed, own)
+    if misfits:
+        raise SourceError(
+            f"The state dict does not fit the module; {'; '.join(misfits)}.",
+            where=where,
+            hint="Check that the factory makes the model that was saved, with the same sizes.",
+        )
+    module.load_state_dict(dict(renamed), strict=False)
+    return module
+
+
+def fits(module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> bool:
+    """Return whether ``fit`` would load the state dict."""
+    own = _tensors_of(module)
+    return not _misfits(_renamed(state, own), own)
+
+
+def fitting_part(
+    module: torch.nn.Module, state: Mapping[str, torch.Tensor]
+) -> tuple[str, dict[str, torch.Tensor]] | None:
+    """Return the one outer name whose part of a state dict fits the module, with that part; None for none, or several.
+
+    Lightning saves the losses and metrics of a training module beside its model, and both networks of a GAN.
+    """
+    heads: dict[str, dict[str, torch.Tensor]] = {}
+    for name, value in state.items():
+        head, _, rest = name.partition(".")
+        heads.setdefault(head, {})[rest] = value
+    fitting = [(head, part) for head, part in heads.items() if "" not in part and fits(module, part)]
+    return fitting[0] if len(heads) > 1 and len(fitting) == 1 else None
+
+
+def _tensors_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
+
+
+def _misfits(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return what keeps a state dict from fitting, in clauses; empty where it fits."""
     missing = [name for name in own if name not in state and not _is_counter(name)]
     unexpected = [name for name in state if name not in own]
     misshapen = [
@@ -87,19 +86,8 @@ def fit(module: _Module, state: Mapping[str, torch.Tensor], *, where: str) -> _M
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
-    if missing or unexpected or misshapen:
-        parts = [
-            f"{len(names)} {label}: {_names(names)}"
-            for label, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-            if names
-        ]
-        raise SourceError(
-            f"The state dict does not fit the module; {'; '.join(parts)}.",
-            where=where,
-            hint="Check that the factory makes the model that was saved, with the same sizes.",
-        )
-    module.load_state_dict(dict(state), strict=False)
-    return module
+    listed = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+    return [f"{len(names)} {label}: {some(names)}" for label, names in listed if names]
 
 
 def _renamed(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -108,6 +96,9 @@ def _renamed(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor])
     A way of removing wrappers is applied to all names at once, and the first that makes the most names agree is taken:
     leaving names alone comes first, so that a child really called ``module`` keeps its name.
     """
+    others = {name: value for name, value in state.items() if name != _AVERAGED}
+    if _AVERAGED not in own and all(name.startswith("module.") for name in others):
+        state = others
     best: dict[str, str] = {}
     for ours in _variants(own, any_head=False):
         target = {bare: name for name, bare in ours.items()}
@@ -122,7 +113,7 @@ def _variants(names: Iterable[str], *, any_head: bool) -> list[dict[str, str]]:
     """Each way of removing wrappers, as name to shorter name; ways that make two names equal are left out."""
     names = list(names)
     ways = [{name: name for name in names}]
-    compiled = {name: _without(name, ("_orig_mod",)) for name in names}
+    compiled = {name: _without(name, _WRAPPERS) for name in names}
     ways.append(compiled)
     bare = compiled
     for _ in range(3):  # wrappers around wrappers
@@ -141,10 +132,6 @@ def _without(name: str, parts: tuple[str, ...]) -> str:
     return ".".join(part for part in name.split(".") if part not in parts)
 
 
-def _is_extra(name: str, value: object) -> bool:
-    return name.endswith("_extra_state") or value is None
-
-
 def _is_counter(name: str) -> bool:
     # Old checkpoints of batch norm lack it, and inference does not read it.
     return name.rpartition(".")[2] == "num_batches_tracked"
@@ -152,9 +139,3 @@ def _is_counter(name: str) -> bool:
 
 def _shape(tensor: torch.Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
-
-
-def _names(names: Iterable[str]) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
-    return ", ".join(listed[:_SHOWN]) + more

@@ -137,10 +137,7 @@ def _decide(
         what = DeltaUse.DROPPED
     layer = Layer.of(site, factors, what)
     recorded = None if record is None else _recorded(layer, record)
-    if record is not None:
-        choice = repeated(layer, recorded, record, keep_masks=options.keep_masks)
-    else:
-        choice = _choose(layer, options, model)
+    choice = _choose(layer, options, model) if record is None else repeated(layer, recorded, record, options)
     dense = cost.dense_shape(site)
     shape = dense
     if choice.components is not None:

@@ -8,20 +8,24 @@ from typing import TYPE_CHECKING
 from spdexport.forms import FormKind
 from spdexport.lowrank import recompressed
 from spdexport.planning.candidates import Choice, literal, truncation
+from spdexport.planning.truncation import allows
 
 if TYPE_CHECKING:
     from spdexport.planning.candidates import Layer
+    from spdexport.planning.plan import PlanOptions
     from spdexport.planning.record import LayerRecord, PlanRecord
 
 
-def repeated(layer: Layer, recorded: LayerRecord | None, record: PlanRecord, *, keep_masks: bool) -> Choice:
+def repeated(layer: Layer, recorded: LayerRecord | None, record: PlanRecord, options: PlanOptions) -> Choice:
     """The form that the plan has for a layer, made from the layer's own weight.
+
+    The plan that a file carries about itself says nothing that the options do not allow.
 
     Args:
         layer: The layer.
         recorded: What the plan says of it; None where that cannot be said of it.
         record: The plan.
-        keep_masks: As in ``PlanOptions``.
+        options: What the user wants.
 
     Raises:
         PlanError: The form does not compute this layer, and the plan must fit.
@@ -29,11 +33,13 @@ def repeated(layer: Layer, recorded: LayerRecord | None, record: PlanRecord, *, 
     if recorded is None:
         return Choice(form=FormKind.DENSE, reason="the plan does not fit this layer")
     if recorded.truncated_to is not None:
+        if not record.strict and not allows(options, layer.site.name, layer.sigma, recorded.truncated_to):
+            return Choice(form=FormKind.DENSE, reason="the plan truncates this layer further than the options do")
         choice = truncation(layer, min(recorded.truncated_to, layer.rank.full))
         if recorded.form is FormKind.DENSE:
             choice = replace(choice, form=FormKind.DENSE, components=None)
         return replace(choice, reason=recorded.reason, weighed=recorded.weighed)
-    choice = _exact(layer, recorded, keep_masks=keep_masks)
+    choice = _exact(layer, recorded, keep_masks=options.keep_masks)
     wanted = (recorded.form, recorded.kept)
     if record.strict and (choice.form, choice.components) != wanted:
         told = " of rank ".join(str(part) for part in wanted if part is not None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from spdexport.errors import UsageError
@@ -15,6 +17,10 @@ if TYPE_CHECKING:
     from spdexport.planning.plan import PlanOptions
 
 
+_SLACK = 1e-9
+"""How far shares of singular values, which are sums in float64, may differ from machine to machine."""
+
+
 def parse_rank(text: str) -> tuple[str | None, int]:
     """Read ``N`` or ``PATTERN=N``: the pattern of layers, None for all, and the rank.
 
@@ -22,7 +28,8 @@ def parse_rank(text: str) -> tuple[str | None, int]:
         UsageError: The text has not this form.
     """
     pattern, equals, number = text.rpartition("=")
-    if not number.strip().isascii() or not number.strip().isdigit() or int(number) < 1 or (equals and not pattern):
+    # Of at most nine digits: no weight has such a rank, and Python itself refuses texts of thousands of them.
+    if not re.fullmatch(r"0*[1-9]\d{0,8}", number.strip(), re.ASCII) or (equals and not pattern):
         raise UsageError(
             f"{text!r} is not a rank.", where=f"--rank {text}", hint="Give --rank 16 or --rank conv2=16, of at least 1."
         )
@@ -65,6 +72,21 @@ def check_ranks(options: PlanOptions, names: Iterable[str]) -> None:
         UsageError: Names it.
     """
     check_patterns([p for p, _ in map(parse_rank, options.rank) if p is not None], names, "--rank")
+
+
+def allows(options: PlanOptions, name: str, sigma: FloatArray, rank: int) -> bool:
+    """Return whether the options allow to truncate a layer to this rank, found on a machine that rounds otherwise."""
+    energy, error = options.energy, options.max_error
+    least = allowed_rank(
+        replace(
+            options,
+            energy=None if energy is None else max(energy - _SLACK, 0.0),
+            max_error=None if error is None else error + _SLACK,
+        ),
+        name,
+        sigma,
+    )
+    return least is not None and rank >= least
 
 
 def allowed_rank(options: PlanOptions, name: str, sigma: FloatArray) -> int | None:

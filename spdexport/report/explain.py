@@ -41,11 +41,11 @@ _FAILURES = {
     ),
     "rewrite": (
         "the factors compute something else than the layers whose place they took",
-        "this is a fault of spdexport: report it with the model; --exclude LAYER leaves a layer as it is",
+        "this is a fault of spdexport: report it with the model; convert --exclude LAYER leaves a layer as it is",
     ),
     "export": (
         "ONNX Runtime computes something else than it should, even with its optimizations off",
-        "if the weights edge passes, suspect the exporter or ONNX Runtime: try --opset N, and another version of each",
+        "if the weights edge passes, suspect the exporter or ONNX Runtime: try convert --opset N, and other versions",
     ),
     "optimize": (
         "ONNX Runtime's graph optimizations change what the file computes; without them it is right",
@@ -53,7 +53,7 @@ _FAILURES = {
     ),
     "device": (
         "nothing fails on the CPU, and this provider computes something else",
-        "do not deploy on it with these settings; --repro FILE.npz saves what it takes to report this to its makers",
+        "do not deploy on it with these settings; verify --repro FILE.npz saves what its makers need to see it",
     ),
 }
 """For each edge, what a failure means where no edge before it fails, and what to do."""
@@ -66,7 +66,7 @@ _UNDECIDED = {
 }
 _UNDECIDED_ELSEWHERE = (
     "the check ran and shows nothing, neither for nor against the file",
-    "give inputs of your own, such as the model meets in use, with --inputs FILE",
+    "give inputs of your own, such as the model meets in use, with verify --inputs FILE",
 )
 
 

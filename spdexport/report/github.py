@@ -80,7 +80,7 @@ def summary(result: Result) -> str:
     if verification is None:
         return ""
     verdict = verification.verdict
-    title = f"### {_MARKS[verdict]} spdexport: {VERDICTS[verdict]}{what_is(verification)}"
+    title = f"### {_MARKS[verdict]} spdexport: {VERDICTS[verdict]}{_cell(what_is(verification))}"
     lines = [title, "", f"<code>{_cell(names_of(result))}</code>", "", *_edges(verification)]
     hint = advice(verification)
     if hint is not None:

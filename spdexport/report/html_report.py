@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from spdexport import __version__
 from spdexport.ablation.ablate import Ablations
+from spdexport.names import some
 from spdexport.pipeline import Conversion, Inspection
 from spdexport.report import ablations
 from spdexport.report.common import names_of, verification_of
@@ -18,7 +19,7 @@ from spdexport.report.explain import (
     tolerance,
 )
 from spdexport.report.json_report import to_json
-from spdexport.report.numbers import below, ratio, short, some
+from spdexport.report.numbers import below, ratio, short
 from spdexport.report.pages import page_environment
 from spdexport.report.picture import draw
 from spdexport.report.tables import words

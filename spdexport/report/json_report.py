@@ -101,6 +101,7 @@ def _verified(
         "layer_checks": [asdict(layer) for layer in found.layers] if found else [],
         "tolerance": {"atol": found.atol, "rtol": found.rtol} if found else None,
         "approximation": asdict(approximation) if approximation else None,
+        "recorded_options": found.recorded if found else {},
         "inputs": found.inputs if found else [],
         "notes": [*notes, *(found.notes if found else ())],
         "seed": seed,

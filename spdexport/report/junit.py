@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
+from spdexport.recorded import as_options
 from spdexport.report.common import verification_of
 from spdexport.report.explain import advice, edge_names, edge_reason, layer_reason
 from spdexport.text import printable
@@ -68,6 +69,7 @@ def _properties(verification: Verification) -> dict[str, str]:
     return {
         "verdict": verification.verdict.value,
         "seed": str(verification.seed),
+        **{f"recorded {name}": as_options({name: value}) for name, value in verification.recorded.items()},
         **{f"sha256 {name}": value for name, value in verification.artifacts.items()},
         **{f"version {name}": value for name, value in verification.versions.items()},
     }

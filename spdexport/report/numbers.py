@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 _UNITS = ("", " k", " M", " G", " T", " P")
 
@@ -38,10 +34,3 @@ def ratio(number: float | None) -> str:
 def below(break_even: float) -> str:
     """The break-even number of components, rounded down."""
     return str(math.floor(break_even)) if math.isfinite(break_even) else "-"
-
-
-def some(names: Sequence[str], shown: int) -> str:
-    """The first few of many names, and how many more there are."""
-    if len(names) <= shown + 1:
-        return ", ".join(names)
-    return f"{', '.join(names[:shown])} and {len(names) - shown} more"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from spdexport.forms import DeltaUse, FormKind
-from spdexport.names import count, layer_of_call
+from spdexport.names import count, layer_of_call, some
 from spdexport.planning import ENERGY, FormChoice, Objective
-from spdexport.report.numbers import below, short, some
+from spdexport.report.numbers import below, short
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

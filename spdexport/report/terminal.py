@@ -14,12 +14,13 @@ from spdexport.ablation.ablate import Ablations
 from spdexport.folding import Folding
 from spdexport.importance.result import DerivedMasks
 from spdexport.measuring.bench import Bench
-from spdexport.names import count
+from spdexport.names import count, some
 from spdexport.pipeline import Conversion, Inspection
+from spdexport.recorded import as_options
 from spdexport.report import ablations, bench, derived, summary, tables
 from spdexport.report.console import SafeConsole, standard_console
 from spdexport.report.explain import advice, failing_layers, layer_reason, tolerance
-from spdexport.report.numbers import ratio, short, size, some
+from spdexport.report.numbers import ratio, short, size
 from spdexport.text import one_line
 from spdexport.verification.result import Approximation, Status, Verification
 
@@ -340,6 +341,10 @@ def what_is(verification: Verification | None) -> str:
     if verification is None or verification.verdict is not Status.PASS:
         return ""
     ran = {edge.edge for edge in verification.edges if edge.status is not Status.NOT_RUN}
+    if verification.recorded:
+        return (
+            f": the file computes, to rounding, what it says itself: the model with {as_options(verification.recorded)}"
+        )
     if "rewrite" in ran:
         return ": the file computes the intended model, to rounding"
     return " to rounding, on the edges that ran"

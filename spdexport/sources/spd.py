@@ -11,7 +11,7 @@ from spdexport.files.tensors import read_tensors
 from spdexport.sources.components import ComponentSet, paired
 from spdexport.sources.run_files import CHECKPOINT
 from spdexport.sources.spd_gates import Gates
-from spdexport.sources.spd_layouts import recognize
+from spdexport.sources.spd_layouts import recognize, without_wrappers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,6 +79,7 @@ def from_state_dict(state: Mapping[str, torch.Tensor], path: Path | None) -> Com
     Raises:
         ComponentsError: A layer has V without U, or V and U that are not finite or do not go together.
     """
+    state = without_wrappers(state)
     layout = recognize(state)
     if layout is None:
         return None

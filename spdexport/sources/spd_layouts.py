@@ -99,6 +99,9 @@ _HIDDEN_VU = re.compile(r"_components\.(?P<layer>[^.]+)\.(?P<factor>[VU])")
 _IN_PLACE = re.compile(r"patched_model\.(?P<layer>.+)\.(?P<identity>identity_)?components\.(?P<factor>[VU])")
 _REPLACED = re.compile(r"(?P<layer>.+?)\.(?P<part>original|components|identity_components)\.(?P<rest>.+)")
 
+_WRAPPED = 3
+"""Wrappers around wrappers that are seen through."""
+
 LAYOUTS = (
     Layout(name="dev", target="target_model.", factors=_HIDDEN_VU, also="ci_fn."),
     Layout(name="2025-09-23", target="target_model.", factors=_HIDDEN_VU, also="_gates."),
@@ -115,3 +118,14 @@ def recognize(keys: Iterable[str]) -> Layout | None:
     """The layout of these keys, or None where they are not those of an SPD checkpoint."""
     keys = tuple(keys)
     return next((layout for layout in LAYOUTS if layout.fits(keys)), None)
+
+
+def without_wrappers(state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Return a checkpoint without what DataParallel and torch.compile put before all of its keys."""
+    keys = list(state)
+    for _ in range(_WRAPPED):
+        wrapper = next((w for w in ("module.", "_orig_mod.") if keys and all(key.startswith(w) for key in keys)), None)
+        if wrapper is None:
+            break
+        keys = [key.removeprefix(wrapper) for key in keys]
+    return dict(zip(keys, state.values(), strict=True))

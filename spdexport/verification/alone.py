@@ -252,7 +252,9 @@ class FileRun(Runner[FileCase]):
             except ReferenceUnavailable as error:
                 first = first or error
                 continue
-            self._notes.append(f"{guess} was taken as the size of {', '.join(sizes)}: --inputs tells other sizes")
+            self._notes.append(
+                f"{guess} was taken as the size of {', '.join(sizes)}: verify --inputs FILE tells other sizes"
+            )
             return sizes
         assert first is not None, "some size was tried"
         raise first

@@ -9,6 +9,7 @@ from spdexport.errors import ExampleInputError
 from spdexport.files.npz import read_npz
 from spdexport.files.sniff import FileKind, sniff
 from spdexport.installed import require_torch
+from spdexport.names import CLASSES
 from spdexport.verification.recipes import Recipe, draw, generators, span_of
 
 if TYPE_CHECKING:
@@ -128,7 +129,8 @@ def given_by_name(ports: Sequence[Port], args: Sequence[Array], kwargs: Mapping[
     unknown, missing = [n for n in given if n not in names], [n for n in names if n not in given]
     if unknown or missing:
         what = f"{unknown[0]!r} is no input of the file" if unknown else f"the input {missing[0]!r} is not given"
-        raise ExampleInputError(f"{what[0].upper()}{what[1:]}.", where="--inputs", hint=hint)
+        more = f" {CLASSES}" if unknown else ""
+        raise ExampleInputError(f"{what[0].upper()}{what[1:]}.", where="--inputs", hint=hint + more)
     for port in ports:
         array = given[port.name]
         found = Port(name=port.name, dtype=array.dtype, shape=array.shape)
@@ -264,7 +266,9 @@ def _known_shape(port: Port, example: Mapping[str, Array] | None) -> tuple[int |
     if example is not None:
         return example[port.name].shape
     raise ExampleInputError(
-        f"The file does not say the shape of {port.name}.", where="the file's inputs", hint="Give --inputs FILE."
+        f"The file does not say the shape of {port.name}.",
+        where="the file's inputs",
+        hint="Give verify --inputs FILE, or bench --inputs FILE; fold --no-verify needs none.",
     )
 
 

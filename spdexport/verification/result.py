@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -153,6 +153,8 @@ class Verification:
         worst: The worst input on the edges that ran ONNX Runtime; None where none ran.
         atol: The absolute tolerance that the user set in the place of the model's own; None for the model's own.
         rtol: The relative tolerance that the user set; the two add up.
+        recorded: The options that change what is intended and that the file itself records, where the user did not give
+            them: JSON values by name.
     """
 
     edges: tuple[EdgeResult, ...]
@@ -167,6 +169,7 @@ class Verification:
     worst: WorstCase | None = None
     atol: float | None = None
     rtol: float | None = None
+    recorded: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def exceeds(self) -> bool:

@@ -121,7 +121,7 @@ def test_what_code_gives():
     assert as_example_inputs(np.ones(3), "f").args[0].dtype is torch.float64
     with pytest.raises(ExampleInputError, match="Input 1 is of type set, not a tensor"):
         as_example_inputs((x, {3}), "factory")
-    with pytest.raises(ExampleInputError, match="The example inputs is of type int, not a tensor"):
+    with pytest.raises(ExampleInputError, match="What is given is of type int, not a tensor"):
         as_example_inputs(3, "factory")
     with pytest.raises(ExampleInputError, match="Input 'a' is of type ndarray of object"):
         as_example_inputs({"a": np.array([{}])}, "factory")

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from spdexport.errors import SourceError
-from spdexport.loading.state_dict import fit, unwrap
+from spdexport.loading.checkpoints import find_states
+from spdexport.loading.state_dict import fit
 
 
 class Net(nn.Module):
@@ -30,18 +31,23 @@ def _prefixed(state, prefix):
     return {prefix + name: value for name, value in state.items()}
 
 
+def _names(content):
+    (found,) = find_states(content, "f")
+    return list(found.state)
+
+
 @pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model"])
-def test_unwrap_sees_through_dicts(key):
+def test_dicts_are_seen_through(key):
     state = Net().state_dict()
     wrapped = {"epoch": 3, "optimizer": {"state": {}}, key: dict(state), "hyper_parameters": {"lr": 0.1}}
-    assert list(unwrap(wrapped, "f")) == list(state)
-    assert list(unwrap({"model": {"state_dict": dict(state)}}, "f")) == list(state)
-    assert list(unwrap(state, "f")) == list(state)
+    assert _names(wrapped) == list(state)
+    assert _names({"model": {"state_dict": dict(state)}}) == list(state)
+    assert _names(state) == list(state)
 
 
 def test_a_layer_called_model_is_no_wrapper():
     state = {"model": torch.ones(1), "x": torch.ones(2)}
-    assert list(unwrap(state, "f")) == ["model", "x"]
+    assert _names(state) == ["model", "x"]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +61,7 @@ def test_a_layer_called_model_is_no_wrapper():
 )
 def test_what_is_no_state_dict(content, message):
     with pytest.raises(SourceError, match=message) as caught:
-        unwrap(content, "file.pt")
+        find_states(content, "file.pt")
     assert caught.value.where == "file.pt"
 
 

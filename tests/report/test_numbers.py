@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from spdexport.names import count
-from spdexport.report.numbers import below, ratio, short, size, some
+from spdexport.names import count, some
+from spdexport.report.numbers import below, ratio, short, size
 
 
 @pytest.mark.parametrize(

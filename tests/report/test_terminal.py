@@ -244,8 +244,8 @@ device        not run           -  no provider beside the CPU was asked for
 
 export (cpu): what this means
   the check ran and shows nothing, neither for nor against the file
-  to do: give inputs of your own, such as the model meets in use, with --inputs
-  FILE
+  to do: give inputs of your own, such as the model meets in use, with verify
+  --inputs FILE
 
 noise: the largest error over what rounding alone explains; above 8 fails
 inputs: normal, batch 2

@@ -136,7 +136,7 @@ def test_sizes_of_dynamic_axes_are_guessed_and_said(tmp_path: Path) -> None:
     node = onnx.helper.make_node("Conv", ["x", "w"], ["y"])
     found = pipeline.verify(save(tmp_path, [node], ["n", 3, "h", "w_"], [kernel]))
     assert found.verdict is Status.PASS
-    assert found.notes == ("32 was taken as the size of h, w_: --inputs tells other sizes",)
+    assert found.notes == ("32 was taken as the size of h, w_: verify --inputs FILE tells other sizes",)
 
 
 def test_an_operator_without_reference_is_inconclusive(tmp_path: Path) -> None:
