@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import tempfile
 from pathlib import Path
@@ -37,29 +38,37 @@ def scratch_folder() -> Iterator[Path]:
     """
     parent = Path(tempfile.gettempdir())
     _remove_unlocked(parent)
-    with writing_scratch(parent):
-        folder, descriptor = _locked(parent)
+    # The name is known before the folder is there, so that a signal in between leaves nothing.
+    folder = parent / f"{_PREFIX}{secrets.token_hex(8)}"
+    descriptor = None
     try:
+        with writing_scratch(parent):
+            descriptor = _made(folder)
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if descriptor is not None:
-            os.close(descriptor)
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+        except BaseException:  # a signal, and whoever sends one wants it to end, not to stay
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
 
 
-def _locked(parent: Path) -> tuple[Path, int | None]:
-    """Return a new folder, with the descriptor that holds its lock; None where folders cannot be opened."""
+def _made(folder: Path) -> int | None:
+    """Make a folder, and return the descriptor that holds its lock; None where folders cannot be opened."""
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        folder.mkdir(mode=0o700)
         try:
             descriptor = os.open(folder, os.O_RDONLY)
         except PermissionError:  # Windows opens no folders
-            return folder, None
+            return None
         except FileNotFoundError:  # taken for one that is nobody's, before it was locked
             continue
         try_lock(descriptor)
         if is_at(descriptor, folder):
-            return folder, descriptor
+            return descriptor
         os.close(descriptor)
 
 

@@ -78,3 +78,19 @@ def test_no_room_for_temporary_files_names_what_to_set(tmp_path):
     with pytest.raises(OutputError) as caught, writing_scratch(tmp_path / "intended.onnx"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert caught.value.hint.startswith("Set TMPDIR to another folder")
+
+
+def test_a_signal_while_a_scratch_folder_is_removed_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    real, calls = shutil.rmtree, []
+
+    def interrupted(folder, **options):
+        calls.append(folder)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        real(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt), scratch_folder() as folder:
+        (folder / "m.onnx").write_text("x")
+    assert list(tmp_path.iterdir()) == []
