@@ -13,8 +13,8 @@ readers nothing to differ about. The rules, all of which torch, numpy and ``zipf
 5. The header of a member, its data descriptor and its entry in the directory have the same name, sizes and checksum,
    as far as they have them.
 6. Nothing is encrypted, spread over several files, or packed by a method that is unknown here.
-7. Names are text without control characters, and none is there twice; other than in NumPy archives, where they name
-   arrays, they differ by more than case, because torch does not tell it.
+7. Names are text without control characters, differ by more than case, because torch does not tell it, and none is
+   there twice. In NumPy archives, where they name arrays, case counts, and NUL alone may not be in them.
 """
 
 from __future__ import annotations
@@ -237,10 +237,11 @@ def _parts(extra: bytes) -> list[bytes]:
 def _check_names(entries: Sequence[Member]) -> None:
     """Refuse names that readers understand differently (rule 7)."""
     names = [entry.name for entry in entries]
-    for name in names:
-        if not name or not name.isprintable():
-            raise NotPlainError(f"it has a member of the name {name[:40]!r}")
     is_numpy = all(name.endswith(".npy") for name in names)
+    for name in names:
+        # Readers end a name at its first NUL; the inputs that NumPy archives name arrays after may have any other.
+        if not name or "\0" in name or not (is_numpy or name.isprintable()):
+            raise NotPlainError(f"it has a member of the name {name[:40]!r}")
     known: set[str] = set()
     for name in names:
         key = name if is_numpy else name.lower()
