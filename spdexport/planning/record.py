@@ -146,7 +146,7 @@ def parse_plan(content: object, origin: str, *, strict: bool = True) -> PlanReco
         )
         if len(record.layers) != len(layers):
             raise ValueError("a layer is there twice")
-    except (ValueError, OverflowError) as error:  # the latter for an integer that no float holds
+    except ValueError as error:
         raise PlanError(
             f"The file is no plan that can be used: {error}.",
             where=origin,

@@ -210,7 +210,7 @@ REFUSED = [
     ({"rows": 0}, UsageError, "A run of 0 samples holds nothing"),
     ({"baseline": "unknown.safetensors"}, MaskError, "no run-time mask of conv9"),
     ({"baseline": "short.safetensors"}, MaskError, "The mask of fc2 is not 32 finite numbers"),
-    ({"baseline": "missing.safetensors"}, MaskError, "The masks cannot be read"),
+    ({"baseline": "missing.safetensors"}, MaskError, "There is no such file"),
     ({"sets": "missing.json"}, InputError, "There is no such file"),
 ]
 
