@@ -15,11 +15,11 @@ from spdexport.content import content_hash
 from spdexport.errors import SourceError, UsageError
 from spdexport.files.atomic import Pending, RejectedError, failed_name, pending
 from spdexport.files.hashing import sha256_file
+from spdexport.files.onnx_reading import load_onnx
 from spdexport.files.sniff import FileKind, sniff
 from spdexport.installed import versions
 from spdexport.model_files import (
     METADATA_PREFIX,
-    load_onnx,
     older_data,
     read_metadata,
     save_program,

@@ -1,4 +1,4 @@
-"""Models as files: ONNX read, written whole or not at all, and marked with metadata; torch programs written."""
+"""Models as files: ONNX written whole or not at all, and marked with metadata; torch programs written."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ import glob
 import hashlib
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from spdexport.errors import ExportError, SourceError
-from spdexport.files.sniff import FileKind, sniff
+from spdexport.errors import ExportError
 from spdexport.files.unfinished import data_name
 from spdexport.files.writing import Deferred, writing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+    from collections.abc import Iterable, Mapping
 
     from torch.export import ExportedProgram
 
@@ -36,68 +35,6 @@ INLINE_UP_TO = 1024
 """Bytes of a weight that is in the model itself even where others are beside it: shapes and the like."""
 
 _CHUNK = 1 << 24
-
-
-def load_onnx(path: Path) -> ir.Model:
-    """A model, its external data left in its file until a weight is read.
-
-    Raises:
-        SourceError: The file is missing, is no ONNX model, or lacks the file that holds its weights.
-    """
-    if not path.is_file():
-        raise SourceError("There is no such file.", where=str(path), hint="Name an ONNX file.")
-    kind = sniff(path)
-    if kind not in (FileKind.ONNX, FileKind.UNKNOWN):
-        raise SourceError(
-            f"An ONNX file is needed here, and this is a {kind}.",
-            where=str(path),
-            hint="Name the .onnx file; verify --against takes what it was made from.",
-        )
-    try:
-        model = ir.load(path)
-    # protobuf and onnx_ir raise whatever they trip over in a damaged file.
-    except Exception as error:
-        text = str(error).strip()
-        raise SourceError(
-            f"The file is not a valid ONNX model: {text.splitlines()[0] if text else type(error).__name__}",
-            where=str(path),
-            hint="Write or copy it again, with the data files that belong to it.",
-        ) from error
-    if not model.graph.outputs:
-        # To protobuf, an empty file is an empty model.
-        raise SourceError(
-            "The file is not a valid ONNX model: it has no graph.", where=str(path), hint="Write or copy it again."
-        )
-    for tensor in _external_tensors(model):
-        _check_external(tensor, path)
-    return model
-
-
-def external_files(model: ir.Model) -> tuple[Path, ...]:
-    """The files beside a model that hold its weights, sorted; none where all are in the model itself."""
-    return tuple(sorted({Path(tensor.path) for tensor in _external_tensors(model)}))
-
-
-def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
-    """Weights in other files: initializers, those of subgraphs too, and tensors inside of nodes."""
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                yield value.const_value
-        for node in graph:
-            yield from (a.value for a in node.attributes.values() if isinstance(a.value, ir.ExternalTensor))
-
-
-def _check_external(tensor: ir.ExternalTensor, path: Path) -> None:
-    data = Path(tensor.path)
-    needed = (tensor.offset or 0) + (tensor.length or 0)
-    if not data.is_file() or data.stat().st_size < needed:
-        what = "is shorter than the model says" if data.is_file() else "is missing"
-        raise SourceError(
-            f"The file {data.name}, which holds weights of the model, {what}.",
-            where=str(path),
-            hint="Copy the model together with its data file.",
-        )
 
 
 def write_onnx(model: ir.Model, output: Pending, *, external_from: int | None = None) -> tuple[Path, ...]:
@@ -250,15 +187,19 @@ def write_metadata(model: ir.Model, entries: Mapping[str, Any]) -> None:
         model.metadata_props[METADATA_PREFIX + key] = json.dumps(value, sort_keys=True)
 
 
+def _refuse_constant(word: str) -> float:
+    raise ValueError(f"{word} is no JSON")
+
+
 def read_metadata(model: ir.Model) -> dict[str, Any]:
     """The entries that ``write_metadata`` wrote; empty for a file that spdexport did not make.
 
-    Entries that are no JSON are left out: the file may have passed through any hands.
+    Entries that are no JSON, or nested too deep to be read, are left out: the file may have passed through any hands.
     """
     entries = {}
     for key, text in model.metadata_props.items():
         if key.startswith(METADATA_PREFIX):
             # ValueError: an integer of thousands of digits, too. RecursionError: brackets within brackets.
             with contextlib.suppress(ValueError, RecursionError):
-                entries[key.removeprefix(METADATA_PREFIX)] = json.loads(text)
+                entries[key.removeprefix(METADATA_PREFIX)] = json.loads(text, parse_constant=_refuse_constant)
     return entries

@@ -10,15 +10,15 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from spdexport.errors import SourceError, UsageError
 from spdexport.files.hashing import sha256_file
+from spdexport.files.onnx_reading import external_files, load_onnx
 from spdexport.loading.load import no_keys
 from spdexport.loading.model import LABELS
-from spdexport.model_files import INLINE_UP_TO, METADATA_PREFIX, external_files, load_onnx
+from spdexport.model_files import INLINE_UP_TO, METADATA_PREFIX
 from spdexport.prepare import check_labels, decide, example_inputs
 from spdexport.rewrite.onnx_graph import is_operator
 from spdexport.rewrite.onnx_rewrite import place_onnx_forms
@@ -107,7 +107,6 @@ def prepare_onnx(path: Path, options: Options, progress: Callable[[str], None] =
     _refuse(options)
     progress("loading")
     original = load_onnx(path)
-    _check(path)
     files = external_files(original)
     _load_small(original)
     model, notes = _readable(original, options.opset, path)
@@ -156,18 +155,6 @@ def _refuse(options: Options) -> None:
             where="--dynamic" if options.dynamic else "--static-batch",
             hint="Leave the option out.",
         )
-
-
-def _check(path: Path) -> None:
-    try:
-        onnx.checker.check_model(path)
-    # The checker raises its own class, and others for files that it cannot even read.
-    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
-        raise SourceError(
-            f"onnx.checker refuses the file: {_first_line(error)}",
-            where=str(path),
-            hint="Export it again; what is invalid before cannot be proved equal after.",
-        ) from error
 
 
 def _load_small(model: ir.Model) -> None:

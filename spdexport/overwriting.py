@@ -128,7 +128,7 @@ def _external_data(model: NamedFile) -> Iterator[NamedFile]:
     with contextlib.suppress(SpdExportError, OSError, ValueError):
         if sniff(model.path) not in (FileKind.ONNX, FileKind.UNKNOWN) or not _names_data(model.path):
             return
-        from spdexport.model_files import external_files, load_onnx  # heavy, and seldom needed
+        from spdexport.files.onnx_reading import external_files, load_onnx  # heavy, and seldom needed
 
         for path in external_files(load_onnx(model.path)):
             yield NamedFile(path=path, option=f"the weights of {model.option}")

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Unpack
 from spdexport.errors import UsageError
 from spdexport.files.atomic import RejectedError, failed_name, pending
 from spdexport.files.hashing import sha256_file
+from spdexport.files.onnx_reading import load_onnx
 from spdexport.files.writing import writing
 from spdexport.installed import has_torch, require_torch, versions
-from spdexport.model_files import load_onnx, older_data, save_program, write_onnx
+from spdexport.model_files import older_data, save_program, write_onnx
 from spdexport.options import Options, OptionsDict
 from spdexport.overwriting import check_overwriting, output_paths
 from spdexport.planning import as_file

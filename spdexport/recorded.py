@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from spdexport.errors import PlanError, SourceError, UsageError
 from spdexport.files.hashing import sha256_file
+from spdexport.files.onnx_reading import load_onnx
 from spdexport.files.sniff import FileKind, sniff
-from spdexport.model_files import METADATA_PREFIX, load_onnx, read_metadata
+from spdexport.model_files import METADATA_PREFIX, read_metadata
 from spdexport.options import CHOICES, NOT_RECORDED, RECORDED, Options, OptionsDict
 from spdexport.planning import FormChoice, parse_plan
 from spdexport.text import printable

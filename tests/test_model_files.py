@@ -25,7 +25,8 @@ from torch.export import Dim
 from spdexport.errors import OutputError, SourceError
 from spdexport.export import export_onnx
 from spdexport.files.atomic import Pending, RejectedError, pending, replacing
-from spdexport.model_files import load_onnx, read_metadata, save_program, write_metadata, write_onnx
+from spdexport.files.onnx_reading import load_onnx
+from spdexport.model_files import read_metadata, save_program, write_metadata, write_onnx
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,12 +20,14 @@ from spdexport.ablation.sets import ComponentsOf, each_of, read_sets
 from spdexport.errors import ExampleInputError, MaskError, SourceError, UsageError
 from spdexport.files.batches import UNNAMED, open_data
 from spdexport.files.hashing import sha256_file
+from spdexport.files.onnx_reading import load_onnx
 from spdexport.files.reading import reading
 from spdexport.files.safetensors_header import check_header
 from spdexport.installed import versions
-from spdexport.model_files import load_onnx, read_metadata
+from spdexport.model_files import read_metadata
 from spdexport.names import did_you_mean
 from spdexport.runtime import Provider, RuntimeFailure, Session, SessionSettings, open_session, provider_status
+from spdexport.verification.bounded import Bounded
 from spdexport.verification.file_inputs import Port, input_ports
 
 if TYPE_CHECKING:
@@ -136,7 +138,7 @@ def ablate(
     live = [i for i, one in enumerate(wanted) if any(start[x][list(c)].any() for x, c in one.members.items())]
     data = open_data(inputs)
     own = [port for port in input_ports(model) if not port.name.startswith(BESIDE)]
-    runner = MaskedRuns(_opened(path, settings), masks, name, start, keep=keep, rows=rows)
+    runner = MaskedRuns(_opened(path, settings), masks, name, start, Bounded(path), keep=keep, rows=rows)
     running = Running(len(live))
     done = 0
     for batch in data.batches(min(rows, 256)):

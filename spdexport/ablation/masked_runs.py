@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from spdexport.ablation.sets import ComponentsOf
     from spdexport.conv import Array
     from spdexport.runtime import Session
+    from spdexport.verification.bounded import Bounded
 
 MASK = "mask/"
 BESIDE = ("mask/", "delta_mask/", "routing/")
@@ -60,12 +61,14 @@ class MaskedRuns:
         masks: Mapping[str, RuntimeMask],
         output: str,
         start: Mapping[str, Array],
+        bounded: Bounded,
         *,
         keep: bool,
         rows: int,
     ) -> None:
         self._session, self._masks, self._output = session, masks, output
         self._start, self._keep, self._rows = start, keep, rows
+        self._bounded = bounded
         self._required = {port.name for port in session.inputs if port.required}
         self._sizes = {name: tuple(size or 1 for size in mask.inner) for name, mask in masks.items()}
         self.notes: list[str] = []
@@ -75,9 +78,12 @@ class MaskedRuns:
 
         Raises:
             ExampleInputError: ONNX Runtime does not take the inputs.
+            SourceError: The file is beyond a limit on them.
         """
+        given = self._given(feeds, {layer: np.tile(mask, (samples, 1)) for layer, mask in self._start.items()})
+        self._bounded.check(given)
         try:
-            return self._run(feeds, {layer: np.tile(mask, (samples, 1)) for layer, mask in self._start.items()})
+            return self._session.run(given, [self._output])[self._output]
         except RuntimeFailure as failure:
             raise ExampleInputError(
                 f"The file does not run on the data: {failure}", where=where, hint="Give the inputs that it takes."
@@ -111,7 +117,7 @@ class MaskedRuns:
             else:
                 masks[layer] = np.tile(mask, (samples * len(part), 1))
         tiled = {name: np.concatenate([array] * len(part)) for name, array in feeds.items()}
-        found = self._run(tiled, masks)
+        found = self._session.run(self._given(tiled, masks), [self._output])[self._output]
         return found.reshape(len(part), samples, *found.shape[1:])
 
     def _changed(self, mask: Array, indices: tuple[int, ...] | None) -> Array:
@@ -121,7 +127,8 @@ class MaskedRuns:
         removed[list(indices)] = not self._keep
         return np.where(removed, 0.0, mask)
 
-    def _run(self, feeds: Mapping[str, Array], masks: Mapping[str, Array]) -> Array:
+    def _given(self, feeds: Mapping[str, Array], masks: Mapping[str, Array]) -> dict[str, Array]:
+        """All that the file takes: the inputs, the masks that are not all ones, and what else it requires."""
         given = dict(feeds)
         rows = len(next(iter(masks.values())))
         for name, mask in self._masks.items():
@@ -132,4 +139,4 @@ class MaskedRuns:
             if port.required and port.name.startswith(BESIDE) and port.name not in given:
                 sizes = (size if isinstance(size, int) else 1 for size in port.shape[1:])
                 given[port.name] = np.ones((rows, *sizes), port.dtype)
-        return self._session.run(given, [self._output])[self._output]
+        return given

@@ -39,9 +39,9 @@ LIMITS = {
         Limit(name="unpacked", default=100, unit="times the size of an archive, or 1 GiB, that its members unpack to"),
         Limit(name="tensors", default=100_000, unit="tensors, arrays or members of one file"),
         Limit(name="nodes", default=50_000, unit="nodes of a graph, with the bodies of the functions that it calls"),
-        Limit(name="trips", default=100_000, unit="trips of one loop"),
+        Limit(name="trips", default=100_000, unit="trips of the loops in one evaluation"),
         Limit(name="code", default=32, unit="MiB of code and pickles of a TorchScript archive"),
-        Limit(name="value", default=8, unit="GiB of one value that a graph makes out of sizes alone"),
+        Limit(name="value", default=2, unit="GiB of one value in a graph"),
     )
 }
 """Every limit by its name."""

@@ -19,11 +19,12 @@ import numpy as np
 from spdexport.errors import ExampleInputError, SourceError, UsageError
 from spdexport.files.hashing import sha256_file
 from spdexport.files.npz import write_npz
+from spdexport.files.onnx_reading import external_files, load_onnx
 from spdexport.files.scratch import scratch_folder, writing_scratch
 from spdexport.installed import has_torch, require_torch, versions
-from spdexport.model_files import external_files, load_onnx
 from spdexport.runtime import Provider, RuntimeFailure, Session, SessionSettings, open_session, provider_status
 from spdexport.timing import Ratio, Spread, interleaved, ratio_of
+from spdexport.verification.bounded import Bounded
 from spdexport.verification.file_inputs import (
     GivenArrays,
     Port,
@@ -143,9 +144,11 @@ def bench(
     sizes = [sum(p.stat().st_size for p in (path, *external_files(m))) for path, m in zip(paths, models, strict=True)]
     del models
     sessions = [_opened(path, settings) for path in paths]
+    bounds = [Bounded(path) for path in paths]
     given = _given(ports, inputs, input_shape, seed)
-    feeds, notes = _feeds(ports, given, batch or 1, sessions[0], seed)
-    for path, session in zip(paths[1:], sessions[1:], strict=True):
+    feeds, notes = _feeds(ports, given, batch or 1, sessions[0], bounds[0], seed)
+    for path, session, bounded in zip(paths[1:], sessions[1:], bounds[1:], strict=True):
+        bounded.check(feeds)
         _try(session, feeds, path)
     progress("measuring time")
     times = interleaved([s.runner(feeds) for s in sessions], rounds=rounds, seconds=seconds)
@@ -252,10 +255,16 @@ def _given(
 
 
 def _feeds(
-    ports: Sequence[Port], given: Mapping[str, Array] | None, batch: int, session: Session, seed: int
+    ports: Sequence[Port],
+    given: Mapping[str, Array] | None,
+    batch: int,
+    session: Session,
+    bounded: Bounded,
+    seed: int,
 ) -> tuple[Mapping[str, Array], tuple[str, ...]]:
     """The inputs, and what is to be said about them."""
     if given is not None:
+        bounded.check(given)
         _try(session, given, Path("the inputs"))
         return given, ()
     if batch != 1 and not varies_in_batch(ports):
@@ -265,6 +274,7 @@ def _feeds(
     failure: RuntimeFailure | None = None
     for guess, sizes in guesses(ports, None):
         feeds = generated(ports, sizes, None, RECIPES[0]._replace(batch=batch), np.random.default_rng(seed))
+        bounded.check(feeds)
         try:
             session.run(feeds)
         except RuntimeFailure as error:

@@ -16,6 +16,9 @@ import onnx
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops._op_list import Resize as StockResize
 from onnx.reference.ops.op_attention import Attention as StockAttention
+from onnx.reference.ops.op_scan import Scan as StockScan
+
+from spdexport.reference.onnx_bounds import Pile
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -228,6 +231,7 @@ class Loop(OpRun):
         context: dict[str, Any] | None = None,
     ) -> tuple[Any, ...]:
         carried: list[Any] = list(initial)
+        pile = Pile()
         collected: list[list[Array]] = [[] for _ in body.output_names[1 + len(initial) :]]
         go_on, step = condition is None or bool(condition), 0
         while go_on and (trips is None or step < int(trips)):
@@ -236,10 +240,27 @@ class Loop(OpRun):
             keep, *results = body.run(None, feeds, attributes=attributes)
             go_on, step = bool(keep), step + 1
             carried = results[: len(initial)]
+            pile.add(results[len(initial) :])
             for values, value in zip(collected, results[len(initial) :], strict=True):
                 values.append(value)
         types = body.output_types[1 + len(initial) :]
         return (*carried, *(np.stack(v) if v else _empty(t) for v, t in zip(collected, types, strict=True)))
+
+
+class Scan(StockScan):
+    """A scan, which stops where what it collects becomes too much."""
+
+    def _run(self, *arguments: Any, num_scan_inputs: int = 1, **attributes: Any) -> tuple[Any, ...]:
+        self._pile, self._states = Pile(), len(arguments) - num_scan_inputs
+        stock: Any = super()
+        result: tuple[Any, ...] = stock._run(*arguments, num_scan_inputs=num_scan_inputs, **attributes)
+        return result
+
+    def _run_body(self, *arguments: Any, **settings: Any) -> list[Any]:
+        stock: Any = super()
+        outputs: list[Any] = stock._run_body(*arguments, **settings)
+        self._pile.add(outputs[self._states :])
+        return outputs
 
 
 def _empty(declared: onnx.TypeProto) -> Array:
@@ -272,5 +293,6 @@ OPERATORS: tuple[type[OpRun], ...] = (
     LogSoftmax,
     Loop,
     Resize,
+    Scan,
     Softmax,
 )

@@ -24,6 +24,8 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun, RuntimeContextError
 
 from spdexport.errors import ExampleInputError
+from spdexport.files.reading import first_line
+from spdexport.reference.onnx_bounds import Allowance, BeyondLimitError, check_output
 from spdexport.reference.onnx_operators import OPERATORS, promote
 from spdexport.reference.onnx_windows import WINDOW_OPERATORS
 
@@ -46,13 +48,15 @@ class ReferenceUnavailable(Exception):  # noqa: N818 - no fault of the model or 
         op: The operator, with its domain where that is not ONNX's own: ``com.microsoft.FusedConv``.
         node: The node's name, or that of its first output.
         reason: Why not.
+        is_beyond: Whether it is a limit that was come to, which ONNX Runtime does not know.
     """
 
-    def __init__(self, op: str, node: str, reason: str) -> None:
+    def __init__(self, op: str, node: str, reason: str, *, is_beyond: bool = False) -> None:
         super().__init__(f"the float64 reference cannot compute {op} (node {node}): {reason}")
         self.op = op
         self.node = node
         self.reason = reason
+        self.is_beyond = is_beyond
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +85,12 @@ class OnnxReference:
 
     def __init__(self, model: onnx.ModelProto, base_dir: Path | None = None) -> None:
         self._base_dir = "" if base_dir is None else str(base_dir)
-        self._evaluator = _Evaluator(model)
+        try:
+            self._evaluator = _Evaluator(model)
+        except ReferenceUnavailable:
+            raise
+        except Exception as error:  # onnx reads all attributes at once, and raises whatever it trips over
+            raise ReferenceUnavailable("the graph", model.graph.name, first_line(error)) from error
         with_default = {tensor.name for tensor in model.graph.initializer}
         self._required = [value.name for value in model.graph.input if value.name not in with_default]
         self._accepted = {value.name for value in model.graph.input}
@@ -139,6 +148,7 @@ class _Run:
         self.base_dir = base_dir
         self.noise = noise
         self.watch = watch
+        self.allowance = Allowance()
         self._times: dict[str, int] = {}
 
     def normal(self, node: str, shape: tuple[int, ...], seed: int) -> Array:
@@ -199,6 +209,9 @@ class _Evaluator(ReferenceEvaluator):
         """The outputs; onnx's own If, Loop, Scan and functions call it too."""
         run = _RUN.get()
         watch = run.watch if self is run.top else None
+        if self is not run.top:
+            run.allowance.enter(len(self.rt_nodes_))
+        version = self.opsets_.get("", 0)
         values: dict[str, Any] = {"": None, **feed_inputs}
         for node, captured, expiring in zip(self.rt_nodes_, self._captured, self._expiring, strict=True):
             settings: dict[str, Any] = {}
@@ -207,9 +220,9 @@ class _Evaluator(ReferenceEvaluator):
             if node.need_context():
                 settings["context"] = {name: self._value(name, values, run) for name in captured}
             arguments = [self._value(name, values, run) for name in node.input]
-            outputs = _compute(node, arguments, settings)
+            outputs = _compute(node, arguments, settings, version)
             if run.noise is not None and node.op_type in NOISY and not node.domain:
-                outputs[0] = _with_noise(node, arguments, settings, outputs[0], run)
+                outputs[0] = _with_noise(node, arguments, settings, outputs[0], run, version)
             for name, value in zip(node.output, outputs, strict=False):
                 if name:
                     values[name] = value
@@ -230,28 +243,37 @@ def _identity(node: onnx.NodeProto) -> tuple[str, str]:
     return op, node.name or next(iter(node.output), "")
 
 
-def _compute(node: Any, arguments: Sequence[Any], settings: dict[str, Any]) -> list[Any]:
+def _compute(node: Any, arguments: Sequence[Any], settings: dict[str, Any], version: int) -> list[Any]:
     try:
+        if not node.onnx_node.domain:
+            check_output(node.onnx_node, version, arguments)
         with np.errstate(all="ignore"):  # infinities and NaN are results here, and compared as such
             return [promote(value) for value in node.run(*arguments, **settings)]
-    except (MemoryError, ReferenceUnavailable):
+    except ReferenceUnavailable:
         raise
+    except BeyondLimitError as error:
+        raise ReferenceUnavailable(*_identity(node.onnx_node), str(error), is_beyond=True) from error
+    except MemoryError as error:
+        reason = "it needs more memory than there is"
+        raise ReferenceUnavailable(*_identity(node.onnx_node), reason, is_beyond=True) from error
     except Exception as error:  # the operators of onnx raise whatever numpy or their own code comes to
         cause = error.__cause__ or error  # onnx wraps errors in one that only lists Python types
         reason = f"{type(cause).__name__}: {cause}"
         raise ReferenceUnavailable(*_identity(node.onnx_node), reason) from error
 
 
-def _with_noise(node: OpRun, arguments: Sequence[Any], settings: dict[str, Any], output: Array, run: _Run) -> Array:
+def _with_noise(
+    node: OpRun, arguments: Sequence[Any], settings: dict[str, Any], output: Array, run: _Run, version: int
+) -> Array:
     """The output with noise; integer products are exact and get none."""
     if run.noise is None or output.dtype != np.float64:
         return output
     sizes = [None if argument is None else np.abs(argument) for argument in arguments]
-    product = _compute(node, sizes[:2], settings)[0]
+    product = _compute(node, sizes[:2], settings, version)[0]
     magnitude = np.abs(product)
     if len(sizes) > 2 and sizes[2] is not None:
         # The bias by itself, since Gemm's alpha and beta may differ in sign.
-        magnitude += np.abs(_compute(node, sizes, settings)[0] - product)
+        magnitude += np.abs(_compute(node, sizes, settings, version)[0] - product)
     normal = run.normal(_identity(node.onnx_node)[1], output.shape, run.noise.seed)
     noisy: Array = output + run.noise.unit_rounding * magnitude * normal
     return noisy

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import onnx_ir as ir
-
 from spdexport.content import content_hash
 from spdexport.factors import unit_rounding
 from spdexport.files.hashing import sha256_file
+from spdexport.files.onnx_reading import reload_onnx
 from spdexport.model_files import read_metadata
 from spdexport.reference.onnx_reference import ReferenceUnavailable
 from spdexport.verification.compare import Tolerance
@@ -36,6 +35,8 @@ from spdexport.verification.trial import rounded
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
+
+    import onnx_ir as ir
 
     from spdexport.conv import Array
     from spdexport.loading.model import ExampleInputs
@@ -118,11 +119,11 @@ class FileRun(Runner[FileCase]):
         edges: Sequence[Edge] = (),
     ) -> None:
         self._file, self._name, self._reference = file, name, reference
-        self._model = ir.load(file)
-        self._right = self._model if reference == file else ir.load(reference)
+        self._model = reload_onnx(file)
+        self._right = self._model if reference == file else reload_onnx(reference)
         self._inputs, self._outputs = input_ports(self._right), output_ports(self._right)
         u = max((unit_rounding(t.dtype.numpy()) for t in _float_weights(self._right)), default=2.0**-24)
-        super().__init__(check, SessionEdges(file, check.providers), u, edges)
+        super().__init__(check, SessionEdges(file, check.providers, is_evaluated=reference == file), u, edges)
         self._evaluated = Evaluated(reference, self._right)
         self._given = None if inputs is None else given_tensors(self._inputs, inputs)
         self._meant: Meant = as_it_is
@@ -251,6 +252,9 @@ class FileRun(Runner[FileCase]):
                 self._evaluated.run(next(file_cases(self._inputs, sizes, given, seed=self._check.seed)).inputs)
             except ReferenceUnavailable as error:
                 first = first or error
+                if error.is_beyond:
+                    # Other sizes would cost as much again.
+                    break
                 continue
             self._notes.append(
                 f"{guess} was taken as the size of {', '.join(sizes)}: verify --inputs FILE tells other sizes"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from spdexport.errors import ExampleInputError
+from spdexport.files.limits import limit
 from spdexport.files.npz import read_npz
+from spdexport.files.onnx_sizes import GIB
 from spdexport.files.sniff import FileKind, sniff
 from spdexport.installed import require_torch
 from spdexport.names import CLASSES
@@ -216,7 +219,18 @@ def guesses(ports: Sequence[Port], example: Mapping[str, Array] | None) -> Itera
         yield None, known
         return
     for size in SIZES:
-        yield size, known | dict.fromkeys(unknown, size)
+        guessed = known | dict.fromkeys(unknown, size)
+        # Of inputs with many dynamic axes a size that is usual for two of them is more than the memory holds.
+        elements = [math.prod(_sample_shape(port, guessed, batch)) for port in ports]
+        if size == 1 or all(8 * number <= limit("value") * GIB for number in elements):
+            yield size, guessed
+
+
+def _sample_shape(port: Port, sizes: Mapping[str, int], batch: str | None) -> list[int]:
+    """The shape of a single sample of an input."""
+    keys = [_key(port, axis) for axis in range(len(port.shape or ()))]
+    named = {**sizes, "": 1} | ({} if batch is None else {batch: 1})
+    return [d if isinstance(d, int) else named[key or ""] for d, key in zip(port.shape or (), keys, strict=True)]
 
 
 def file_cases(

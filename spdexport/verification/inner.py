@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 
+from spdexport.files.onnx_reading import reload_proto
 from spdexport.reference.onnx_reference import NOISY, NoiseSpec, OnnxReference
 from spdexport.runtime import SessionSettings
 from spdexport.verification.layers import layer_of
@@ -59,7 +59,7 @@ class Evaluated:
             ReferenceUnavailable: A node cannot be evaluated.
         """
         if self._reference is None:
-            proto = onnx.load(self._path, load_external_data=False)
+            proto = reload_proto(self._path)
             self._reference = OnnxReference(proto, self._path.parent)
         macs, overflows = 0, False
 

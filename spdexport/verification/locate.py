@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import onnx_ir as ir
-
 from spdexport.arrays import to_numpy
+from spdexport.files.onnx_reading import reload_onnx
 from spdexport.names import layer_of_call
 from spdexport.reference.torch_reference import Noise, evaluate, evaluate_together
 from spdexport.rewrite.torch_graph import module_path
@@ -172,7 +171,7 @@ def _tapped_nodes(
     renamed = dict(zip(outputs, [name for name in ends if name], strict=False))
     found = tapped(path, {*known, *renamed}, inputs, settings)
     weights = {
-        renamed.get(v.name or "", v.name or ""): layer_of_weight(n) for n in ir.load(path).graph for v in n.outputs
+        renamed.get(v.name or "", v.name or ""): layer_of_weight(n) for n in reload_onnx(path).graph for v in n.outputs
     }
     return {renamed.get(name, name): value for name, value in found.items()}, weights
 

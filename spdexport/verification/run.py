@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as ir
 import torch
 from torch.export.graph_signature import OutputKind, TensorArgument
 
@@ -15,6 +14,7 @@ from spdexport.arrays import to_numpy
 from spdexport.capture import call_module
 from spdexport.factors import unit_rounding
 from spdexport.files.hashing import sha256_file
+from spdexport.files.onnx_reading import reload_onnx
 from spdexport.reference.torch_reference import Noise, evaluate
 from spdexport.verification.approximation import Change, approximation
 from spdexport.verification.compare import Tolerance, failed
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    import onnx_ir as ir
     from torch.export import ExportedProgram
 
     from spdexport.conv import Array
@@ -159,7 +160,7 @@ class _Run(Runner[Case]):
         if self._subject.file is None:
             return not_run("weights", NO_FILE)
         self._check.progress("comparing weights")
-        file = ir.load(self._subject.file)
+        file = reload_onnx(self._subject.file)
         found = compare_trimmed(file, self._subject.trimmed, self._subject.plain())
         self._errors = found.layers
         edge = mask_fault(file, self._subject.plan) or factors_fault(file, self._subject.plan) or found.edge

@@ -17,7 +17,9 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING
 
+from spdexport.errors import SourceError
 from spdexport.runtime import Provider, RuntimeFailure, Session, SessionSettings, open_session, provider_status
+from spdexport.verification.bounded import Bounded
 from spdexport.verification.compare import FACTOR, Comparison, failed
 from spdexport.verification.edge import Edge
 from spdexport.verification.result import SEVERITY, EdgeResult, Status, WorstCase
@@ -58,10 +60,12 @@ class SessionEdges:
     Args:
         file: The ONNX file.
         providers: Those of the device edge.
+        is_evaluated: Whether the file itself is what the cases are evaluated with, so that its limits were seen to.
     """
 
-    def __init__(self, file: Path, providers: Sequence[Provider]) -> None:
+    def __init__(self, file: Path, providers: Sequence[Provider], *, is_evaluated: bool = False) -> None:
         self._file = file
+        self._bounded = None if is_evaluated else Bounded(file)
         self._worst: WorstCase | None = None
         self._running = [
             self._opened(Edge("export", Provider.CPU.value), SessionSettings(optimized=False, spinning=False)),
@@ -101,6 +105,12 @@ class SessionEdges:
             inputs: By the file's names.
             locate: Called for the first failure of each edge.
         """
+        if self._bounded is not None and self.open:
+            try:
+                self._bounded.check(inputs)
+            except SourceError as error:
+                self.settle(Status.INCONCLUSIVE, error.what)
+                return
         for running in self._running:
             if running.session is None or running.edge.given is not None:
                 continue

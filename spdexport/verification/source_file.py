@@ -13,6 +13,7 @@ import onnx_ir as ir
 import torch
 
 from spdexport.files.hashing import sha256_file
+from spdexport.files.onnx_reading import reload_onnx
 from spdexport.files.scratch import scratch_folder, writing_scratch
 from spdexport.model_files import INLINE_UP_TO
 from spdexport.reference.onnx_reference import NoiseSpec, ReferenceUnavailable
@@ -131,12 +132,12 @@ class _Run(FileRun):
         if subject.trimmed is not None:
             self._meant = subject.trimmed.meant
         own = subject.source if subject.own is None else _written(subject.own, folder / "source.onnx")
-        self._own_model = ir.load(own)
+        self._own_model = reload_onnx(own)
         self._own = Evaluated(own, self._own_model)
         self._effective = self._own
         if subject.effective is not None:
             effective = _written(subject.effective, folder / "effective.onnx")
-            self._effective = Evaluated(effective, ir.load(effective))
+            self._effective = Evaluated(effective, reload_onnx(effective))
         self._source = self._opened()
         self._changes: list[Change] = []
         labels = None if subject.inputs is None else subject.inputs.labels

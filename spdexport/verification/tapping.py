@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from spdexport.files.atomic import named_beside
+from spdexport.files.onnx_reading import reload_onnx
 from spdexport.runtime import RuntimeFailure, SessionSettings, open_session
 from spdexport.verification.compare import compare
 from spdexport.verification.result import Status
@@ -88,7 +89,7 @@ def tapped(
     Raises:
         RuntimeFailure: The file with all values as outputs does not run.
     """
-    model = ir.load(path)
+    model = reload_onnx(path)
     produced = [v for node in model.graph for v in node.outputs if v.name in names]
     floats = [v for v in produced if v.dtype is not None and v.dtype.is_floating_point()]
     model.graph.outputs.extend([v for v in floats if not v.is_graph_output()])
