@@ -18,8 +18,8 @@ from spdexport.files.unfinished import data_name
 from spdexport.files.writing import Deferred, writing
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from torch.export import ExportedProgram
 
