@@ -40,6 +40,7 @@ from fault_processes import End, Running, import_what_is_used, in_child, start, 
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from collections.abc import Set as AbstractSet
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 CANNOT_WRITE = 74
@@ -221,12 +222,15 @@ class Trial:
         parts = self._bench.moments.sample(range(number), number)
         for index, part in enumerate(parts):
             which = SIGNALS[index % len(SIGNALS)]
+            # What a SIGKILL left is there until a run comes far enough to remove it: no fault of one that does not.
+            before = self._unasked(folder)
             running = self._bench.start(self._command.arguments, folder)
             time.sleep(self._seconds * (part + self._bench.moments.random()) / number)
             os.kill(running.process, which)
             statuses = {0, -which} | ({128 + which} if which != signal.SIGKILL else set())
             end = wait(running)
-            self._judge(which.name, folder, end, statuses, ended=which != signal.SIGKILL)
+            excused = self._unasked(folder) if which == signal.SIGKILL else before
+            self._judge(which.name, folder, end, statuses, excused=excused)
             if end.status == 0:
                 # Its files are whole; the next run is to meet those of the earlier one again.
                 for name in self._names:
@@ -241,12 +245,17 @@ class Trial:
         shutil.copytree(self._earlier, folder, dirs_exist_ok=True)
         return folder
 
-    def _judge(self, kind: str, folder: Path, end: End, statuses: set[int], *, ended: bool = True) -> None:
-        """Count one trial; of a process that did not end by itself, nothing is left only after the next run."""
+    def _unasked(self, folder: Path) -> set[str]:
+        """Return the files that no one asked for, in the folder and among the temporary ones."""
+        return ({path.name for path in folder.iterdir()} - self._names - {"filler"}) | self._bench.scratch()
+
+    def _judge(
+        self, kind: str, folder: Path, end: End, statuses: set[int], *, excused: AbstractSet[str] = frozenset()
+    ) -> None:
+        """Count one trial; what is excused may be left."""
         count = self._bench.counts[kind, self._command.name]
         lost = [name for name in sorted(self._names) if not self._is_whole(folder, name)]
-        names = {path.name for path in folder.iterdir()}
-        left = sorted((names - self._names - {"filler"}) | self._bench.scratch()) if ended else []
+        left = sorted(self._unasked(folder) - excused)
         count.trials += 1
         count.ends[end.status] += 1
         count.lost += len(lost)
