@@ -64,15 +64,14 @@ def main() -> int:
 
 def run(kinds: list[Kind], options: argparse.Namespace) -> int:
     """Run all cases, print what failed, and write the table."""
-    from fuzz_workers import Job, prepared_material, run_jobs, smallest
+    from fuzz_workers import FuzzJob, prepared_material, run_jobs, smallest
 
     start = time.perf_counter()
     unit = options.cases / sum(kind.share for kind in kinds)
-    jobs = [Job(kind, options.seed + i) for kind in kinds for i in range(max(round(unit * kind.share), 1))]
+    jobs = [FuzzJob(kind, options.seed + i) for kind in kinds for i in range(max(round(unit * kind.share), 1))]
     # Slow and fast kinds mixed, so that the workers end together.
     random.Random(0).shuffle(jobs)
     outcomes = []
-    warm_up()
     with prepared_material() as material:
         made = time.perf_counter() - start
         by_name = {kind.name: kind for kind in kinds}
@@ -96,29 +95,12 @@ def run(kinds: list[Kind], options: argparse.Namespace) -> int:
     return 1 if any(outcome.faults for outcome in outcomes) else 0
 
 
-def warm_up() -> None:
-    """Import here what commands import when they run, so that each worker that is forked has it."""
-    import fuzz_case  # noqa: F401
-    import torch
-    import torch._dynamo
-    import torch.onnx._internal.exporter._core  # noqa: F401
-
-    import spdexport.pipeline
-    import spdexport.report.github
-    import spdexport.report.terminal
-    import spdexport.report.written  # noqa: F401
-
-    threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208
-    if threads > 2:  # one is of ONNX Runtime, which does without it in the forked processes
-        raise RuntimeError(f"{threads} threads before the fork")
-
-
 def show(kind: Kind, seed: int, failures: Path) -> int:
     """Run one case, and print its changes, its outcome and what it said."""
-    from fuzz_workers import Job, prepared_material, run_jobs
+    from fuzz_workers import FuzzJob, prepared_material, run_jobs
 
     with prepared_material() as material:
-        (outcome,) = run_jobs([Job(kind, seed)], material, workers=1)
+        (outcome,) = run_jobs([FuzzJob(kind, seed)], material, workers=1)
         kept = keep(outcome, kind, material, failures) if outcome.faults else None
     print("spdexport", *kind.command)
     print("damaged:", kind.damaged, "by", ", ".join(f"{step.damage} {step.seed}" for step in outcome.steps))
@@ -168,10 +150,10 @@ def table(
         f"{total} damaged files of {len(kinds)} kinds of input in {seconds / 60:.1f} minutes with {options.workers}",
         f"processes, {made:.0f} s of it to make the valid files. {verdict}",
         "",
-        "A kind is a format, a place that reads it, and a command. The columns are exit statuses. Accepted are those of",
-        "status 0 that another reader of the format takes too, and all others are faults, as are a traceback, exit status",
-        "70, more than three lines of error, 20 s or 2 GiB, a file left behind or changed, and a payload that was executed.",
-        "Seconds and MiB are the largest of one case.",
+        "A kind is a format, a place that reads it, and a command. The columns are exit statuses. Accepted are those",
+        "of status 0 that another reader of the format takes too. All others of status 0 are faults, as are a",
+        "traceback, exit status 70, more than three lines of error, 20 s or 2 GiB, a file left behind or changed, and",
+        "a payload that was executed. Seconds and MiB are the largest of one case.",
         "",
         f"| kind | cases | {' | '.join(map(str, COLUMNS))} | accepted | faults | seconds | MiB |",
         "|---|" + "---|" * (len(COLUMNS) + 5),

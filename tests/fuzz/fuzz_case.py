@@ -44,6 +44,7 @@ class Outcome:
         kind: The kind's name.
         seed: Of the case.
         steps: The changes of the file.
+        place: Which command read it, for a hostile file; a kind has but one.
         status: The exit status; None where the process did not live to return one.
         seconds: From the beginning of the command to its end.
         mib: How much memory it took at most beside what the process had.
@@ -53,8 +54,9 @@ class Outcome:
     """
 
     kind: str
-    seed: int
-    steps: tuple[Step, ...]
+    seed: int = 0
+    steps: tuple[Step, ...] = ()
+    place: str = ""
     status: int | None
     seconds: float = 0.0
     mib: float = 0.0
@@ -138,14 +140,16 @@ def contents(folder: Path) -> dict[str, str]:
     """Return the hash of every file in a folder, by its path; of what is no regular file, what it is."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_symlink():
-            found[name] = f"link to {os.readlink(path)}"  # noqa: PTH115  (a Path would tidy it)
-        elif path.is_file():
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        elif not path.is_dir():
-            found[name] = "special"
+        if path.is_symlink() or not path.is_dir():
+            found[path.relative_to(folder).as_posix()] = contents_of(path)
     return found
+
+
+def contents_of(path: Path) -> str:
+    """Return the hash of a file, or what it is."""
+    if path.is_symlink():
+        return f"link to {os.readlink(path)}"  # noqa: PTH115  (a Path would tidy it)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "special"
 
 
 @contextlib.contextmanager
@@ -191,10 +195,10 @@ def inside(folder: Path) -> Iterator[None]:
         os.environ.clear()
         os.environ.update(environment)
         tempfile.tempdir = temporary
-        left = sorted(path.name for path in scratch.iterdir())
+        left = sorted(path.name for path in scratch.iterdir() if path.name != ".ses")  # ONNX Runtime's own
         shutil.rmtree(scratch)
-        if left:
-            (folder / "left_in_TMPDIR").write_text("\n".join(left))
+        for name in left:
+            (folder / f"TMPDIR-{name}").touch()
 
 
 def memory() -> tuple[float, float]:
@@ -265,13 +269,14 @@ def file_faults(kind: Kind, folder: Path, before: dict[str, str], status: int | 
     if (folder / MARKER).exists():
         faults.append("the payload was executed")
     if done and kind.command[0] in ("convert", "fold"):
-        faults += [fault for name in kind.outputs if (fault := output_fault(folder / name))]
+        models = [folder / name for name in kind.outputs if name.endswith((".onnx", ".pt2"))]
+        faults += [fault for path in models if (fault := output_fault(path))]
     return faults
 
 
 def output_fault(path: Path) -> str:
     """Return what is wrong with a model that was written; nothing where it opens."""
-    if path.suffix != ".onnx":
+    if path.suffix == ".pt2":
         return "" if path.is_file() and zipfile.is_zipfile(path) else f"{path.name} is no archive"
     try:
         onnx.checker.check_model(path)

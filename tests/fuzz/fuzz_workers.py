@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import resource
 import signal
+import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from fuzz_case import Outcome, run_case
@@ -32,20 +34,39 @@ PATIENCE = 60
 MIB = 2048
 """MiB that a case may take."""
 
-SPARE = 6 << 30
+SPARE = 12 << 30
 """Bytes of address space that a worker may ask for beside what it has; beyond it, memory is refused."""
 
 _FORK = multiprocessing.get_context("fork")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
+class Job(Protocol):
+    """A case that a worker runs."""
+
+    def run(self, material: Path) -> Outcome:
+        """Run it, and judge."""
+
+    def ended(self, fault: str, seconds: float) -> Outcome:
+        """Return the outcome of a case that the worker did not survive."""
+
+
 @dataclass(frozen=True, slots=True)
-class Job:
-    """A case to run; with ``steps``, with other changes than its seed says."""
+class FuzzJob:
+    """A damaged file; with ``steps``, with other changes than its seed says."""
 
     kind: Kind
     seed: int
     steps: tuple[Step, ...] | None = None
+
+    def run(self, material: Path) -> Outcome:
+        """Damage the file, run the command, and judge."""
+        return run_case(self.kind, self.seed, material, self.steps)
+
+    def ended(self, fault: str, seconds: float) -> Outcome:
+        """Return the outcome of a case that the worker did not survive."""
+        steps = plan(self.kind, self.seed) if self.steps is None else self.steps
+        return Outcome(kind=self.kind.name, seed=self.seed, steps=steps, status=None, seconds=seconds, faults=(fault,))
 
 
 @contextlib.contextmanager
@@ -58,36 +79,55 @@ def prepared_material() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         material = Path(folder) / "material"
         material.mkdir()
-        maker = _FORK.Process(target=write_material, args=(material,))
+        imported = Path(folder) / "imported.txt"
+        maker = _FORK.Process(target=_make, args=(material, imported))
         maker.start()
         maker.join()
         if maker.exitcode != 0:
             raise RuntimeError(f"the valid files could not be made: exit status {maker.exitcode}")
+        _import_all(imported.read_text().split())
         yield material
+
+
+def _make(material: Path, imported: Path) -> None:
+    write_material(material)
+    imported.write_text("\n".join(sys.modules))
+
+
+def _import_all(names: list[str]) -> None:
+    """Import what commands import when they run, so that each process that is forked has it already."""
+    for name in names:
+        with contextlib.suppress(Exception):  # some modules are made at run time, or import only as part of others
+            importlib.import_module(name)
+    threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208
+    if threads > 2:  # one is of ONNX Runtime, whose sessions do without it
+        raise RuntimeError(f"{threads} threads before the fork")
 
 
 class _Worker:
     """A process that runs one case after another, and the case that it is at."""
 
-    def __init__(self, material: Path) -> None:
-        self.material = material
+    def __init__(self, jobs: Sequence[Job], material: Path) -> None:
+        self.jobs, self.material = jobs, material
         self.job: Job | None = None
         self._start()
 
     def _start(self) -> None:
         self.connection, other = _FORK.Pipe()
-        self.process: BaseProcess = _FORK.Process(target=_serve, args=(other, self.connection, self.material))
+        self.process: BaseProcess = _FORK.Process(
+            target=_serve, args=(other, self.connection, self.jobs, self.material)
+        )
         self.process.start()
         other.close()
         self.base = 0.0
         self.since, self.cpu = time.monotonic(), 0.0
 
-    def give(self, job: Job) -> None:
-        """Let it run a case."""
-        self.job = job
+    def give(self, number: int) -> None:
+        """Let it run one of the cases."""
+        self.job = self.jobs[number]
         assert self.process.pid is not None
         self.base, self.cpu, self.since = _resident(self.process.pid), _processor(self.process.pid), time.monotonic()
-        self.connection.send(job)
+        self.connection.send(number)
 
     def trouble(self) -> str:
         """Return what a case that runs does beyond what it may; empty for nothing."""
@@ -117,12 +157,11 @@ class _Worker:
         job, self.job = self.job, None
         seconds = time.monotonic() - self.since
         self._start()
-        steps = plan(job.kind, job.seed) if job.steps is None else job.steps
-        return Outcome(kind=job.kind.name, seed=job.seed, steps=steps, status=None, seconds=seconds, faults=(fault,))
+        return job.ended(fault, seconds)
 
 
-def _serve(connection: Connection, other: Connection, material: Path) -> None:
-    """Run the cases that come in, until the other end is closed."""
+def _serve(connection: Connection, other: Connection, jobs: Sequence[Job], material: Path) -> None:
+    """Run the cases whose numbers come in, until the other end is closed."""
     other.close()
     # A session of its own, and no core files: a crash is a result here.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -130,10 +169,10 @@ def _serve(connection: Connection, other: Connection, material: Path) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + SPARE, used + SPARE))
     while True:
         try:
-            job = connection.recv()
+            number = connection.recv()
         except EOFError:
             os._exit(0)
-        connection.send(run_case(job.kind, job.seed, material, job.steps))
+        connection.send(jobs[number].run(material))
 
 
 def _resident(pid: int) -> float:
@@ -153,10 +192,10 @@ def _processor(pid: int) -> float:
         return 0.0
 
 
-def run_jobs(jobs: Iterable[Job], material: Path, *, workers: int) -> Iterator[Outcome]:
+def run_jobs(jobs: Sequence[Job], material: Path, *, workers: int) -> Iterator[Outcome]:
     """Run cases, and yield their outcomes in the order in which they end."""
-    waiting = iter(jobs)
-    pool = [_Worker(material) for _ in range(workers)]
+    waiting = iter(range(len(jobs)))
+    pool = [_Worker(jobs, material) for _ in range(workers)]
     try:
         busy = [worker for worker in pool if _give(worker, waiting)]
         while busy:
@@ -175,11 +214,11 @@ def run_jobs(jobs: Iterable[Job], material: Path, *, workers: int) -> Iterator[O
             worker.end()
 
 
-def _give(worker: _Worker, waiting: Iterator[Job]) -> bool:
-    job = next(waiting, None)
-    if job is not None:
-        worker.give(job)
-    return job is not None
+def _give(worker: _Worker, waiting: Iterator[int]) -> bool:
+    number = next(waiting, None)
+    if number is not None:
+        worker.give(number)
+    return number is not None
 
 
 def _received(worker: _Worker) -> Outcome:
@@ -196,5 +235,5 @@ def smallest(outcome: Outcome, kind: Kind, material: Path) -> Outcome:
     """Return the failing case with as few changes as show the same fault, or the case as it is."""
     if len(outcome.steps) < 2:
         return outcome
-    jobs = [Job(kind, outcome.seed, (step,)) for step in outcome.steps]
+    jobs = [FuzzJob(kind, outcome.seed, (step,)) for step in outcome.steps]
     return next((o for o in run_jobs(jobs, material, workers=1) if o.faults[:1] == outcome.faults[:1]), outcome)
