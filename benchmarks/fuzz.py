@@ -45,6 +45,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the first case of each kind (default: 0)")
     parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
     parser.add_argument("--kinds", nargs="*", metavar="KIND", help="these alone")
+    parser.add_argument("--fast", action="store_true", help="the kinds that take little time alone")
     parser.add_argument("--only", metavar="KIND:SEED", help="one case, with what it said")
     parser.add_argument("--results", type=Path, help="where the table goes (default: printed)")
     parser.add_argument("--failures", type=Path, default=ROOT / "fuzz-failures", help="where failing files are kept")
@@ -59,6 +60,7 @@ def main() -> int:
             parser.error(f"{options.only!r} is not KIND:SEED; kinds are {', '.join(KINDS)}")
         return show(KINDS[name], int(seed), options.failures)
     kinds = [kind for kind in KINDS.values() if not options.kinds or kind.name in options.kinds]
+    kinds = [kind for kind in kinds if not options.fast or kind.share == 1]
     return run(kinds, options)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib
 import multiprocessing
 import os
@@ -163,7 +164,8 @@ class _Worker:
 def _serve(connection: Connection, other: Connection, jobs: Sequence[Job], material: Path) -> None:
     """Run the cases whose numbers come in, until the other end is closed."""
     other.close()
-    # A session of its own, and no core files: a crash is a result here.
+    # No core files and no dump of the stack: a crash is a result here.
+    faulthandler.disable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + SPARE, used + SPARE))

@@ -14,7 +14,7 @@ from xml.etree import ElementTree as ET
 
 from fuzz_case import Outcome, contents, contents_of, file_faults, run_command, said_faults
 from fuzz_kinds import MAKE, OUT, QUICK, Kind
-from payload import MARKER, Hostile
+from payload import Hostile
 from payload_onnx import CLAIMS, INJECTIONS, LARGE, OUTSIDE, WORK
 from payload_pickles import PICKLES, PROGRAMS
 from payload_places import CONFIGURATIONS, SPECIAL
@@ -194,9 +194,26 @@ def leaked(folder: Path, said: str) -> list[str]:
     return faults
 
 
-def jobs(chosen: tuple[Hostile, ...] = HOSTILE) -> list[HostileJob]:
-    """Return every hostile file at every place."""
-    return [HostileJob(hostile, place) for hostile in chosen for place in PLACES]
+FEW = {
+    ".pt": ("inspect, with a factory", "--masks"),
+    ".pt2": ("inspect", "fold to .pt2"),
+    ".ts": ("inspect", "verify --against"),
+    ".onnx": ("verify", "inspect"),
+    ".npz": ("verify --inputs", "ablate --inputs", "--components"),
+    ".npy": ("verify --inputs", "ablate --inputs"),
+    ".safetensors": ("--components", "ablate --baseline"),
+    ".json": ("--masks", "--plan", "ablate --sets"),
+    "run": ("inspect, with a factory", "masks"),
+    "data": ("ablate --inputs",),
+    "hostile": ("inspect", "verify", "--masks", "ablate --inputs"),
+}
+"""The places that read a file as what it is, by its ending or name."""
 
 
-__all__ = ["HOSTILE", "MARKER", "PLACES", "HostileJob", "jobs", "make_all"]
+def jobs(chosen: Sequence[Hostile], *, few: bool = False) -> list[HostileJob]:
+    """Return every hostile file at every place, or at the few that read it as what it is."""
+    return [
+        HostileJob(hostile, place)
+        for hostile in chosen
+        for place in (FEW[Path(hostile.file).suffix or hostile.file] if few else PLACES)
+    ]
