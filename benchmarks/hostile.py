@@ -66,7 +66,7 @@ def main() -> int:
     print(f"{(time.perf_counter() - start) / 60:.1f} minutes with {options.workers} processes.")
     print(f"Code ran {sum(map(executed, found))} times, files were written {sum(map(written, found))} times;")
     print(f"{sum(bool(outcome.faults) for outcome in found)} commands did what they must not.\n")
-    print("Places are " + ", ".join(PLACES) + ".\n")
+    print("Places are " + "; ".join(PLACES) + ".\n")
     print(
         "The columns with numbers are exit statuses; seconds and MiB are the most of any command, the time of a command"
     )

@@ -285,9 +285,16 @@ def output_fault(path: Path) -> str:
     return ""
 
 
+UNREAD = (".debug_pkl", "traced_inputs.pkl", "serialization_id")
+"""Members of a TorchScript archive that its program is not made of, so that they are left out."""
+
+
 def _read_zip(path: Path) -> bool:
     with zipfile.ZipFile(path) as archive:
-        return archive.testzip() is None
+        for name in archive.namelist():
+            if not (path.suffix == ".ts" and name.endswith(UNREAD)):
+                archive.read(name)
+    return True
 
 
 def _read_onnx(path: Path) -> bool:
