@@ -21,6 +21,7 @@ import tempfile
 import time
 import traceback
 import warnings
+import zipfile
 from datetime import date
 from pathlib import Path
 from random import Random
@@ -42,7 +43,7 @@ TARGETS = {
     "torch-zip": "state.pt",
     "torch-legacy": "state.legacy.pt",
     "archive": "m.pt2",
-    "program": "m.pt2",
+    "program": "program.json",
     "torchscript": "m.ts",
     "onnx": "control.onnx",
     "onnx-own": "masked.onnx",
@@ -76,6 +77,9 @@ def main() -> int:
         material = Path(folder) / "material"
         material.mkdir()
         write_material(material)
+        with zipfile.ZipFile(material / "m.pt2") as archive:
+            member = next(one for one in archive.namelist() if "/models/" in one)
+            (material / "program.json").write_bytes(archive.read(member))
         for name in names:
             rows.append(row := measure(name, Path(folder), seconds, options.findings))
             print(row["target"], row["executions"], row["coverage"], row["findings"], file=sys.stderr, flush=True)
@@ -136,7 +140,7 @@ def fuzz(name: str, work: Path, seconds: float) -> int:
     from spdexport.errors import SpdExportError
 
     damage = KNOWING.get(FORMATS[next(e for e in sorted(FORMATS, key=len, reverse=True) if TARGETS[name].endswith(e))])
-    file = work / f"input{Path(TARGETS[name]).suffix}"
+    file = work / ("final_config.yaml" if name == "config" else f"input{Path(TARGETS[name]).suffix}")
     seen: set[str] = set()
 
     def once(content: bytes) -> None:
@@ -179,62 +183,71 @@ def fuzz(name: str, work: Path, seconds: float) -> int:
 
 
 def reader(name: str) -> Callable[[Path], object]:
-    """Return what reads the file of a target."""
-    from spdexport.files.archive import open_archive
-    from spdexport.files.onnx_reading import load_onnx
-    from spdexport.files.torchscript.archive import checked_torchscript
+    """Return what reads the file of a target; it is imported here, for what it imports is measured."""
+    match name:
+        case "safetensors":
+            from spdexport.errors import ComponentsError
+            from spdexport.files.tensors import read_tensors
 
-    from spdexport.ablation.sets import read_sets
-    from spdexport.errors import ComponentsError, MaskError
+            return lambda path: read_tensors(path, error=ComponentsError)
+        case "npz" | "torch-zip":
+            from spdexport.sources.spd import load_components
+
+            return load_components
+        case "npy":
+            return _both_readers_of_inputs()
+        case "json":
+            from spdexport.masks import read_masks
+
+            return lambda path: read_masks(path, threshold=None)
+        case "torch-legacy":
+            from spdexport.files.pickles import load_weights_only
+
+            return load_weights_only
+        case "archive":
+            from spdexport.loading.programs import load_program
+
+            return load_program
+        case "program":
+            from spdexport.files.programs import check_program
+
+            return lambda path: check_program(path.read_bytes(), where=str(path))
+        case "torchscript":
+            from spdexport.files.torchscript.archive import checked_torchscript
+
+            return checked_torchscript
+        case "plan":
+            from spdexport.planning import read_plan
+
+            return read_plan
+        case "sets":
+            from spdexport.ablation.sets import read_sets
+
+            return lambda path: read_sets(path, {"conv": 6, "fc": 5})
+        case "config":
+            from spdexport.sources.spd_gates import read_config
+
+            return lambda path: read_config(path.parent)
+        case _:
+            from spdexport.files.onnx_reading import load_onnx
+
+            from spdexport.model_files import read_metadata
+
+            return lambda path: read_metadata(load_onnx(path))
+
+
+def _both_readers_of_inputs() -> Callable[[Path], object]:
+    from spdexport.errors import ExampleInputError
     from spdexport.files.batches import open_data
-    from spdexport.files.pickles import load_weights_only
-    from spdexport.files.programs import check_program
-    from spdexport.files.tensors import read_tensors
     from spdexport.loading.inputs import inputs_from_file
-    from spdexport.masks import read_masks
-    from spdexport.model_files import read_metadata
-    from spdexport.planning import read_plan
-    from spdexport.sources.spd import load_components
-    from spdexport.sources.spd_gates import read_config
 
-    def data(path: Path) -> None:
-        for read in (inputs_from_file, lambda p: list(open_data(p).batches(5))):
-            with contextlib.suppress(MaskError, ComponentsError):
-                read(path)
+    def read(path: Path) -> None:
+        with contextlib.suppress(ExampleInputError):
+            inputs_from_file(path)
+        for _ in open_data(path).batches(5):
+            pass
 
-    def archive(path: Path) -> None:
-        with open_archive(path) as opened:
-            for member in opened.names:
-                opened.read(member)
-
-    def program(path: Path) -> None:
-        check_program(path.read_bytes(), where="program")
-
-    def onnx(path: Path) -> None:
-        read_metadata(load_onnx(path))
-
-    def config(path: Path) -> None:
-        path.with_name("final_config.yaml").write_bytes(path.read_bytes())
-        read_config(path.parent)
-
-    readers: dict[str, Callable[[Path], object]] = {
-        "safetensors": lambda path: read_tensors(path, error=ComponentsError),
-        "npz": load_components,
-        "npy": data,
-        "json": lambda path: read_masks(path, threshold=None),
-        "torch-zip": load_weights_only,
-        "torch-legacy": load_weights_only,
-        "archive": archive,
-        "program": program,
-        "torchscript": checked_torchscript,
-        "onnx": onnx,
-        "onnx-own": onnx,
-        "onnx-functions": onnx,
-        "plan": read_plan,
-        "sets": lambda path: read_sets(path, {"conv": 6, "fc": 5}),
-        "config": config,
-    }
-    return readers[name]
+    return read
 
 
 def table(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[str]:

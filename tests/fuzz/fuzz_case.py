@@ -13,7 +13,7 @@ import tempfile
 import time
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -179,13 +179,14 @@ def caught(run: Run) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def inside(folder: Path) -> Iterator[None]:
-    """Let a folder be the current one, with the temporary files and the cache of times in it."""
+def inside(folder: Path, variables: Mapping[str, str]) -> Iterator[None]:
+    """Let a folder be the current one, with the temporary files and the cache of times in it, and some variables."""
     before, temporary = Path.cwd(), tempfile.tempdir
     environment = dict(os.environ)
     scratch = folder.with_name(folder.name + ".tmp")
     scratch.mkdir()
     os.chdir(folder)
+    os.environ.update(variables)
     os.environ[CACHE_VARIABLE] = str(folder / "cache")
     os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
     try:
@@ -211,13 +212,13 @@ def memory() -> tuple[float, float]:
     return found["VmRSS"], found["VmHWM"]
 
 
-def run_command(command: tuple[str, ...], folder: Path) -> Run:
-    """Run the command line in this process, in a folder."""
+def run_command(command: tuple[str, ...], folder: Path, **variables: str) -> Run:
+    """Run the command line in this process, in a folder, with some variables of the environment."""
     run = Run()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before, _ = memory()
     start = time.perf_counter()
-    with inside(folder), caught(run):
+    with inside(folder, variables), caught(run):
         start = time.perf_counter()
         try:
             main(list(command))

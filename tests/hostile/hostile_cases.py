@@ -69,8 +69,14 @@ PLACES = {
     "ablate --inputs": ("ablate", "runtime.onnx", "--inputs", FILE, *REPORT, "--html", f"{OUT}/r.html"),
     "ablate --sets": ("ablate", "runtime.onnx", "--inputs", "data.npy", "--sets", FILE, *REPORT),
     "ablate --baseline": ("ablate", "runtime.onnx", "--inputs", "data.npy", "--baseline", FILE, *REPORT),
+    "verify, on GitHub": ("verify", FILE, *PAGES),
+    "inspect, on GitHub": ("inspect", FILE, *MAKE),
+    "--masks, on GitHub": ("convert", "net.onnx", "--masks", FILE, *QUICK),
 }
 """Every place that takes a file, by its name."""
+
+GITHUB = {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": f"{OUT}/r.md"}
+"""The variables of a job of GitHub Actions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +98,9 @@ class HostileJob:
             folder = Path(name)
             lay_out(self.hostile, self.kind.command, folder, material)
             before = contents(folder)
-            run = run_command(self.kind.command, folder)
+            run = run_command(self.kind.command, folder, **(GITHUB if self.place.endswith("on GitHub") else {}))
             faults = [*run.faults, *said_faults(run), *_files(self.kind, folder, before, run.status)]
-            faults += leaked(folder, run.stdout + run.stderr)
+            faults += [*leaked(folder, run.stdout + run.stderr), *obeyed(run.stdout)]
             if run.status in (0, 1, 3) and self.hostile.refused:
                 faults.append("was not refused")
         return replace(
@@ -171,9 +177,22 @@ def _files(kind: Kind, folder: Path, before: dict[str, str], status: int | None)
         yield fault
 
 
+def obeyed(said: str) -> Iterator[str]:
+    """Yield the lines that the runner of GitHub Actions would take for commands and that are not our own."""
+    fence = ""
+    for line in said.splitlines():
+        if fence:
+            fence = "" if line == fence else fence
+        elif line.startswith("::stop-commands::"):
+            fence = f"::{line.removeprefix('::stop-commands::')}::"
+        elif line.startswith("::") and " title=spdexport" not in line:
+            yield f"a command to the runner: {line[:60]}"
+
+
 def leaked(folder: Path, said: str) -> list[str]:
     """Return what of another file, or of a name's markup, came into what was written and said."""
-    faults, texts = [], {"the terminal": said}
+    faults: list[str] = []
+    texts = {"the terminal": said}
     for path in (folder / OUT).iterdir():
         texts[path.name] = path.read_bytes().decode("utf-8", "replace")
     for name, text in texts.items():
