@@ -98,9 +98,10 @@ class HostileJob:
             folder = Path(name)
             lay_out(self.hostile, self.kind.command, folder, material)
             before = contents(folder)
-            run = run_command(self.kind.command, folder, **(GITHUB if self.place.endswith("on GitHub") else {}))
+            on_github = self.place.endswith("on GitHub")
+            run = run_command(self.kind.command, folder, **(GITHUB if on_github else {}))
             faults = [*run.faults, *said_faults(run), *_files(self.kind, folder, before, run.status)]
-            faults += [*leaked(folder, run.stdout + run.stderr), *obeyed(run.stdout)]
+            faults += [*leaked(folder, run.stdout + run.stderr), *(obeyed(run.stdout) if on_github else ())]
             if run.status in (0, 1, 3) and self.hostile.refused:
                 faults.append("was not refused")
         return replace(
@@ -165,16 +166,13 @@ def _store(material: Path) -> Path:
 
 
 def _files(kind: Kind, folder: Path, before: dict[str, str], status: int | None) -> Iterator[str]:
-    """Yield what is wrong with the files; reports are those that were asked for, and go with a result alone."""
-    has_result = status in (0, 1, 3)
-    for fault in file_faults(kind, folder, {**before, **dict.fromkeys(kind.outputs, "")}, status):
-        name = fault.removeprefix("left behind: ").partition(" ")[0]
-        is_report = name.startswith(f"{OUT}/r.")
-        if fault.endswith(" is gone") and name in kind.outputs and (not has_result or status == 1):
-            continue  # there was none before
-        if is_report and has_result and "was changed" in fault:
-            continue
-        yield fault
+    """Yield what is wrong with the files; reports may be there however the run ended, and tell of that end."""
+    models = replace(kind, command=tuple(word for word in kind.command if not word.startswith(f"{OUT}/r.")))
+    for fault in file_faults(models, folder, {**before, **dict.fromkeys(models.outputs, "")}, status):
+        is_report = fault.startswith(f"left behind: {OUT}/r.")
+        is_none_before = fault.endswith(" is gone") and fault.removesuffix(" is gone") in models.outputs
+        if not (is_report or is_none_before):
+            yield fault
 
 
 def obeyed(said: str) -> Iterator[str]:
