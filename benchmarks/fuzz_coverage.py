@@ -46,12 +46,12 @@ TARGETS = {
     "archive": "m.pt2",
     "program": "program.json",
     "torchscript": "m.ts",
-    "onnx": "control.onnx",
-    "onnx-own": "masked.onnx",
-    "onnx-functions": "functions.onnx",
     "plan": "plan.json",
     "sets": "sets.json",
     "config": "run/final_config.yaml",
+    "onnx": "control.onnx",
+    "onnx-own": "masked.onnx",
+    "onnx-functions": "functions.onnx",
 }
 """What is fuzzed, and the valid file that it begins with; the other valid files of its format are seeds too."""
 
