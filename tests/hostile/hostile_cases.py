@@ -145,6 +145,8 @@ def _copy(source: Path, target: Path) -> None:
     """Copy a file or folder as it is: links as links, FIFOs and sockets as such."""
     mode = source.lstat().st_mode
     target.parent.mkdir(parents=True, exist_ok=True)
+    if not stat.S_ISDIR(mode):
+        target.unlink(missing_ok=True)
     if stat.S_ISLNK(mode):
         target.symlink_to(os.readlink(source))  # noqa: PTH115  (a Path would tidy it)
     elif stat.S_ISDIR(mode):
