@@ -71,7 +71,8 @@ def open_data(path: str | Path) -> DataSet:
     path = Path(path)
     files: tuple[Path, ...] = (path,)
     if path.is_dir():
-        files = tuple(file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith("."))
+        # Links that lead nowhere and the like are among them, to be told: without them, samples would be missing.
+        files = tuple(file for file in sorted(path.iterdir()) if not file.is_dir() and not file.name.startswith("."))
         if not files:
             raise ExampleInputError("The folder holds no files.", where=str(path), hint=f"Give {KINDS}.")
     total, names = 0, None

@@ -38,6 +38,8 @@ _COST = 10_000_000
 """Of all expressions together; ``expression_cost`` has the unit."""
 _LARGEST = 1 << 64
 """Beyond any integer that torch writes."""
+_BITS = 256
+"""Of all sizes of a tensor together: beyond any memory, and still a number that can be shown."""
 
 
 def check_program(content: bytes, *, where: str) -> None:
@@ -91,15 +93,19 @@ def _check_sizes(entry: dict[str, Any], where: str) -> None:
     """Refuse a tensor of absurd size: what is said of one, and what an operator is told to make."""
     lists = [entry.get("sizes")]
     argument = entry.get("arg")
-    if entry.get("name") in _SIZES and isinstance(argument, dict):
+    name = entry.get("name")
+    if isinstance(name, str) and name in _SIZES and isinstance(argument, dict):
         lists += [argument.get("as_ints"), argument.get("as_sym_ints")]
     target, inputs = entry.get("target"), entry.get("inputs")
     if isinstance(target, str) and isinstance(inputs, list) and _COUNTED.fullmatch(target):
         lists += [[value.get("arg")] for value in inputs if isinstance(value, dict)]
     for sizes in lists:
         if isinstance(sizes, list):
-            numbers = [size.get("as_int") if isinstance(size, dict) else size for size in sizes]
-            count = math.prod(max(number, 1) for number in numbers if isinstance(number, int))
+            told = [size.get("as_int") if isinstance(size, dict) else size for size in sizes]
+            numbers = [max(number, 1) for number in told if isinstance(number, int)]
+            if sum(number.bit_length() for number in numbers) > _BITS:
+                raise _absurd("a tensor of more numbers than a machine can count", where)
+            count = math.prod(numbers)
             what = f"The program has a tensor of {count} numbers"
             check_limit("value", -(-count // _GIB), what, where=where, error=SourceError)
 

@@ -1,5 +1,7 @@
 """Data sets in batches: every format gives the same samples, and files that cannot be used say why."""
 
+import os
+
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -106,3 +108,20 @@ def test_a_file_that_ends_early_is_told_when_it_is_read(tmp_path):
     path.write_bytes(b"PK\x03\x04")
     with pytest.raises(ExampleInputError, match="cut off or damaged"):
         list(data.batches(2))
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda path: path.symlink_to("moved.npz"), "There is no such file"),
+        (lambda path: path.symlink_to("/dev/zero"), "a pipe, a socket or a device"),
+        (os.mkfifo, "a pipe, a socket or a device"),
+    ],
+    ids=["dangling link", "device", "FIFO"],
+)
+def test_what_is_no_file_in_a_folder_is_told_and_not_left_out(tmp_path, make, what):
+    save(tmp_path / "a.npz", {"x": X})
+    make(tmp_path / "b.npz")
+    with pytest.raises(ExampleInputError, match=what) as caught:
+        open_data(tmp_path)
+    assert "b.npz" in caught.value.where

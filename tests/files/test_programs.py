@@ -132,3 +132,19 @@ def test_text_that_is_no_json():
         check_program(b"{", where="m.pt2")
     with pytest.raises(SourceError, match="JSON cannot be read"):
         check_program(b"[" * 100_000, where="m.pt2")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"name": {"size": 1}, "arg": {"as_ints": [1]}},
+        {"name": "size", "arg": {"as_ints": [{"as_int": []}, None, "2"]}},
+    ],
+)
+def test_entries_of_any_type_are_no_fault_of_our_own(program, entry):
+    _check({**program, "more": [entry]})
+
+
+def test_sizes_whose_product_has_thousands_of_digits_are_refused(program):
+    with pytest.raises(SourceError, match="more numbers than a machine can count"):
+        _check({**program, "more": [{"sizes": [{"as_int": 2**63 - 1}] * 3000}]})
