@@ -231,7 +231,6 @@ def reader(name: str) -> Callable[[Path], object]:
             return lambda path: read_config(path.parent)
         case _:
             from spdexport.files.onnx_reading import load_onnx
-
             from spdexport.model_files import read_metadata
 
             return lambda path: read_metadata(load_onnx(path))
