@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.metadata
+import os
 import platform
 import sys
 import warnings
@@ -34,6 +35,8 @@ def import_onnxruntime() -> ModuleType:
             hint="Run `pip uninstall -y onnxruntime onnxruntime-gpu`, then install one of the two: "
             "`pip install onnxruntime-gpu` for NVIDIA GPUs, else `pip install onnxruntime`.",
         )
+    # It keeps an identity for telemetry below the user's home, which it makes where it is missing.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         with warnings.catch_warnings(action="ignore"):
             module = importlib.import_module("onnxruntime")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -249,3 +250,11 @@ def test_an_end_from_outside_leaves_nothing_behind(tmp_path, number, status, tol
     assert process.returncode == status
     assert stderr.strip() == told
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_home_is_not_made(tmp_path):
+    home = tmp_path / "nobody"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "ORT_"))} | {"HOME": str(home)}
+    done = subprocess_of("convert", *DIGITS, "-o", tmp_path / "m.onnx", "-q", env=environment)
+    assert done.returncode == 0, done.stderr
+    assert not home.exists()
