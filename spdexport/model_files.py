@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from spdexport.errors import ExportError
+from spdexport.files.onnx_reading import check_model
 from spdexport.files.unfinished import data_name
 from spdexport.files.writing import Deferred, writing
 
@@ -65,7 +66,7 @@ def write_onnx(model: ir.Model, output: Pending, *, external_from: int | None = 
             tensors = {v: _placed(v, place, name) for v, place in places.items()}
             _write_proto(model, {**_inside(values), **tensors}, output)
             data = (output.publish(beside, digest),)
-    _check(output.path)
+    _check(model, output.path)
     return data
 
 
@@ -139,9 +140,12 @@ def older_data(output: Path, data: Iterable[Path]) -> tuple[str, ...]:
     return (f"of an earlier {output.name}, and not needed by this one: {', '.join(path.name for path in older)}",)
 
 
-def _check(path: Path) -> None:
+def _check(model: ir.Model, path: Path) -> None:
     try:
-        onnx.checker.check_model(path)
+        if all(value.shape is not None for value in (*model.graph.inputs, *model.graph.outputs)):
+            onnx.checker.check_model(path)
+        else:
+            check_model(onnx.load(path, load_external_data=False), path)
     except onnx.checker.ValidationError as error:
         raise ExportError(
             f"onnx.checker refuses the exported model: {str(error).splitlines()[0]}",

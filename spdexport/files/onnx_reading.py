@@ -84,26 +84,39 @@ def _parsed(path: Path) -> onnx.ModelProto:
 
 
 def _check(proto: onnx.ModelProto, path: Path) -> None:
-    """Let onnx.checker look at a model, which asks for the rank of inputs and outputs where runtimes do not.
+    """Let onnx.checker look at a model.
 
     Raises:
         SourceError: The checker refuses it.
     """
     with reading(path, what="onnx.checker refuses the file", hint=MAKE_AGAIN):
-        if all(value.type.tensor_type.HasField("shape") for value in _tensors(proto.graph)):
-            onnx.checker.check_model(path)
-            return
-        copy = onnx.ModelProto()
-        copy.CopyFrom(proto)
-        for value in _tensors(copy.graph):
-            value.type.tensor_type.shape.SetInParent()
-        for tensor in stored_tensors(copy.graph):
-            # The checker knows no folder for bytes; where these data are has been looked at.
-            if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                for name in ("dims", "data_location", "external_data"):
-                    tensor.ClearField(name)
-                tensor.dims.append(0)
-        onnx.checker.check_model(copy.SerializeToString())
+        check_model(proto, path)
+
+
+def check_model(proto: onnx.ModelProto, path: Path) -> None:
+    """Let onnx.checker look at a model, which asks for the rank of inputs and outputs where runtimes do not.
+
+    Args:
+        proto: The model, its external data left in their files.
+        path: The file that it is in.
+
+    Raises:
+        Exception: The checker refuses it, by whatever it raises for that.
+    """
+    if all(value.type.tensor_type.HasField("shape") for value in _tensors(proto.graph)):
+        onnx.checker.check_model(path)
+        return
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    for value in _tensors(copy.graph):
+        value.type.tensor_type.shape.SetInParent()
+    for tensor in stored_tensors(copy.graph):
+        # The checker knows no folder for bytes; where these data are has been looked at.
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            for name in ("dims", "data_location", "external_data"):
+                tensor.ClearField(name)
+            tensor.dims.append(0)
+    onnx.checker.check_model(copy.SerializeToString())
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
@@ -121,7 +134,8 @@ def _model(proto: onnx.ModelProto, path: Path) -> ir.Model:
 def _make_plain(graph: onnx.GraphProto) -> None:
     """Say in one way what ONNX can say in two.
 
-    Axes of a negative size are of no fixed size, as ONNX Runtime takes them, and sparse tensors are dense ones.
+    Axes of a negative size are of no fixed size, as ONNX Runtime takes them, sparse tensors are dense ones, and inputs
+    and outputs without a name at the end of a node are not there.
     """
     for value in (*graph.input, *graph.output, *graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
@@ -130,6 +144,9 @@ def _make_plain(graph: onnx.GraphProto) -> None:
     graph.initializer.extend(_dense(sparse) for sparse in graph.sparse_initializer)
     del graph.sparse_initializer[:]
     for node in graph.node:
+        for names in (node.input, node.output):
+            while names and not names[-1]:
+                del names[-1]
         for attribute in node.attribute:
             if node.op_type == "Constant" and attribute.type == onnx.AttributeProto.SPARSE_TENSOR:
                 tensor = _dense(attribute.sparse_tensor)

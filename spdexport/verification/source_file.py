@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
-import torch
 
+from spdexport.arrays import to_torch
 from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import reload_onnx
 from spdexport.files.scratch import scratch_folder, writing_scratch
@@ -223,7 +223,7 @@ class _Run(FileRun):
 
     def _watch(self, name: str, value: Array) -> None:
         if value.dtype.kind == "f":
-            self._patches.watch(name, torch.from_numpy(value))
+            self._patches.watch(name, to_torch(value))
 
     def _own_trial(self, case: FileCase, trial: Trial, dense: Mapping[str, Array]) -> Trial:
         """The tolerance of the source with its own weights."""
