@@ -166,7 +166,7 @@ def table(
         lines += ["", "| fault | cases | first |", "|---|---|---|"]
         found: dict[str, list[Outcome]] = defaultdict(list)
         for outcome in failed:
-            found[signature(outcome)].append(outcome)
+            found[outcome.signature].append(outcome)
         for name, cases in sorted(found.items(), key=lambda item: -len(item[1])):
             lines.append(f"| {name.replace('|', '/')} | {len(cases)} | {cases[0].kind}:{cases[0].seed} |")
     return lines
@@ -184,15 +184,6 @@ def row(name: str, outcomes: list[Outcome]) -> list[str]:
         f"{max((outcome.seconds for outcome in outcomes), default=0):.1f}",
         f"{max((outcome.mib for outcome in outcomes), default=0):.0f}",
     ]
-
-
-def signature(outcome: Outcome) -> str:
-    """Return what tells one fault from another: what it is, and for our own faults the exception and the place."""
-    fault, lines = outcome.faults[0], outcome.said.splitlines()
-    own = next((line for line in lines if "fault of spdexport itself" in line), "")
-    what = own.partition("itself: ")[2].partition(":")[0]
-    where = next((line.removeprefix("  where: ") for line in lines if own and line.startswith("  where: ")), "")
-    return "; ".join(part for part in (fault, what, where) if part)
 
 
 def stack() -> str:

@@ -213,8 +213,8 @@ class ConvSite:
 
     @property
     def upsampling(self) -> float:
-        """Output locations for each application of the kernel: 1 but for transposed convolutions."""
-        return self.positions / self.applications
+        """Output locations for each application of the kernel: 1 but for transposed convolutions of some input."""
+        return self.positions / self.applications if self.applications else 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

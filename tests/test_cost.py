@@ -52,6 +52,11 @@ def test_at_break_even_both_forms_cost_the_same(site: ConvSite) -> None:
     assert even * one == pytest.approx(shape_macs(site, dense_shape(site)))
 
 
+def test_a_transposed_convolution_of_nothing_breaks_even_somewhere() -> None:
+    site = next(site for site in sites() if site.spec.transposed)
+    assert break_even(site.spec, replace(site, positions=0, input_positions=0).upsampling) > 0
+
+
 def test_counted_one_by_one_and_without_traffic_the_cost_is_the_macs() -> None:
     pure = MacsCost(lane=1, balance=0.0)
     for site in sites():

@@ -228,7 +228,9 @@ def _inferred(
     try:
         outputs = onnx.shape_inference.infer_node_outputs(schema, node, types, data)
     # What does not go together is for the checker and for the runtimes to tell.
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError, KeyError):
+    except (
+        onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError, KeyError,
+    ):  # fmt: skip
         return
     of_sizes = node.op_type == "Shape" or (
         bool(arguments)

@@ -17,6 +17,7 @@ from spdexport.factors import v_filters
 from spdexport.files.atomic import replacing
 from spdexport.files.batches import UNNAMED, DataSet, open_data
 from spdexport.files.hashing import sha256_file
+from spdexport.files.reading import reading
 from spdexport.files.writing import writing
 from spdexport.gates import evaluate as evaluate_gate
 from spdexport.importance.result import DerivedMasks, LayerMask
@@ -161,7 +162,10 @@ def _example(batch: Mapping[str, Array], origin: str) -> ExampleInputs:
 
 
 def _inputs(batch: Mapping[str, Array], origin: str) -> ExampleInputs:
-    return inputs_by_name({name: to_torch(array) for name, array in batch.items()}, origin)
+    hint = "Save arrays of numbers, of a type that torch has too."
+    with reading(origin, error=ExampleInputError, what="The data cannot be the inputs of a model", hint=hint):
+        tensors = {name: to_torch(array) for name, array in batch.items()}
+    return inputs_by_name(tensors, origin)
 
 
 def _gated(prepared: Prepared, options: Options) -> tuple[dict[str, tuple[Decision, GateFunction]], str | None]:

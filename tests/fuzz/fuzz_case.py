@@ -64,6 +64,15 @@ class Outcome:
     faults: tuple[str, ...] = ()
     said: str = ""
 
+    @property
+    def signature(self) -> str:
+        """What tells one fault from another: what it is, and for our own faults the exception and the place."""
+        lines = self.said.splitlines()
+        own = next((line for line in lines if "fault of spdexport itself" in line), "")
+        what = own.partition("itself: ")[2].partition(":")[0]
+        where = next((line.removeprefix("  where: ") for line in lines if own and line.startswith("  where: ")), "")
+        return "; ".join(part for part in (*self.faults[:1], what, where) if part)
+
 
 @dataclass(slots=True)
 class Run:

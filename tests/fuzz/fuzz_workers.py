@@ -238,4 +238,4 @@ def smallest(outcome: Outcome, kind: Kind, material: Path) -> Outcome:
     if len(outcome.steps) < 2:
         return outcome
     jobs = [FuzzJob(kind, outcome.seed, (step,)) for step in outcome.steps]
-    return next((o for o in run_jobs(jobs, material, workers=1) if o.faults[:1] == outcome.faults[:1]), outcome)
+    return next((o for o in run_jobs(jobs, material, workers=1) if o.signature == outcome.signature), outcome)

@@ -108,6 +108,7 @@ REFUSED = [
     ({"batch": 0}, UsageError, "A batch of 0 holds nothing"),
     ({"data": []}, ExampleInputError, "There are no data"),
     ({"data": [np.ones((2, 1, 9, 9), np.float32)]}, ExampleInputError, "The model fails on the example inputs 2x1x9x9"),
+    ({"data": [np.full((2, 1, 16, 16), "x")]}, ExampleInputError, "The data cannot be the inputs of a model"),
     ({"data": [np.full((2, 1, 16, 16), np.nan, np.float32)]}, ExampleInputError, "The data hold NaN or infinity"),
     ({"output": "m.npz"}, UsageError, "does not end so"),
 ]

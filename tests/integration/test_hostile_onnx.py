@@ -196,3 +196,11 @@ def test_sparse_weights_are_read_as_dense_ones(rank, run, tmp_path):
     onnx.save(model, file)
     np.testing.assert_array_equal(load_onnx(file).graph.initializers["conv.weight"].const_value.numpy(), dense)
     assert run("verify", file).exit_code == 0
+
+
+@pytest.mark.parametrize("command", LOOK)
+def test_types_that_do_not_go_together_are_no_fault_of_the_program(command, run, tmp_path):
+    values = {"q": np.ones(3, np.int8), "scale": np.array(2, np.int8)}
+    file = tmp_path / "types.onnx"
+    file.write_bytes(before([onnx.helper.make_node("DequantizeLinear", ["q", "scale"], ["v"])], values))
+    assert run(command, file).exit_code in (0, 4)
