@@ -3,7 +3,8 @@
 ``torch.export.load`` reads the program from JSON, and not all of it as data: expressions of symbolic sizes go through
 ``sympy.sympify``, which evaluates them; guards and the names of nodes are pasted into source text that is executed;
 an operator's name is resolved by attribute look-up from ``torch``, ``math`` or ``operator``, and called; a tree of
-inputs may name a module to import. What torch itself writes there is of a very plain shape. Anything else is refused.
+inputs may name a module to import. What torch itself writes there is of a very plain shape. Anything else is refused,
+and so is an operator that acts on something else than tensors.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ import math
 import re
 from typing import Any
 
+import torch
+
 from spdexport.errors import PickleRefusedError, SourceError
 from spdexport.files.expressions import NAME, expression_cost, is_guard, is_symbol
 from spdexport.files.limits import check_limit
 from spdexport.files.reading import reading
+from spdexport.files.torchscript.operators import EFFECTS, OPERATORS
 
 _TARGET = re.compile(
     r"torch\.ops\.(?!load_library\b|import_module\b)(?!_)\w+\.(?!__)\w+(\.(?!__)\w+)?"
@@ -126,8 +130,14 @@ def _check_text(text: str, key: str, where: str) -> int:
         fine = cost is not None
     elif key == "guards_code":
         fine = is_guard(text)
-    elif key == "target":
+    elif key in ("target", "as_operator"):
         fine = _TARGET.fullmatch(text) is not None
+        if fine and not _is_without_effects(text):
+            raise PickleRefusedError(
+                f"The program calls {text[:80]}, which is no operator that acts on tensors alone ({key}).",
+                where=where,
+                hint="If you trust where it comes from, add --trust.",
+            )
     elif key in ("in_spec", "out_spec"):
         fine = _is_plain_tree(text)
     else:
@@ -135,6 +145,32 @@ def _check_text(text: str, key: str, where: str) -> int:
     if not fine:
         raise _refusal(key, text, where)
     return cost or 0
+
+
+def _is_without_effects(target: str) -> bool:
+    """Return whether what torch calls by this name is an operator that acts on nothing but tensors.
+
+    Most operators go through torch's dispatcher, which lets a program be looked at without being run. Those that only
+    TorchScript's interpreter knows do not: they run whoever looks, so that they must be on its list.
+    """
+    if not target.startswith("torch.ops."):
+        return True
+    found: Any = torch
+    for part in target.split(".")[1:]:
+        try:
+            found = getattr(found, part)
+        except (AttributeError, RuntimeError):  # torch tells which library is missing
+            return True
+    if isinstance(found, torch._ops.HigherOrderOperator):
+        return found.name() not in EFFECTS["higher_order"]
+    if not isinstance(found, torch._ops.OpOverload):
+        return False
+    space, _, name = found._schema.name.partition("::")
+    if name in OPERATORS.get(space, ()):
+        return True
+    if space in EFFECTS and (not EFFECTS[space] or name in EFFECTS[space]):
+        return False
+    return bool(torch._C._dispatch_has_kernel(found.name()))
 
 
 def _is_plain_tree(text: str) -> bool:

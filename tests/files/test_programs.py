@@ -97,6 +97,19 @@ def test_sizes_that_do_more_are_refused(program, expression):
         ("torch.ops.load_library", False),
         ("torch.ops.load_library.__call__", False),
         ("torch.ops.aten.__class__.x", False),
+        ("torch.ops.aten._unsafe_index.Tensor", True),
+        ("torch.ops.aten.sym_size.int", True),
+        ("torch.ops.a_library.not_imported.default", True),  # which torch tells
+        ("torch.ops.aten._dir.append", False),
+        ("torch.ops.aten.add", False),
+        ("torch.ops.aten.from_file.default", False),
+        ("torch.ops.aten._print.default", False),
+        ("torch.ops.aten.save.default", False),
+        ("torch.ops.aten.manual_seed.default", False),
+        ("torch.ops.prim.PythonOp.default", False),
+        ("torch.ops.prim.rpc_sync.default", False),
+        ("torch.ops.profiler._record_function_enter_new.default", False),
+        ("torch.ops.higher_order.print", False),
         ("_operator.methodcaller", False),
         ("_operator.__call__", False),
         ("os.system", False),
@@ -110,6 +123,18 @@ def test_operators_are_taken_from_known_places(program, target, fine):
         return
     with pytest.raises(PickleRefusedError, match="target"):
         _check(changed)
+
+
+def test_operators_that_are_arguments_are_checked_as_those_that_are_called(program):
+    changed = json.loads(json.dumps(program))
+    node = changed["graph_module"]["graph"]["nodes"][0]
+    node["target"] = "torch.ops.higher_order.wrap"
+    for name in ("torch.os.system", "torch.ctypes.CDLL", "torch.ops.aten.save.default"):
+        node["inputs"] = [{"name": "func", "arg": {"as_operator": name}, "kind": 1}]
+        with pytest.raises(PickleRefusedError, match="as_operator"):
+            _check(changed)
+    node["inputs"] = [{"name": "func", "arg": {"as_operator": "torch.ops.aten.relu.default"}, "kind": 1}]
+    _check(changed)
 
 
 def test_names_that_are_source_text_are_refused(program):

@@ -67,6 +67,7 @@ _TEXTS: dict[str, Callable[[Any], None]] = {
     "a great sum of expressions": _set("expr_str", "+".join(f"s{i}**99" for i in range(3000))),
     "a target": _set("target", "os.mkdir"),
     "a target of torch's": _set("target", "torch.ops.load_library"),
+    "a target that crashes": _set("target", "torch.ops.prim.PythonOp.default"),
     "a tree of inputs": _set("in_spec", _tree("builtins.dict", json.dumps({"__enum__": True, "fqn": "os:mkdir"}))),
     "a tree of outputs": _set(
         "out_spec", _tree("collections.defaultdict", json.dumps({"default_factory_module": "this"}))

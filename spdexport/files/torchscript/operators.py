@@ -224,6 +224,23 @@ OPERATORS = {
 }
 """The names of the operators that have no effects, by namespace."""
 
+EFFECTS: dict[str, frozenset[str]] = {
+    "aten": frozenset(
+        (
+            "_cufft_clear_plan_cache", "_cufft_set_plan_cache_max_size", "_foobar", "_pin_memory", "_print",
+            "_test_warn_in_autograd", "from_file", "pin_memory", "record_stream",
+        )
+    ),
+    "higher_order": frozenset(("print",)),
+    "inductor": frozenset(("_alloc_from_pool", "_reinterpret_tensor", "resize_storage_bytes_")),
+    "mkldnn": frozenset(("data_ptr",)),
+    **dict.fromkeys(
+        ("_test", "debugprims", "profiler", "static_runtime", "symm_mem"), frozenset[str]()
+    ),
+}  # fmt: skip
+"""Of the operators that torch's dispatcher knows, those that act on something else than tensors, by namespace; all of
+a namespace where none is named. An exported program may use the others, for it is looked at before it is run."""
+
 CLASSES = frozenset(
     f"__torch__.torch.classes.{name}"
     for name in (
