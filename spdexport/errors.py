@@ -22,7 +22,10 @@ This module imports nothing of the package, so that everything may import it.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class SpdExportError(Exception):
@@ -74,9 +77,17 @@ class SourceError(InputError):
 
 
 class PickleRefusedError(SourceError):
-    """Loading or running the file would run code that it brings: pickled objects, TorchScript with effects."""
+    """Loading or running the file would run code that it brings: pickled objects, TorchScript with effects.
+
+    Attributes:
+        names: What a pickle asks for, as far as it was seen.
+    """
 
     code = "pickle"
+
+    def __init__(self, what: str, *, where: str, hint: str, names: Sequence[str] = ()) -> None:
+        super().__init__(what, where=where, hint=hint)
+        self.names = tuple(names)
 
 
 class ComponentsError(InputError):

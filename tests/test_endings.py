@@ -282,6 +282,14 @@ def test_help_on_a_full_disk_and_on_nothing():
     assert done.stderr.splitlines()[0] == "error: Standard output cannot be written: it is closed."
 
 
+def test_a_verdict_that_standard_output_has_no_room_for(wrong):
+    with Path("/dev/full").open("w") as full:
+        done = run("verify", "out.onnx", "--provider", "cpu", stdout=full)
+    assert done.returncode == 74
+    assert done.stderr.startswith("not equivalent: ")
+    assert "error: Standard output cannot be written: No space left on device." in done.stderr
+
+
 def test_a_verdict_that_nobody_reads(wrong):
     """The reports have it; the exit status is neither 0 nor 1."""
     done = run("verify", "out.onnx", "--provider", "cpu", *ASKED, stdout=broken_pipe())

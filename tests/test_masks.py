@@ -89,7 +89,7 @@ def test_masks_that_cannot_be_one_for_each_component(tmp_path: Path) -> None:
     for mask in (torch.ones(()), torch.ones(1, 1, 1, 1, 3)):
         with pytest.raises(MaskError, match=r"mask of a has shape .* not \(C,\), or \(groups, C\)") as caught:
             read_masks(write(tmp_path, a=mask), threshold=None)
-        assert "masks for each sample are inputs: --runtime-masks" in caught.value.hint
+        assert "masks for each sample are inputs: convert --runtime-masks" in caught.value.hint
     with pytest.raises(MaskError, match="mask of a is complex"):
         read_masks(write(tmp_path, a=torch.ones(3, dtype=torch.complex64)), threshold=None)
 

@@ -126,7 +126,8 @@ def test_metadata_gives_no_rights(made: Path, tmp_path: Path, name: str) -> None
         if caught.value.code == "source":
             refused += 1
             assert caught.value.where == str(file), value
-            assert name in caught.value.what.replace("-", "_"), value
+            # NaN is no JSON, and spoils the whole entry.
+            assert ("options" if value == "NaN" else name) in caught.value.what.replace("-", "_"), value
     assert refused == len(HOSTILE) if name not in RECORDED else refused >= len(HOSTILE) // 2
 
 

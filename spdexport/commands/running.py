@@ -13,7 +13,7 @@ import click
 
 from spdexport.cli_options import DEBUG
 from spdexport.errors import UsageError
-from spdexport.speech import on_github, say
+from spdexport.speech import SilencedError, flush, on_github, say
 
 if TYPE_CHECKING:
     from spdexport.report.common import Result
@@ -76,8 +76,14 @@ class Reporting:
 
             yield told, results.append
             remark, error = reports.finish(results[0])
-        # A verdict that was reached is told, whatever became of the files.
-        terminal.show(results[0], verbose=self.verbose, quiet=self.quiet)
+        # A verdict that was reached is told, whatever became of the files, and of standard output.
+        try:
+            terminal.show(results[0], verbose=self.verbose, quiet=self.quiet)
+            flush()
+        except SilencedError as silenced:
+            if not isinstance(silenced.__cause__, BrokenPipeError):  # whose reader wanted no more
+                terminal.show(results[0], quiet=True, console=standard_console(err=True))
+            raise
         if on_github():
             github.tell(results[0])
         if remark:

@@ -22,8 +22,11 @@ from spdexport.files.reading import reading
 from spdexport.files.sniff import FileKind, sniff
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+_DOTTED = re.compile(r"[A-Za-z_]\w*(\.\w+)+")
+_STAND_INS = 100
+"""Classes and functions that a checkpoint may name beside its tensors before nobody looks for more."""
 _ZIP = b"PK\x03\x04"
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _TO_DO = "Save it again as tensors (a state dict), or, if you trust where it comes from, add --trust."
@@ -46,7 +49,50 @@ def load_weights_only(path: str | Path, *, error: type[InputError] = SourceError
         PickleRefusedError: The pickle names functions or classes other than those of plain tensors; none was called.
         InputError: The file is damaged, of class ``error``.
     """
-    path = Path(path)
+    # Only what is a model can be loaded with --trust; masks, components and inputs never.
+    return _contents(Path(path), error, _TO_DO if error is SourceError else _TENSORS_ONLY, ())
+
+
+class StandIn:
+    """Stands for an object whose class is not loaded: it takes what is given to it, and keeps nothing of it."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+def load_checkpoint(path: Path) -> tuple[object, PickleRefusedError | None]:
+    """Load what a training script saved, with stand-ins for what is no data: arguments, metrics of numpy, schedulers.
+
+    Returns:
+        What ``load_weights_only`` returns, with a ``StandIn`` in the place of each object of a class or function that
+        the pickle names; none of those is imported or called. And the refusal that ``load_weights_only`` has for the
+        file; None where there is no such object.
+
+    Raises:
+        PickleRefusedError: Stand-ins do not help either, as for subclasses of list and dict.
+        SourceError: The file is damaged.
+    """
+    names: list[str] = []
+    first: PickleRefusedError | None = None
+    while True:
+        try:
+            content = _contents(path, SourceError, _TO_DO, names)
+        except SourceError as error:
+            asked = error.names if isinstance(error, PickleRefusedError) else ()
+            # torch leaves the module of Python's own functions out of its words.
+            full = [name if "." in name else f"builtins.{name}" for name in asked]
+            more = [name for name in full if _DOTTED.fullmatch(name) and name not in names]
+            if isinstance(error, PickleRefusedError):
+                first = first or error
+            if not more or len(names) > _STAND_INS:
+                raise first or error from error
+            names += more
+        else:
+            return content, _refusal(names, where=str(path)) if names else None
+
+
+def _contents(path: Path, error: type[InputError], hint: str, stand_ins: Sequence[str]) -> object:
     file: Path | io.BytesIO = path
     mapped = sniff(path, error=error) is FileKind.TORCH_ZIP
     if mapped:
@@ -55,8 +101,8 @@ def load_weights_only(path: str | Path, *, error: type[InputError] = SourceError
         archive.verify(parsed=tuple(name for name in archive.names if name.endswith(".pkl")))
         mapped = archive.is_unpacked
         file = path if mapped else archive.rewritten()
-    # Only what is a model can be loaded with --trust; masks, components and inputs never.
-    content = _loaded(file, str(path), error, _TO_DO if error is SourceError else _TENSORS_ONLY, mmap=mapped)
+    with torch.serialization.safe_globals([(StandIn, name) for name in stand_ins]):
+        content = _loaded(file, str(path), error, hint, mmap=mapped)
     check_values(content, path.stat().st_size, str(path), error)
     return content
 
@@ -251,6 +297,7 @@ def _refusal(names: list[str], *, where: str, hint: str = _TO_DO) -> PickleRefus
         f"The file holds pickled objects, and loading them would run code: it asks for {shown}.",
         where=where,
         hint=hint,
+        names=names,
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from spdexport.errors import PickleRefusedError, SourceError, UsageError
 from spdexport.files.archive import open_archive
 from spdexport.files.hashing import sha256_file
-from spdexport.files.pickles import load_weights_only
+from spdexport.files.pickles import load_checkpoint, load_weights_only
 from spdexport.files.reading import reading
 from spdexport.files.sniff import FileKind, sniff
 from spdexport.files.tensors import read_tensors
@@ -174,19 +174,28 @@ def _load_torchscript(request: _Request) -> LoadedModel:
 def _load_pickle(request: _Request) -> LoadedModel:
     """A torch.save file: a state dict where it is plain data; else a pickled module, if that is allowed."""
     notes = _checksum_notes(request.path) if sniff(request.path) is FileKind.TORCH_ZIP else ()
-    try:
-        content = load_weights_only(request.path)
-    except PickleRefusedError:
-        if not request.trust:
-            raise
-        content, notes = _unpickle(request), (*notes, _RAN)
+    refused: PickleRefusedError | None = None
+    if request.trust:
+        try:
+            content = load_weights_only(request.path)
+        except PickleRefusedError:
+            content, notes = _unpickle(request), (*notes, _RAN)
+    else:
+        content, refused = load_checkpoint(request.path)
     if isinstance(content, torch.nn.Module):
         if request.state_key is not None:
             raise no_keys("a pickled module", request.state_key)
         request.refuse_factory("a pickled module")
         loaded = _from_module(request, content)
     else:
-        loaded = _from_states(request, find_states(content, request.where, request.state_key))
+        try:
+            found = find_states(content, request.where, request.state_key)
+        except SourceError as error:
+            # What is looked for may be among what was left out.
+            raise refused or error from None
+        loaded = _from_states(request, found)
+    if refused is not None:
+        notes = (*notes, f"what is no plain data was left out: {some(refused.names)}")
     return replace(loaded, notes=(*loaded.notes, *notes))
 
 

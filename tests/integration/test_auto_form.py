@@ -189,13 +189,13 @@ def test_errors_of_plan_files(tmp_path: Path) -> None:
         (("--plan", plan), 4, "The weight delta of 'conv1' is dropped in the plan, and kept here."),
         (("--plan", plan, "--form", "dense"), 2, "The plan decides that already."),
         (("--plan", plan, "--energy", "0.9"), 2, "The plan decides that already."),
-        (("--plan", tmp_path / "none.json"), 4, "The plan cannot be read"),
-        (("--plan", MASKS), 4, "The plan is not JSON."),
+        (("--plan", tmp_path / "none.json"), 4, "There is no such file."),
+        (("--plan", MASKS), 4, "The plan is not text: "),
         (("--optimize-for", "params"), 2, "There is nothing to optimize: the form of all layers is factorized."),
         (("--rank", "0"), 2, "'0' is not a rank."),
         (("--rank", "konv=3"), 2, "The pattern 'konv' matches no layer."),
         (("--save-plan", tmp_path / "no" / "p.json"), 2, "The folder of the output does not exist."),
-        (("--save-plan", plan, "--report", plan), 2, "The report would overwrite another file."),
+        (("--save-plan", plan, "--report", plan), 2, "The output would overwrite another file, which is written too."),
     ):
         done = command(*run, *arguments)
         assert done.exit_code == status, done.output

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cli_command import spdexport as run
@@ -235,14 +237,6 @@ def test_a_checkpoint_that_refers_to_itself(folder: Path, tmp_path: Path) -> Non
     assert load(tmp_path / "m.pt", factory=factory(folder)).notes
 
 
-def test_arguments_beside_it_are_refused_for_what_they_are(folder: Path, tmp_path: Path) -> None:
-    torch.save({"state_dict": weights(), "args": argparse.Namespace(lr=0.1)}, tmp_path / "m.pt")
-    with pytest.raises(PickleRefusedError, match=r"argparse\.Namespace"):
-        load(tmp_path / "m.pt", factory=factory(folder))
-    loaded = load(tmp_path / "m.pt", factory=factory(folder), trust=True)
-    assert loaded.notes[0] == "the state dict under 'state_dict' was taken"
-
-
 def test_a_pickled_module_in_a_dict(folder: Path, tmp_path: Path) -> None:
     torch.save({"epoch": -1, "model": nn.Linear(2, 3), "ema": None, "train_args": {}}, tmp_path / "m.pt")
     loaded = load(tmp_path / "m.pt", trust=True)
@@ -313,3 +307,46 @@ def test_a_module_whose_class_was_in_a_script(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="class Net was saved from a script") as caught:
         load(tmp_path / "m.pt", trust=True)
     assert "--factory SCRIPT.py:Net" in caught.value.hint
+
+
+class Ran:
+    """Touches a file where it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return exec, (f"open({str(self.marker)!r}, 'w')",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_stands_beside_it_is_left_out_and_never_run(folder: Path, tmp_path: Path, zipped: bool) -> None:
+    """Arguments, metrics of numpy and whatever else a script saved are no reason to refuse the weights beside them."""
+    marker = tmp_path / "ran"
+    saved = {
+        "state_dict": weights(), "args": argparse.Namespace(lr=0.1, out=Path("/x")), "best": np.float64(0.5),
+        "curve": np.arange(3.0), "when": dt.datetime(2026, 1, 1, tzinfo=dt.UTC), "hook": Ran(marker),
+    }  # fmt: skip
+    torch.save(saved, tmp_path / "c.pt", _use_new_zipfile_serialization=zipped)
+    loaded = load(tmp_path / "c.pt", factory=factory(folder))
+    assert loaded.module is not None
+    assert all(torch.equal(value, weights()[name]) for name, value in loaded.module.state_dict().items())
+    (note,) = [note for note in loaded.notes if "no plain data" in note]
+    assert "argparse.Namespace" in note
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("saved", [{"model": Ran}, {"state_dict": {"conv.weight": torch.ones(1), "x": Ran}}, Ran])
+def test_what_is_looked_for_is_not_left_out(folder: Path, tmp_path: Path, saved: Any) -> None:
+    marker = tmp_path / "ran"
+
+    def filled(value: Any) -> Any:
+        if value is Ran:
+            return Ran(marker)
+        return {name: filled(inner) for name, inner in value.items()} if isinstance(value, dict) else value
+
+    torch.save(filled(saved), tmp_path / "c.pt")
+    with pytest.raises(PickleRefusedError, match=r"asks for builtins\.exec") as refused:
+        load(tmp_path / "c.pt", factory=factory(folder))
+    assert "--trust" in refused.value.hint
+    assert not marker.exists()

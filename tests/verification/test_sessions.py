@@ -56,7 +56,7 @@ def run(
     monkeypatch.setattr(
         sessions, "open_session", lambda _, settings: FakeSession(settings, compute, placed or provider.ort_name)
     )
-    edges = SessionEdges(Path("m.onnx"), [provider])
+    edges = SessionEdges(Path("m.onnx"), [provider], is_evaluated=True)
     edges.compare(trial(), {"x": X}, lambda _: ("layer", ""))
     return [e for e in edges.results() if e.edge == "device"]
 
