@@ -156,7 +156,7 @@ def _load_torchscript(request: _Request) -> LoadedModel:
     hint = "Save it again with this version of torch, or use a torch.export program (.pt2)."
     with (
         reading(request.where, what="TorchScript cannot load the archive", hint=hint),
-        # Its objects may bring their state back with code of their own, which may warn, and leave gradients off.
+        # Its objects may bring their state back with code of their own, which may leave gradients off.
         warnings.catch_warnings(),
         torch.set_grad_enabled(torch.is_grad_enabled()),
     ):

@@ -2,7 +2,6 @@
 
 import enum
 import math
-import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -156,7 +155,6 @@ class Settings(nn.Module):
             y = x * 2
         with torch.autocast("cpu", dtype=torch.bfloat16):
             z = y @ y
-        warnings.warn("a remark", stacklevel=2)
         return z.float() + y.detach()
 
 

@@ -4,17 +4,18 @@ It is a list of what may be used, so that an operator of a later torch is refuse
 was made from all operators that torch 2.13 registers (``torch._C._jit_get_all_schemas()``), by leaving out:
 
 - what acts on something else than its operands and its result: files (``save``, ``from_file``), the terminal
-  (``_print``, ``prim::Print``), other processes (``prim::rpc_*``, ``to_here``, ``owner``, ``c10d``, ``symm_mem``),
-  Python (``prim::PythonOp``), the state of the process (``manual_seed``, profilers, caches of plans, pinned memory);
+  (``_print``, ``prim::Print``, ``warn``), other processes (``prim::rpc_*``, ``to_here``, ``owner``, ``c10d``,
+  ``symm_mem``), Python (``prim::PythonOp``), the state of the process (``manual_seed``, profilers,
+  caches of plans, pinned memory);
 - what takes another's storage or trusts its operands to be well-formed (``set_``, ``set_data``, ``segment_reduce``,
   ``_unsafe_index``, ``_reshape_alias``, ``_sparse_coo_tensor_unsafe``);
 - gradients (``backward`` and all that have it in their name): a model that is read computes none;
 - every name that begins with one underscore, other than those that torch itself writes when it traces or scripts a
   public function (``_convolution``, ``_weight_norm``, ``_pack_padded_sequence``).
 
-What remains has no effect but on tensors. ``set_grad_enabled`` and ``warn`` remain, although the first changes a
-setting of the thread and the second writes a warning: ``torch.no_grad`` and many of torch's own functions use them.
-Whoever loads and runs an archive restores the setting and silences the warnings.
+What remains has no effect but on tensors. ``set_grad_enabled`` remains, although it changes a setting of the thread:
+``torch.no_grad`` uses it, and whoever loads and runs an archive restores the setting. ``warn``, which many of torch's
+own functions use, is taken out of the code before torch sees it (``text``).
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ _upsample_bicubic2d_aa __upsample_bilinear upsample_bilinear2d _upsample_bilinea
 upsample_linear1d __upsample_nearest upsample_nearest1d upsample_nearest2d upsample_nearest3d
 _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d upsample_trilinear3d values
 values_copy vander var var_mean vdot _version view view_as view_as_complex view_as_complex_copy view_as_real
-view_as_real_copy view_copy vsplit vstack wait warn _weight_norm _weight_norm_interface where xlogy xlogy_ __xor__
+view_as_real_copy view_copy vsplit vstack wait _weight_norm _weight_norm_interface where xlogy xlogy_ __xor__
 zero zero_ zeros zeros_like zfill
 """
 

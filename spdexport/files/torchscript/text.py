@@ -88,6 +88,7 @@ def parse(content: bytes) -> Code:
     except (RecursionError, MemoryError) as exc:
         raise UnreadableError("it is nested too deep", None) from exc
     _rename_print(tree, _unused(text, "print_"))
+    _drop_warnings(tree)
     return Code(tree=tree, literals=literals, literal=literal, masked=masked)
 
 
@@ -115,6 +116,35 @@ def _rename_print(tree: ast.Module, other: str) -> None:
         if any(isinstance(node.ctx, ast.Store) for node in names):
             for node in names:
                 node.id = other
+
+
+def _drop_warnings(tree: ast.Module) -> None:
+    """Leave of every statement that warns what it would say: torch writes it past Python onto standard error.
+
+    What it says may be computed, so that it stays; nobody looks at the result.
+    """
+    for node in ast.walk(tree):
+        for name in ("body", "orelse"):
+            lines = getattr(node, name, None)
+            if isinstance(lines, list):
+                lines[:] = [kept for line in lines for kept in _without_warning(line)]
+
+
+def _without_warning(line: ast.stmt) -> list[ast.stmt]:
+    match line:
+        case ast.Expr(value=ast.Call(func=function, args=arguments, keywords=named)) if _warns(function):
+            said = [*arguments, *(keyword.value for keyword in named)]
+            return [ast.copy_location(ast.Expr(value), line) for value in said] or [ast.copy_location(ast.Pass(), line)]
+    return [line]
+
+
+def _warns(function: ast.expr) -> bool:
+    match function:
+        case ast.Attribute(value=ast.Name(id="torch"), attr="warn"):
+            return True
+        case ast.Attribute(value=ast.Attribute(value=ast.Name(id="ops"), attr="aten"), attr="warn"):
+            return True
+    return False
 
 
 def _unused(text: str, ending: str) -> str:
