@@ -112,9 +112,9 @@ def measure(name: str, folder: Path, seconds: float, findings: Path) -> dict[str
             coverage = max(coverage, *(c for _, c in counts))
         else:
             raise RuntimeError(f"{name} does not begin: {done.stderr[-2000:]}")
-        for path in work.glob("*-*"):  # libFuzzer's own: timeout-..., oom-..., crash-...
-            if path.is_file():
-                found[f"{path.name.partition('-')[0]} ({path.name[-8:]})"] = path.read_bytes()
+        for reason in ("timeout", "oom", "crash", "leak"):  # libFuzzer's own; what was merely slow is none
+            for path in work.glob(f"{reason}-*"):
+                found[f"{reason} ({path.name[-8:]})"] = path.read_bytes()
                 path.unlink()
     for path in work.glob("finding.*.json"):
         about = json.loads(path.read_text())
