@@ -62,6 +62,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0, help="of all targets together (default: 60)")
     parser.add_argument("--targets", nargs="*", choices=list(TARGETS), metavar="TARGET", help="these alone")
+    parser.add_argument("--rows", type=Path, help="a file of results, which grows by those that it lacks")
     parser.add_argument("--findings", type=Path, default=ROOT / "fuzz-failures", help="where findings are kept")
     parser.add_argument("--write", action="store_true", help="put the table into the page of results")
     parser.add_argument("--mended", type=Path, help="a file of lines that tell what was mended, for the page")
@@ -70,10 +71,12 @@ def main() -> int:
     if options.inner:
         return fuzz(options.inner[0], Path(options.inner[1]), float(options.inner[2]))
     names = options.targets or list(TARGETS)
-    seconds = options.minutes * 60 / len(names)
+    rows: dict[str, dict[str, Any]] = {}
+    if options.rows and options.rows.exists():
+        rows = {row["target"]: row for row in map(json.loads, options.rows.read_text().splitlines())}
+    missing = [name for name in names if name not in rows]
     from fuzz_material import write_material
 
-    rows = []
     with tempfile.TemporaryDirectory(prefix="coverage-") as folder:
         material = Path(folder) / "material"
         material.mkdir()
@@ -81,14 +84,17 @@ def main() -> int:
         with zipfile.ZipFile(material / "m.pt2") as archive:
             member = next(one for one in archive.namelist() if "/models/" in one)
             (material / "program.json").write_bytes(archive.read(member))
-        for name in names:
-            rows.append(row := measure(name, Path(folder), seconds, options.findings))
+        for name in missing:
+            rows[name] = row = measure(name, Path(folder), options.minutes * 60 / len(missing), options.findings)
             print(row["target"], row["executions"], row["coverage"], row["findings"], file=sys.stderr, flush=True)
-    lines = table(rows, options)
+            if options.rows:
+                with options.rows.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+    lines = table([rows[name] for name in names], options)
     print("\n".join(lines))
     if options.write:
         write_section(GUIDED, lines, PAGE)
-    return 1 if any(row["findings"] for row in rows) else 0
+    return 1 if any(rows[name]["findings"] for name in names) else 0
 
 
 def measure(name: str, folder: Path, seconds: float, findings: Path) -> dict[str, Any]:
@@ -112,9 +118,9 @@ def measure(name: str, folder: Path, seconds: float, findings: Path) -> dict[str
             coverage = max(coverage, *(c for _, c in counts))
         else:
             raise RuntimeError(f"{name} does not begin: {done.stderr[-2000:]}")
-        for path in work.glob("*-*"):  # libFuzzer's own: timeout-..., oom-..., crash-...
-            if path.is_file():
-                found[f"{path.name.partition('-')[0]} ({path.name[-8:]})"] = path.read_bytes()
+        for reason in ("timeout", "oom", "crash", "leak"):  # libFuzzer's own; what was merely slow is none
+            for path in work.glob(f"{reason}-*"):
+                found[f"{reason} ({path.name[-8:]})"] = path.read_bytes()
                 path.unlink()
     for path in work.glob("finding.*.json"):
         about = json.loads(path.read_text())
@@ -251,10 +257,11 @@ def _both_readers_of_inputs() -> Callable[[Path], object]:
 
 
 def table(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[str]:
+    minutes = sum(row["seconds"] for row in rows) / 60
     total = sum(row["executions"] for row in rows)
     found = sum(len(row["findings"]) for row in rows)
     lines = [
-        f"`python benchmarks/fuzz_coverage.py` on {date.today().isoformat()}, {options.minutes:g} minutes on one core,",
+        f"`python benchmarks/fuzz_coverage.py` on {date.today().isoformat()}, {minutes:.0f} minutes on one core,",
         f"with atheris {version('atheris')}.",
         "",
         f"{total} executions of {len(rows)} targets. {found} findings." if found else

@@ -76,6 +76,10 @@ def main() -> int:
     for name, group in outcomes.items():
         print("| " + " | ".join(row(name, group)) + " |")
     print("| " + " | ".join(row("all", found)) + " |")
+    if failed := [outcome for outcome in found if outcome.faults]:
+        print("\nWhat must not be:\n")
+        for outcome in failed:
+            print(f"- {outcome.kind}, at {outcome.place}: {'; '.join(outcome.faults)}")
     return 1 if any(outcome.faults for outcome in found) else 0
 
 

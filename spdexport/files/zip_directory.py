@@ -168,7 +168,7 @@ def _entries(directory: bytes, number: int) -> list[Member]:
         if len(directory) - at < _ENTRY_FIELDS.size:
             raise NotPlainError("its directory holds fewer entries than its end says")
         (
-            sign, _, _, flags, method, _, _, crc, packed, size, named, extended, commented, disk, _, _, header,
+            sign, _, needed, flags, method, _, _, crc, packed, size, named, extended, commented, disk, _, _, header,
         ) = _ENTRY_FIELDS.unpack_from(directory, at)  # fmt: skip
         at += _ENTRY_FIELDS.size
         stored_name, extra = directory[at : at + named], directory[at + named : at + named + extended]
@@ -179,7 +179,7 @@ def _entries(directory: bytes, number: int) -> list[Member]:
         size, packed, header, disk = _widened(extra, ((size, _LONG), (packed, _LONG), (header, _LONG), (disk, _SHORT)))
         if flags & 1:
             raise NotPlainError(f"its member {name} is encrypted")
-        if disk or flags & ~_FLAGS or method not in METHODS:
+        if disk or flags & ~_FLAGS or method not in METHODS or needed & 0xFF > zipfile.MAX_EXTRACT_VERSION:
             raise NotPlainError(f"its member {name} is packed in a way that is not known")
         if method == zipfile.ZIP_STORED and packed != size:
             raise NotPlainError(f"its member {name} has two sizes")

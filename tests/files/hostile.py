@@ -52,8 +52,8 @@ class Zip:
             crc, size = said.get("crc", zlib.crc32(data)), said.get("size", len(data))
             flags, method = said.get("flags", 0), said.get("method", 0)
             self.bytes += ENTRY.pack(
-                0x02014B50, 20, 20, flags, method, 0, 0x21, crc, said.get("packed", len(data)), size, len(raw),
-                0, 0, 0, 0, 0, offset - shift,
+                0x02014B50, 20, said.get("needed", 20), flags, method, 0, 0x21, crc, said.get("packed", len(data)),
+                size, len(raw), 0, 0, 0, 0, 0, offset - shift,
             ) + raw  # fmt: skip
         return start
 

@@ -202,6 +202,7 @@ NOT_PLAIN = {
     "encrypted": (_closed(flags=1), "encrypted"),
     "patched": (_closed(flags=0x20), "packed in a way that is not known"),
     "a method that is unknown": (_closed(method=99), "packed in a way that is not known"),
+    "a version that is unknown": (_closed(needed=255), "packed in a way that is not known"),
     "no name": (_named(""), "a member of the name ''"),
     "a name that ends at once": (_named("a\0b"), "a member of the name"),
     "two names": (_named("a", "a"), "two members of the name a"),

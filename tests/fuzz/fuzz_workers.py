@@ -30,7 +30,7 @@ SECONDS = 20
 """Of processor time that a case may take."""
 
 PATIENCE = 60
-"""Seconds that a case may take where nothing is computed: the machine may be busy with others."""
+"""Seconds that a case may take while it neither computes nor waits for a processor that is busy with others."""
 
 MIB = 2048
 """MiB that a case may take."""
@@ -121,13 +121,15 @@ class _Worker:
         self.process.start()
         other.close()
         self.base = 0.0
-        self.since, self.cpu = time.monotonic(), 0.0
+        self.since, self.cpu, self.queued = time.monotonic(), 0.0, 0.0
 
     def give(self, number: int) -> None:
         """Let it run one of the cases."""
         self.job = self.jobs[number]
         assert self.process.pid is not None
-        self.base, self.cpu, self.since = _resident(self.process.pid), _processor(self.process.pid), time.monotonic()
+        pid = self.process.pid
+        self.base, self.cpu, self.since = _resident(pid), _processor(pid), time.monotonic()
+        self.queued = _queued(pid)
         self.connection.send(number)
 
     def trouble(self) -> str:
@@ -135,9 +137,10 @@ class _Worker:
         assert self.process.pid is not None
         if _resident(self.process.pid) - self.base > MIB:
             return f"more than {MIB} MiB of memory"
-        if _processor(self.process.pid) - self.cpu > SECONDS:
+        computed = _processor(self.process.pid) - self.cpu
+        if computed > SECONDS:
             return f"more than {SECONDS} s of processor time"
-        if time.monotonic() - self.since > PATIENCE:
+        if time.monotonic() - self.since - computed - (_queued(self.process.pid) - self.queued) > PATIENCE:
             return f"no end after {PATIENCE} s"
         return ""
 
@@ -192,6 +195,16 @@ def _processor(pid: int) -> float:
         return (int(fields[11]) + int(fields[12])) / _TICKS
     except (OSError, IndexError):
         return 0.0
+
+
+def _queued(pid: int) -> float:
+    """Return the seconds that a thread of a process waited for a processor, the most of any; 0 where nobody counts."""
+    delays = [0.0]
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                delays.append(int((task / "schedstat").read_text().split()[1]) / 1e9)
+    return max(delays)
 
 
 def run_jobs(jobs: Sequence[Job], material: Path, *, workers: int) -> Iterator[Outcome]:
