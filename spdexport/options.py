@@ -12,7 +12,7 @@ from spdexport.cost import LANE_WIDTH
 from spdexport.errors import UsageError
 from spdexport.forms import GateMode
 from spdexport.planning import Delta, FormChoice, Objective, PlanOptions, PlanRecord, check_truncation, read_plan
-from spdexport.planning.runtime import RuntimeOptions
+from spdexport.planning.live_masks import LiveOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -220,7 +220,7 @@ class Options:
                 hint="Give --form auto with it.",
             )
         check_truncation(self.planning)
-        self._check_runtime()
+        self._check_live_masks()
         if self.opset is not None and self.opset < 18:
             raise UsageError(
                 f"Opset {self.opset} is older than the exporter supports.", where="--opset", hint="Ask for 18 or later."
@@ -228,7 +228,7 @@ class Options:
         if self.opset is not None and self.opset > LATEST_OPSET:
             raise UsageError("There is no such opset.", where="--opset", hint="Ask for one that ONNX has.")
 
-    def _check_runtime(self) -> None:
+    def _check_live_masks(self) -> None:
         needed = {
             "runtime_masks": ("runtime_masks_per_location", "runtime_delta_masks", "runtime_routing"),
             "gates": ("gate_threshold", "gate_outputs"),
@@ -251,7 +251,7 @@ class Options:
                 where="--gate-threshold",
                 hint="Give the importance above which a component is kept.",
             )
-        if self.runtime.asks and self.form is FormChoice.DENSE:
+        if self.live_masks.asks and self.form is FormChoice.DENSE:
             raise UsageError(
                 "A dense layer has no components for a mask to choose among.",
                 where="--form dense",
@@ -264,9 +264,9 @@ class Options:
         return self.inputs is not None or not self.input_shape
 
     @property
-    def runtime(self) -> RuntimeOptions:
+    def live_masks(self) -> LiveOptions:
         """What is to be known only at run time."""
-        return RuntimeOptions(
+        return LiveOptions(
             masks=self.runtime_masks,
             per_location=self.runtime_masks_per_location,
             delta_masks=self.runtime_delta_masks,

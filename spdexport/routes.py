@@ -212,7 +212,7 @@ class TorchRoute:
             effective=self._effective,
             intended=self._intended,
             plan=plan,
-            required=self._options.runtime.required,
+            required=self._options.live_masks.required,
         )
 
     @cached_property
@@ -229,7 +229,7 @@ class TorchRoute:
 
         plan = self.prepared.plan
         exported = self._export(self._intended, plan.runtime_outputs)
-        name_inputs(exported.model, plan.runtime_inputs, required=self._options.runtime.required)
+        name_inputs(exported.model, plan.runtime_inputs, required=self._options.live_masks.required)
         return exported
 
     @cached_property

@@ -112,6 +112,11 @@ class RunTime:
     routing: RuntimeInput | None = None
 
     @property
+    def reads_dense(self) -> bool:
+        """Whether the mask comes from a gate that reads the dense model's activations, which is another pass."""
+        return self.mask.gate is not None and self.mask.mode is GateMode.EXACT
+
+    @property
     def inputs(self) -> tuple[RuntimeInput, ...]:
         """The inputs of the model that it needs."""
         masks = (self.mask, self.delta_mask)

@@ -10,7 +10,7 @@ import numpy as np
 
 from spdexport.cost import LANE_WIDTH
 from spdexport.factors import Factors, delta, effective_weight, masked_weight
-from spdexport.forms import DeltaUse, Form, FormKind, GateMode, RunTime, dense, factorized, variable_form
+from spdexport.forms import DeltaUse, Form, FormKind, RunTime, dense, factorized, variable_form
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -335,8 +335,7 @@ class Plan:
     @property
     def exactly_gated(self) -> tuple[str, ...]:
         """The nodes of layers whose importances come from the dense model."""
-        found = [d for d in self.decisions if d.run_time is not None and d.run_time.mask.gate is not None]
-        return tuple(d.site.node for d in found if d.run_time is not None and d.run_time.mask.mode is GateMode.EXACT)
+        return tuple(d.site.node for d in self.decisions if d.run_time is not None and d.run_time.reads_dense)
 
     def forms(self) -> Iterable[tuple[ConvSite, Form]]:
         """Each layer that changes with its form, made one at a time."""
