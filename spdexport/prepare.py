@@ -146,7 +146,7 @@ def decide(
         factor_source = _svd_with_masks(sites, options, masks)
     else:
         factor_source = _from_components(components, sites, skipped, options, masks, beside=own is None)
-    gates = match_gates(components, sites) if components is not None and options.live_masks.gates else {}
+    gates = match_gates(components, sites) if components is not None and options.gates else {}
     progress("planning")
     others = () if components is None else (*components.components, *components.identity)
     hashes = {

@@ -202,7 +202,7 @@ class TorchRoute:
             effective=self._effective,
             intended=self._intended,
             plan=plan,
-            required=self._options.live_masks.required,
+            required=self._options.requires_masks,
         )
 
     @cached_property
@@ -219,7 +219,7 @@ class TorchRoute:
 
         plan = self.prepared.plan
         exported = self._export(self._intended, plan.runtime_outputs)
-        name_inputs(exported.model, plan.runtime_inputs, required=self._options.live_masks.required)
+        name_inputs(exported.model, plan.runtime_inputs, required=self._options.requires_masks)
         return exported
 
     @cached_property

@@ -6,6 +6,7 @@ import inspect
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,50 @@ from cli_command import spdexport
 import spdexport as package
 from spdexport.cli import main
 from spdexport.cli_options import Keyword
-from spdexport.options import OptionsDict
+from spdexport.options import CHOICES, NOT_RECORDED, RECORDED, Options, OptionsDict
 from spdexport.report.formats import formats
+from spdexport.verification.check import Check
 
 FUNCTIONS = {"masks": "derive_masks"}
 """The function that a command calls, where it has another name."""
+
+ARGUMENTS = {"convert": ["-o", "o.onnx"], "fold": ["-o", "o.onnx"], "masks": ["-o", "o"], "ablate": ["--inputs", "x"]}
+"""What a command is not without, beside the file."""
+
+OPTIONS = {field.name for field in fields(Options)}
+CHECKS = set(inspect.signature(Check.of).parameters) - {"providers", "progress"}
+
+
+def keywords_of(command: click.Command) -> set[str]:
+    return {p.name for p in command.params if isinstance(p, Keyword) and p.name is not None}
+
+
+def test_an_option_is_one_for_python_for_the_command_line_and_for_files() -> None:
+    assert set(OptionsDict.__annotations__) - {"allow_pickle"} == OPTIONS
+    assert sorted((*RECORDED, *NOT_RECORDED)) == sorted(OPTIONS)
+    # --provider tells the target.
+    assert keywords_of(main.commands["convert"]) == OPTIONS - {"target"} | CHECKS
+    for command in main.commands.values():
+        assert keywords_of(command) <= OPTIONS | CHECKS
+
+
+@pytest.mark.parametrize("function", [package.convert, package.verify])
+def test_both_functions_have_all_that_is_asked_of_a_check(function: Any) -> None:
+    assert set(inspect.signature(function).parameters) >= {*CHECKS, "providers", "progress"}
+
+
+@pytest.mark.parametrize("name", main.commands)
+def test_defaults_are_told_as_they_are(name: str) -> None:
+    """What was not given is not passed on: help must tell what is then taken."""
+    command = main.commands[name]
+    function = inspect.signature(getattr(package, FUNCTIONS.get(name, name))).parameters
+    context = command.make_context(name, ["m", *ARGUMENTS.get(name, ())])
+    for keyword in keywords_of(command) - {"inputs"}:
+        shown = context.params[keyword]
+        if keyword in function:
+            assert shown == function[keyword].default or not (shown or function[keyword].default)
+        else:
+            assert getattr(Options.of({keyword: shown}), keyword) == getattr(Options(), keyword)  # type: ignore[misc]
 
 
 PLAIN = """
@@ -98,3 +138,8 @@ def test_every_option_is_passed_on_by_its_name(command: Any) -> None:
     keywords = {p.name for p in exposed if isinstance(p, Keyword)}
     known = {*function.parameters, *OptionsDict.__annotations__, "inputs"}
     assert keywords <= known
+
+
+def test_the_words_of_an_option_are_those_of_its_enum() -> None:
+    options = {p.name: p.type for p in main.commands["convert"].params if isinstance(p.type, click.Choice)}
+    assert {name: tuple(options[name].choices) for name in CHOICES} == {n: tuple(kind) for n, kind in CHOICES.items()}

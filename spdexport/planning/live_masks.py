@@ -7,6 +7,7 @@ components; what its masks cost is added to what the form costs.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,40 +30,53 @@ ALL = "all"
 """What stands for every layer with components."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskInputs(StrEnum):
+    """What becomes of a caller that leaves a mask out."""
+
+    OPTIONAL = "optional"
+    REQUIRED = "required"
+
+
+@dataclass(frozen=True, kw_only=True)
 class LiveOptions:
     """What the user wants to be known only at run time.
 
     Attributes:
-        masks: Patterns of the layers with an input ``mask/<layer>``; ``all`` for each with components.
-        per_location: Whether these inputs have the axes of the output's locations.
-        delta_masks: Whether the same layers have an input ``delta_mask/<layer>``.
-        routing: Whether they have an input ``routing/<layer>``.
-        required: Whether an input that is omitted is an error rather than all ones.
-        gates: Whose activations the run's gates read; None for no gates.
-        threshold: Importances above it make a mask of 1, others of 0; None for the importances themselves.
-        importances: Whether these are outputs, ``ci/<layer>``.
-        activations: Whether the activations of V are outputs, ``activation/<layer>``.
+        runtime_masks: Patterns of layers whose mask is an input ``mask/<layer>``, (batch, C); ``all`` for every layer
+            with components.
+        runtime_masks_per_location: Whether these inputs are (batch, *locations, C).
+        runtime_delta_masks: Whether the same layers have an input ``delta_mask/<layer>``, without the axis of C.
+        runtime_routing: Whether they have an input ``routing/<layer>``: where it is 0, the original layer is used.
+        mask_inputs: ``optional``, one that is left out being all ones, or ``required``.
+        gates: ``exact`` or ``local``: masks are the run's causal importances, computed in the graph. None for no gates.
+        gate_threshold: Where given, gates make masks of 1 above it and 0 elsewhere.
+        gate_outputs: Whether the importances are outputs, ``ci/<layer>``.
+        activation_outputs: Whether the activations of V are outputs, ``activation/<layer>``.
     """
 
-    masks: tuple[str, ...] = ()
-    per_location: bool = False
-    delta_masks: bool = False
-    routing: bool = False
-    required: bool = False
+    runtime_masks: tuple[str, ...] = ()
+    runtime_masks_per_location: bool = False
+    runtime_delta_masks: bool = False
+    runtime_routing: bool = False
+    mask_inputs: MaskInputs = MaskInputs.OPTIONAL
     gates: GateMode | None = None
-    threshold: float | None = None
-    importances: bool = False
-    activations: bool = False
+    gate_threshold: float | None = None
+    gate_outputs: bool = False
+    activation_outputs: bool = False
 
     @property
-    def asks(self) -> bool:
+    def asks_for_live_masks(self) -> bool:
         """Whether it asks for anything."""
-        return bool(self.masks) or self.gates is not None or self.activations
+        return bool(self.runtime_masks) or self.gates is not None or self.activation_outputs
 
-    def names(self, layer: str) -> bool:
+    @property
+    def requires_masks(self) -> bool:
+        """Whether an input that is omitted is an error rather than all ones."""
+        return self.mask_inputs is MaskInputs.REQUIRED
+
+    def masks_layer(self, layer: str) -> bool:
         """Whether the layer is to have an input."""
-        return ALL in self.masks or matches(layer, self.masks)
+        return ALL in self.runtime_masks or matches(layer, self.runtime_masks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +96,7 @@ class LiveMasks:
 
         A layer has a mask if run-time masks or gates name it, even if all its values are one.
         """
-        is_masked = self.options.names(layer) or self._gate(layer) is not None or factors.located is not None
+        is_masked = self.options.masks_layer(layer) or self._gate(layer) is not None or factors.located is not None
         if factors.mask is not None or not is_masked:
             return factors
         return replace(factors, mask=np.ones((*factors.V.shape[:-2], factors.components)))
@@ -96,14 +110,16 @@ class LiveMasks:
             keeps_delta: Whether the layer's form has the weight delta.
         """
         options, layer = self.options, layer_of_call(site.name)
-        is_input, gate = options.names(site.name), self._gate(site.name)
-        if not (is_input or gate is not None or factors.located is not None or options.activations):
+        is_input, gate = options.masks_layer(site.name), self._gate(site.name)
+        if not (is_input or gate is not None or factors.located is not None or options.activation_outputs):
             return None
 
         def entry(role: Role, channels: int = 0) -> RuntimeInput | None:
             if not is_input:
                 return None
-            return RuntimeInput(role=role, layer=layer, per_location=options.per_location, channels=channels)
+            return RuntimeInput(
+                role=role, layer=layer, per_location=options.runtime_masks_per_location, channels=channels
+            )
 
         mask = VariableMask(
             layer=layer,
@@ -111,14 +127,16 @@ class LiveMasks:
             located=factors.located,
             gate=gate,
             mode=options.gates or GateMode.EXACT,
-            threshold=options.threshold,
-            shows_importance=options.importances and gate is not None,
-            shows_activation=options.activations,
+            threshold=options.gate_threshold,
+            shows_importance=options.gate_outputs and gate is not None,
+            shows_activation=options.activation_outputs,
         )
         delta_mask = None
-        if options.delta_masks and keeps_delta and is_input:
+        if options.runtime_delta_masks and keeps_delta and is_input:
             delta_mask = VariableMask(layer=layer, input=entry(Role.DELTA_MASK))
-        return RunTime(mask=mask, delta_mask=delta_mask, routing=entry(Role.ROUTING) if options.routing else None)
+        return RunTime(
+            mask=mask, delta_mask=delta_mask, routing=entry(Role.ROUTING) if options.runtime_routing else None
+        )
 
     def check(self, layers: Sequence[tuple[ConvSite, RunTime | None]]) -> None:
         """Refuse what has nothing to work on.
@@ -131,16 +149,16 @@ class LiveMasks:
         """
         options = self.options
         check_patterns(
-            tuple(p for p in options.masks if p != ALL), [site.name for site, _ in layers], "--runtime-masks"
+            tuple(p for p in options.runtime_masks if p != ALL), [site.name for site, _ in layers], "--runtime-masks"
         )
         found = [run_time for _, run_time in layers if run_time is not None]
-        if options.masks and not any(run_time.mask.input is not None for run_time in found):
+        if options.runtime_masks and not any(run_time.mask.input is not None for run_time in found):
             raise UsageError(
                 "No layer has components, so none can have a mask.",
                 where="--runtime-masks",
                 hint="Look at the layers with spdexport inspect.",
             )
-        if options.delta_masks and not any(run_time.delta_mask is not None for run_time in found):
+        if options.runtime_delta_masks and not any(run_time.delta_mask is not None for run_time in found):
             raise UsageError(
                 "No weight delta is kept, so none can be masked.",
                 where="--runtime-delta-masks",

@@ -47,21 +47,22 @@ class Objective(StrEnum):
     LATENCY = "latency"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PlanOptions:
     """What the user wants of the plan.
 
     Attributes:
-        form: The form of layers that have factors; ``auto`` weighs the forms of each layer.
-        optimize_for: What ``auto`` makes least.
-        lane_width: Channels that the target computes together; 1 where it computes them one by one.
-        rank: Ranks that the effective weights are truncated to, as ``N`` for all layers or ``PATTERN=N`` for some.
-        energy: The share of the squared singular values that truncating keeps; None for all.
-        max_error: The relative Frobenius error that truncating may make; None for none.
-        delta: ``auto`` keeps the delta of layers without a mask and drops it for layers with one.
-        keep_masks: Whether masks stay visible as multiplications.
+        form: ``factorized``, ``dense``, or ``auto`` for the cheapest form of each layer.
+        delta: ``keep`` or ``drop`` the weight delta; ``auto`` keeps it for layers without a mask and drops it for
+            layers with one.
+        keep_masks: Whether masks stay visible between V and U, as multiplications.
         layers: Patterns (fnmatch) of the layers to decompose; empty for all.
-        exclude: Patterns of layers to leave alone.
+        exclude: Patterns of the layers to leave alone.
+        optimize_for: What ``auto`` makes least: ``macs``, ``params`` or ``latency``.
+        lane_width: Channels that the target computes together, for counting MACs; 1 counts them one by one.
+        rank: Ranks that effective weights are truncated to: ``N`` for all layers, ``PATTERN=N`` for some.
+        energy: The share of the squared singular values that truncating an effective weight keeps; None for all.
+        max_error: The relative Frobenius error that truncating an effective weight may make; None for none.
     """
 
     form: FormChoice = FormChoice.FACTORIZED

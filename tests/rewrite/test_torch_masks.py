@@ -93,7 +93,7 @@ def placed(module: nn.Module, x: torch.Tensor, functions: dict[str, GateFunction
     """The dense program, the one with gates, and its plan."""
     program = torch.export.export(module.eval(), (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     sites, skipped = list_sites(program)
-    live_masks = LiveMasks(options=LiveOptions(importances=True, **options), gates=functions)
+    live_masks = LiveMasks(options=LiveOptions(gate_outputs=True, **options), gates=functions)
     plan = make_plan(sites, skipped, svd_source, PlanOptions(), live_masks=live_masks)
     changed = [d.site.node for d in plan.decisions if d.changes]
     return program, place_forms(program, plan.forms(), changed=changed, gated=plan.exactly_gated), plan
