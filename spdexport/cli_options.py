@@ -153,7 +153,7 @@ form_option = keyword(
     show_default=True,
     help="dense: one layer with the effective weights. auto: the cheapest form of each layer.",
 )
-runtime_options = _together(
+live_mask_options = _together(
     keyword(
         "--runtime-masks",
         multiple=True,
@@ -188,7 +188,7 @@ runtime_options = _together(
 
 plan_options = _together(
     form_option,
-    runtime_options,
+    live_mask_options,
     keyword(
         "--optimize-for",
         type=click.Choice(OBJECTIVES),
