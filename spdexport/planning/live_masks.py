@@ -14,7 +14,7 @@ import numpy as np
 
 from spdexport import cost
 from spdexport.errors import UsageError
-from spdexport.forms import GateMode, Role, RunTime, RuntimeInput, VariableMask
+from spdexport.forms import GateMode, LiveInput, Role, RunTime, VariableMask
 from spdexport.names import count, layer_of_call
 from spdexport.planning.patterns import check_patterns, matches
 
@@ -114,12 +114,10 @@ class LiveMasks:
         if not (is_input or gate is not None or factors.located is not None or options.activation_outputs):
             return None
 
-        def entry(role: Role, channels: int = 0) -> RuntimeInput | None:
+        def entry(role: Role, channels: int = 0) -> LiveInput | None:
             if not is_input:
                 return None
-            return RuntimeInput(
-                role=role, layer=layer, per_location=options.runtime_masks_per_location, channels=channels
-            )
+            return LiveInput(role=role, layer=layer, per_location=options.runtime_masks_per_location, channels=channels)
 
         mask = VariableMask(
             layer=layer,

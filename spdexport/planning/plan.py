@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from spdexport.conv import Array, ConvSite, FloatArray, Skipped
-    from spdexport.forms import RuntimeInput
+    from spdexport.forms import LiveInput
 
 
 SCHEMA_VERSION = 1
@@ -313,7 +313,7 @@ class Plan:
         return any(decision.changes for decision in self.decisions)
 
     @property
-    def runtime_inputs(self) -> tuple[RuntimeInput, ...]:
+    def runtime_inputs(self) -> tuple[LiveInput, ...]:
         """The inputs that the model gets beside its own, in the order of the layers; calls of one layer share them."""
         found = [i for d in self.decisions if d.run_time is not None for i in d.run_time.inputs]
         return tuple(dict.fromkeys(found))
