@@ -31,6 +31,7 @@ from spdexport.rewrite.fold_result import told
 from spdexport.rewrite.onnx_fold import fold_onnx
 from spdexport.runtime import parse_providers
 from spdexport.verification.alone import verify_files
+from spdexport.verification.check import Check
 from spdexport.verification.result import Status, Verification
 
 if TYPE_CHECKING:
@@ -244,12 +245,10 @@ def _fold_onnx(request: _Request, unfinished: Pending) -> _Written:
     if request.verify:
         verification = verify_files(
             unfinished.path,
+            Check(seed=request.seed, providers=providers, progress=request.progress),
             name=request.output.name,
             reference=request.source,
-            providers=providers,
             inputs=None,
-            seed=request.seed,
-            progress=request.progress,
         )
     return _Written(data=data, folded=result.folded, declined=result.declined, verification=verification)
 

@@ -20,7 +20,7 @@ from spdexport.loading.load import no_keys
 from spdexport.loading.model import LABELS
 from spdexport.masks import fit_masks, read_masks
 from spdexport.planning import FactorSource, Objective, Plan, check_patterns, make_plan, matches
-from spdexport.planning.runtime import masked_source, runtime_notes, with_runtime
+from spdexport.planning.live_masks import LiveMasks, live_notes
 from spdexport.rewrite.torch_graph import list_sites
 from spdexport.rewrite.torch_place import place_forms
 from spdexport.runtime import Provider
@@ -100,7 +100,7 @@ def prepare(source: Source, options: Options, progress: Callable[[str], None] = 
         plan=decided.plan,
         components=decided.components,
         hashes={"source": source_hash, **decided.hashes},
-        notes=(*loaded.notes, *captured.notes, *runtime_notes(decided.plan)),
+        notes=(*loaded.notes, *captured.notes, *live_notes(decided.plan)),
     )
 
 
@@ -146,8 +146,7 @@ def decide(
         factor_source = _svd_with_masks(sites, options, masks)
     else:
         factor_source = _from_components(components, sites, skipped, options, masks, beside=own is None)
-    gates = match_gates(components, sites) if components is not None and options.runtime.gates else {}
-    factor_source = masked_source(factor_source, options.runtime, gates)
+    gates = match_gates(components, sites) if components is not None and options.gates else {}
     progress("planning")
     others = () if components is None else (*components.components, *components.identity)
     hashes = {
@@ -159,12 +158,13 @@ def decide(
         skipped,
         factor_source,
         options.planning,
+        live_masks=LiveMasks(options=options.live_masks, gates=gates),
         others=others,
         cost_model=_measured(options, progress),
         record=options.plan,
     )
     return Decided(
-        plan=with_runtime(plan, options.runtime, gates),
+        plan=plan,
         components="svd" if components is None else components.kind,
         hashes={k: v for k, v in hashes.items() if v is not None},
     )

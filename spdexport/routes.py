@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from spdexport.planning import Plan
     from spdexport.prepare import Prepared, Source
     from spdexport.rewrite.onnx_trim import Trimmed, Trimming
-    from spdexport.runtime import Provider
+    from spdexport.verification.check import Check
     from spdexport.verification.result import Verification
     from spdexport.verification.variable import MaskedModel
 
@@ -68,27 +68,17 @@ class Route(Protocol):
         self,
         file: Path | None,
         name: str,
+        check: Check,
         *,
-        providers: Sequence[Provider],
-        thorough: bool,
-        atol: float | None,
-        rtol: float | None,
-        seed: int,
         folded: bool = False,
-        progress: Callable[[str], None],
     ) -> Verification:
         """Check a file against the source; None for the factorized program alone.
 
         Args:
             file: The file.
             name: The name that it has or is to have.
-            providers: Providers beside the CPU.
-            thorough: As for ``convert``.
-            atol: As for ``convert``.
-            rtol: As for ``convert``.
-            seed: Of generated inputs and simulated rounding.
+            check: How.
             folded: Whether the file is one whose layers were folded after the conversion.
-            progress: Told what is being done.
         """
 
 
@@ -176,7 +166,7 @@ class TorchRoute:
         """What was removed from the model and padded in it."""
         return _told(self._trimmed)
 
-    def verify(self, file: Path | None, name: str, *, folded: bool = False, **settings: Any) -> Verification:
+    def verify(self, file: Path | None, name: str, check: Check, *, folded: bool = False) -> Verification:
         """Check a file against the module and the program; see ``Route``."""
         from spdexport.verification.run import Subject, verify_subject
 
@@ -198,7 +188,7 @@ class TorchRoute:
             own_inputs=options.own_inputs,
             masked=masked,
         )
-        return verify_subject(subject, **settings)
+        return verify_subject(subject, check)
 
     def _masked(self) -> MaskedModel | None:
         """What is known only at run time, as it is verified; None where nothing is."""
@@ -212,7 +202,7 @@ class TorchRoute:
             effective=self._effective,
             intended=self._intended,
             plan=plan,
-            required=self._options.runtime.required,
+            required=self._options.requires_masks,
         )
 
     @cached_property
@@ -229,7 +219,7 @@ class TorchRoute:
 
         plan = self.prepared.plan
         exported = self._export(self._intended, plan.runtime_outputs)
-        name_inputs(exported.model, plan.runtime_inputs, required=self._options.runtime.required)
+        name_inputs(exported.model, plan.runtime_inputs, required=self._options.requires_masks)
         return exported
 
     @cached_property
@@ -282,7 +272,7 @@ class OnnxRoute:
     def _trimmed(self) -> Trimmed | None:
         return _trimmed(self._whole, self.prepared.plan)
 
-    def verify(self, file: Path | None, name: str, *, folded: bool = False, **settings: Any) -> Verification:
+    def verify(self, file: Path | None, name: str, check: Check, *, folded: bool = False) -> Verification:
         """Check a file against the source file; see ``Route``."""
         from spdexport.verification.source_file import FileSubject, verify_against_file
 
@@ -302,4 +292,4 @@ class OnnxRoute:
             inputs=prepared.inputs,
             own_inputs=options.own_inputs,
         )
-        return verify_against_file(subject, **settings)
+        return verify_against_file(subject, check)
