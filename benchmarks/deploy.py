@@ -31,10 +31,10 @@ from safetensors.numpy import save_file
 from transformers import ConvNextConfig, ConvNextForImageClassification, ResNetConfig, ResNetForImageClassification
 
 import spdexport
-from spdexport.installed import versions
 from spdexport.latency import cpu_name
-from spdexport.runtime import Provider, SessionSettings, open_session
-from spdexport.timing import Spread, interleaved, ratio_of
+from spdexport.ort.installed import versions
+from spdexport.ort.sessions import Provider, SessionSettings, open_session
+from spdexport.ort.timing import Spread, interleaved, ratio_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

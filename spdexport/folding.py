@@ -17,7 +17,6 @@ from spdexport.files.atomic import Pending, RejectedError, failed_name, pending
 from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import load_onnx
 from spdexport.files.sniff import FileKind, sniff
-from spdexport.installed import versions
 from spdexport.model_files import (
     METADATA_PREFIX,
     older_data,
@@ -26,10 +25,11 @@ from spdexport.model_files import (
     write_metadata,
     write_onnx,
 )
+from spdexport.ort.installed import versions
+from spdexport.ort.sessions import parse_providers
 from spdexport.overwriting import check_overwriting
 from spdexport.rewrite.fold_result import told
 from spdexport.rewrite.onnx_fold import fold_onnx
-from spdexport.runtime import parse_providers
 from spdexport.verification.alone import verify_files
 from spdexport.verification.result import Status, Verification
 

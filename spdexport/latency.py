@@ -24,11 +24,11 @@ from spdexport.errors import InputError, OutputError, UsageError
 from spdexport.files.atomic import replacing
 from spdexport.files.reading import reading
 from spdexport.files.sniff import read_text
-from spdexport.installed import versions
+from spdexport.ort.installed import versions
+from spdexport.ort.sessions import Provider, SessionSettings, open_session, provider_status
+from spdexport.ort.timing import Spread, interleaved
 from spdexport.rewrite.onnx_graph import conv_attributes
 from spdexport.rewrite.onnx_lanes import pad_lanes
-from spdexport.runtime import Provider, SessionSettings, open_session, provider_status
-from spdexport.timing import Spread, interleaved
 
 if TYPE_CHECKING:
     from spdexport.conv import Array, ConvSite, ConvSpec

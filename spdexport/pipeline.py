@@ -16,9 +16,10 @@ from spdexport.files.atomic import RejectedError, failed_name, pending
 from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import load_onnx
 from spdexport.files.writing import writing
-from spdexport.installed import has_torch, require_torch, versions
 from spdexport.model_files import older_data, save_program, write_onnx
 from spdexport.options import Options, OptionsDict
+from spdexport.ort.installed import has_torch, require_torch, versions
+from spdexport.ort.sessions import Provider, parse_providers
 from spdexport.overwriting import check_overwriting, output_paths
 from spdexport.planning import as_file
 from spdexport.recorded import (
@@ -31,7 +32,6 @@ from spdexport.recorded import (
     taken_note,
 )
 from spdexport.routes import find_route, is_onnx, no_program
-from spdexport.runtime import Provider, parse_providers
 from spdexport.verification.alone import verify_files
 from spdexport.verification.compare import Tolerance
 from spdexport.verification.file_inputs import GivenArrays, read_arrays

@@ -19,11 +19,11 @@ from spdexport.loading.inputs import check_shapes, inputs_from_file, inputs_from
 from spdexport.loading.load import no_keys
 from spdexport.loading.model import LABELS
 from spdexport.masks import fit_masks, read_masks
+from spdexport.ort.sessions import Provider
 from spdexport.planning import FactorSource, Objective, Plan, check_patterns, make_plan, matches
 from spdexport.planning.runtime import masked_source, runtime_notes, with_runtime
 from spdexport.rewrite.torch_graph import list_sites
 from spdexport.rewrite.torch_place import place_forms
-from spdexport.runtime import Provider
 from spdexport.sources.match import check_target, match_components, match_gates
 from spdexport.sources.spd import load_components
 from spdexport.sources.svd import svd_source

@@ -10,8 +10,8 @@ from spdexport import __version__
 from spdexport.content import content_hash
 from spdexport.errors import UsageError
 from spdexport.files.sniff import FileKind, sniff
-from spdexport.installed import require_torch
 from spdexport.model_files import write_metadata
+from spdexport.ort.installed import require_torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from spdexport.export import Exported
     from spdexport.onnx_prepare import PreparedOnnx
     from spdexport.options import Options
+    from spdexport.ort.sessions import Provider
     from spdexport.planning import Plan
     from spdexport.prepare import Prepared, Source
     from spdexport.rewrite.onnx_trim import Trimmed, Trimming
-    from spdexport.runtime import Provider
     from spdexport.verification.result import Verification
     from spdexport.verification.variable import MaskedModel
 

@@ -19,8 +19,8 @@ import spdexport as package
 from spdexport import cli_options
 from spdexport.cli import main
 from spdexport.options import Options
+from spdexport.ort.sessions import Provider, provider_status
 from spdexport.planning import Delta, FormChoice
-from spdexport.runtime import Provider, provider_status
 
 COMMANDS = ("convert", "verify", "fold", "inspect")
 

@@ -13,7 +13,7 @@ from spdexport.cost import dense_shape, pair_shape
 from spdexport.errors import UsageError
 from spdexport.forms import FormKind
 from spdexport.latency import CACHE_VARIABLE, MARGIN, LatencyCost, cache_folder, form_model
-from spdexport.runtime import Provider, SessionSettings, open_session, provider_status
+from spdexport.ort.sessions import Provider, SessionSettings, open_session, provider_status
 
 
 def site(spec, *, bias=True, size=(6,), name="layer"):

@@ -23,10 +23,10 @@ from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import load_onnx
 from spdexport.files.reading import reading
 from spdexport.files.safetensors_header import check_header
-from spdexport.installed import versions
 from spdexport.model_files import read_metadata
 from spdexport.names import did_you_mean
-from spdexport.runtime import Provider, RuntimeFailure, Session, SessionSettings, open_session, provider_status
+from spdexport.ort.installed import versions
+from spdexport.ort.sessions import Provider, RuntimeFailure, Session, SessionSettings, open_session, provider_status
 from spdexport.verification.bounded import Bounded
 from spdexport.verification.file_inputs import Port, input_ports
 

@@ -21,9 +21,9 @@ from spdexport.files.hashing import sha256_file
 from spdexport.files.npz import write_npz
 from spdexport.files.onnx_reading import external_files, load_onnx
 from spdexport.files.scratch import scratch_folder, writing_scratch
-from spdexport.installed import has_torch, require_torch, versions
-from spdexport.runtime import Provider, RuntimeFailure, Session, SessionSettings, open_session, provider_status
-from spdexport.timing import Ratio, Spread, interleaved, ratio_of
+from spdexport.ort.installed import has_torch, require_torch, versions
+from spdexport.ort.sessions import Provider, RuntimeFailure, Session, SessionSettings, open_session, provider_status
+from spdexport.ort.timing import Ratio, Spread, interleaved, ratio_of
 from spdexport.verification.bounded import Bounded
 from spdexport.verification.file_inputs import (
     GivenArrays,

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from spdexport.files.npz import read_npz
-from spdexport.runtime import Provider, SessionSettings, open_session, provider_status
+from spdexport.ort.sessions import Provider, SessionSettings, open_session, provider_status
 
 
 def measure(request: str) -> None:

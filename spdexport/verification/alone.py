@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Array
     from spdexport.loading.model import ExampleInputs
+    from spdexport.ort.sessions import Provider, SessionSettings
     from spdexport.reference.onnx_reference import NoiseSpec
-    from spdexport.runtime import Provider, SessionSettings
     from spdexport.verification.edge import Edge
     from spdexport.verification.file_inputs import GivenArrays
     from spdexport.verification.runner import Progress

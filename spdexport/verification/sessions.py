@@ -18,7 +18,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from spdexport.errors import SourceError
-from spdexport.runtime import Provider, RuntimeFailure, Session, SessionSettings, open_session, provider_status
+from spdexport.ort.sessions import Provider, RuntimeFailure, Session, SessionSettings, open_session, provider_status
 from spdexport.verification.bounded import Bounded
 from spdexport.verification.compare import FACTOR, Comparison, failed
 from spdexport.verification.edge import Edge

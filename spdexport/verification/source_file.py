@@ -16,8 +16,8 @@ from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import reload_onnx
 from spdexport.files.scratch import scratch_folder, writing_scratch
 from spdexport.model_files import INLINE_UP_TO
+from spdexport.ort.sessions import RuntimeFailure, Session, SessionSettings, open_session
 from spdexport.reference.onnx_reference import NoiseSpec, ReferenceUnavailable
-from spdexport.runtime import RuntimeFailure, Session, SessionSettings, open_session
 from spdexport.verification.alone import FileRun
 from spdexport.verification.approximation import Change, approximation
 from spdexport.verification.compare import Tolerance
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Array
     from spdexport.loading.model import ExampleInputs
+    from spdexport.ort.sessions import Provider
     from spdexport.planning import Plan
     from spdexport.rewrite.onnx_trim import Trimmed
-    from spdexport.runtime import Provider
     from spdexport.verification.file_inputs import FileCase
 
 

@@ -12,7 +12,7 @@ from small_nets import five_convs, two_outputs
 from spdexport import pipeline
 from spdexport.content import content_hash
 from spdexport.errors import ExampleInputError, SourceError, UsageError
-from spdexport.runtime import Provider, provider_status
+from spdexport.ort.sessions import Provider, provider_status
 from spdexport.verification.result import Status
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import pytest
 from planting import to_tf32
 
 from spdexport import pipeline
-from spdexport.runtime import PlacedNode, Provider, RuntimeFailure, SessionSettings, provider_status
+from spdexport.ort.sessions import PlacedNode, Provider, RuntimeFailure, SessionSettings, provider_status
 from spdexport.verification import sessions
 from spdexport.verification.result import EdgeResult, Status
 from spdexport.verification.sessions import SessionEdges
@@ -56,7 +56,7 @@ def run(
     monkeypatch.setattr(
         sessions, "open_session", lambda _, settings: FakeSession(settings, compute, placed or provider.ort_name)
     )
-    edges = SessionEdges(Path("m.onnx"), [provider])
+    edges = SessionEdges(Path("m.onnx"), [provider], is_evaluated=True)
     edges.compare(trial(), {"x": X}, lambda _: ("layer", ""))
     return [e for e in edges.results() if e.edge == "device"]
 

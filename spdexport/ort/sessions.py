@@ -22,10 +22,10 @@ import ml_dtypes
 import numpy as np
 import onnx
 
-from spdexport import cuda
 from spdexport.errors import UsageError
-from spdexport.installed import DISTRIBUTIONS, FATAL, import_onnxruntime
-from spdexport.installed import version as version_of
+from spdexport.ort import cuda
+from spdexport.ort.installed import DISTRIBUTIONS, FATAL, import_onnxruntime
+from spdexport.ort.installed import version as version_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -12,9 +12,9 @@ import onnx
 import onnx.parser
 import pytest
 
-from spdexport import cuda, runtime
-from spdexport.installed import import_onnxruntime, versions
-from spdexport.runtime import (
+from spdexport.ort import cuda, sessions
+from spdexport.ort.installed import import_onnxruntime, versions
+from spdexport.ort.sessions import (
     PlacedNode,
     Provider,
     RuntimeFailure,
@@ -145,17 +145,17 @@ def test_nothing_missing_is_none_and_the_device_is_named(monkeypatch):
 
 def test_a_session_that_ran_on_another_provider_is_told(monkeypatch, fresh_status):
     # What onnxruntime-gpu does when the CUDA provider does not start: a CPU session, and no error.
-    monkeypatch.setattr(runtime, "_missing", lambda *_: None)
+    monkeypatch.setattr(sessions, "_missing", lambda *_: None)
     monkeypatch.setattr(cuda, "missing_libraries", lambda *_: None)
-    monkeypatch.setattr(runtime, "_providers", lambda _: [("CPUExecutionProvider", {})])
+    monkeypatch.setattr(sessions, "_providers", lambda _: [("CPUExecutionProvider", {})])
     assert provider_status(Provider.CUDA) == (
         "ONNX Runtime ran a small convolution on CPUExecutionProvider when asked for CUDAExecutionProvider"
     )
 
 
 def test_cudnn_is_blamed_only_where_the_convolution_did_not_run(monkeypatch, fresh_status):
-    monkeypatch.setattr(runtime, "_missing", lambda *_: None)
-    monkeypatch.setattr(runtime, "_providers", lambda _: [("CPUExecutionProvider", {})])
+    monkeypatch.setattr(sessions, "_missing", lambda *_: None)
+    monkeypatch.setattr(sessions, "_providers", lambda _: [("CPUExecutionProvider", {})])
     with_libraries(monkeypatch, FakeDriver())
     status = provider_status(Provider.CUDA)
     assert status is not None
@@ -258,7 +258,7 @@ def test_a_file_that_is_no_model_is_a_failure(tmp_path):
 
 def test_checks_pin_cuda_and_deployments_do_not():
     def options(tf32, provider=Provider.CUDA):
-        return dict(runtime._providers(SessionSettings(provider=provider, tf32=tf32)))
+        return dict(sessions._providers(SessionSettings(provider=provider, tf32=tf32)))
 
     pinned = {"use_tf32": "0", "cudnn_conv_algo_search": "DEFAULT"}
     assert options(False) == {"CUDAExecutionProvider": pinned, "CPUExecutionProvider": {}}

@@ -6,9 +6,9 @@ import types
 
 import pytest
 
-from spdexport import installed
 from spdexport.errors import RuntimeMissingError
-from spdexport.installed import import_onnxruntime, versions
+from spdexport.ort import installed
+from spdexport.ort.installed import import_onnxruntime, versions
 
 
 def with_installed(monkeypatch, **present: str) -> None:

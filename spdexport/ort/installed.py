@@ -11,8 +11,8 @@ import sys
 import warnings
 from typing import TYPE_CHECKING
 
-from spdexport import cuda
 from spdexport.errors import RuntimeMissingError
+from spdexport.ort import cuda
 
 if TYPE_CHECKING:
     from types import ModuleType
