@@ -24,7 +24,8 @@ FORMS = ("factorized", "dense", "auto")
 OBJECTIVES = ("macs", "params", "latency")
 MASK_INPUTS = ("optional", "required")
 GATES = ("exact", "local")
-PROVIDERS = ("cpu", "cuda", "tensorrt")
+PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino", "webgpu")
+"""The names of ``ort.providers.PROVIDERS``, which has everything else about them."""
 
 DESCRIBES = (
     "activation_outputs",

@@ -138,7 +138,7 @@ def fold(
         verify: Whether to check the result: an ONNX file on ONNX Runtime against the float64 evaluation of ``file``, a
             program in float64 against the one it was. A file that fails is left as ``OUT.failed.onnx``, and never as
             OUT.
-        providers: For an ONNX file, providers to check on beside the CPU: ``cuda``, ``tensorrt``. None means CUDA where
+        providers: For an ONNX file, providers to check on beside the CPU: ``cuda``, ``openvino``. None means CUDA where
             it can run.
         seed: Of the check's inputs.
         trust: Whether a program may hold pickled objects, whose loading runs code that they name.

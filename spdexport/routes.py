@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from spdexport.export import Exported
     from spdexport.onnx_prepare import PreparedOnnx
     from spdexport.options import Options
-    from spdexport.ort.sessions import Provider
+    from spdexport.ort.providers import Provider
     from spdexport.planning import Plan
     from spdexport.prepare import Prepared, Source
     from spdexport.rewrite.onnx_trim import Trimmed, Trimming

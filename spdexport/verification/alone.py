@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Array
     from spdexport.loading.model import ExampleInputs
-    from spdexport.ort.sessions import Provider, SessionSettings
+    from spdexport.ort.providers import Provider
+    from spdexport.ort.sessions import SessionSettings
     from spdexport.reference.onnx_reference import NoiseSpec
     from spdexport.verification.edge import Edge
     from spdexport.verification.file_inputs import GivenArrays

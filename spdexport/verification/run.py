@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Array
     from spdexport.loading import ExampleInputs
-    from spdexport.ort.sessions import Provider, SessionSettings
+    from spdexport.ort.providers import Provider
+    from spdexport.ort.sessions import SessionSettings
     from spdexport.planning import Plan
     from spdexport.reference.onnx_reference import NoiseSpec
     from spdexport.rewrite.onnx_trim import Trimmed

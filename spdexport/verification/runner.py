@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
 import numpy as np
 
 from spdexport.ort.installed import versions
-from spdexport.ort.sessions import Provider, RuntimeFailure, SessionSettings
+from spdexport.ort.sessions import RuntimeFailure, SessionSettings
 from spdexport.reference.onnx_reference import NoiseSpec, ReferenceUnavailable
 from spdexport.verification.compare import Comparison, Tolerance
 from spdexport.verification.result import Status, Verification
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from spdexport.conv import Array
+    from spdexport.ort.providers import Provider
     from spdexport.planning import Plan
     from spdexport.verification.edge import Edge
     from spdexport.verification.result import Approximation, EdgeResult, LayerResult

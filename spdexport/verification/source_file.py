@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Array
     from spdexport.loading.model import ExampleInputs
-    from spdexport.ort.sessions import Provider
+    from spdexport.ort.providers import Provider
     from spdexport.planning import Plan
     from spdexport.rewrite.onnx_trim import Trimmed
     from spdexport.verification.file_inputs import FileCase
