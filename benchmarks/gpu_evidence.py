@@ -17,6 +17,7 @@ import tempfile
 import time
 from dataclasses import replace
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,7 +27,7 @@ import onnx.parser
 import torch
 from planted_faults import faults
 from safetensors.numpy import load_file, save_file
-from small_nets import SMALL, five_convs
+from small_nets import SMALL
 from subjects import DIGITS, make_subject
 from transformers import ResNetConfig, ResNetForImageClassification
 from zoo_models import ZOO
@@ -203,35 +204,50 @@ def models(provider: Provider, folder: Path) -> bool:
     return not failures
 
 
+def wide_network() -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
+    """A network wide enough for the kernels that have coarser formats."""
+    torch.manual_seed(0)
+    widths, layers = (3, 32, 64, 32), []
+    for before, after in pairwise(widths):
+        layers += [torch.nn.Conv2d(before, after, 3, padding=1), torch.nn.ReLU()]
+    return torch.nn.Sequential(*layers).eval(), (torch.randn(2, 3, 16, 16),)
+
+
 def planted(provider: Provider, folder: Path) -> bool:
-    module, inputs = five_convs()
+    module, inputs = wide_network()
     subject = make_subject(folder, module, {"inputs": inputs})
     table("fault", "where", "device edges", "layer named", "noise")
 
-    def report(kind: str, where: str, found: Verification) -> bool:
-        edges = devices(found)
+    def is_caught(kind: str, where: str, row_of_table: Provider, file: Path) -> bool:
+        edges = devices(verify_subject(replace(subject, file=file), providers=(row_of_table,), seed=0))
         worst = max(edges, key=lambda edge: edge.noise_ratio or 0.0)
         row(kind, where, ", ".join(e.status.value for e in edges), worst.first_divergence or "-", noise(worst))
         return any(edge.status is Status.FAIL for edge in edges)
 
-    def verify(row_of_table: Provider, file: Path) -> Verification:
-        return verify_subject(replace(subject, file=file), providers=(row_of_table,), seed=0)
-
-    clean = not report("none", "nowhere", verify(provider, subject.file))
-    caught, all_faults = 0, [f for f in faults(subject.file, ["2"], {}) if f.layer == "2"]
-    for number, fault in enumerate(all_faults):
+    is_clean = not is_caught("none", "nowhere", provider, subject.file)
+    results = []
+    for number, fault in enumerate(f for f in faults(subject.file, ["2"], {}) if f.layer == "2"):
+        file = folder / f"{number}.onnx"
         model = onnx.load(subject.file)
         fault.edit(model)
-        onnx.save(model, folder / f"{number}.onnx")
-        caught += report(fault.kind, "the file", verify(provider, folder / f"{number}.onnx"))
+        onnx.save(model, file)
+        results.append(is_caught(fault.kind, "the file", provider, file))
     coarse = provider.coarse
     if coarse is not None and coarse.options is not None:
-        all_faults.append(all_faults[0]._replace(kind=f"{coarse.name} in a check"))
-        caught += report(
-            all_faults[-1].kind, "the device", verify(replace(provider, check=coarse.options), subject.file)
-        )
-    print(f"\nThe correct file {'passes' if clean else 'fails'}; {caught} of {len(all_faults)} faults are caught.")
-    return clean and caught == len(all_faults)
+        x = inputs[0].numpy()
+        outputs = []
+        for purpose in (Purpose.CHECK, Purpose.COARSE):
+            session = open_session(subject.file, SessionSettings(provider=provider, optimized=True, purpose=purpose))
+            outputs.append(next(iter(session.run({session.inputs[0].name: x}).values())))
+        if np.array_equal(*outputs):
+            row(f"{coarse.name} in a check", "the device", "-", "-", "this device does not use it here")
+        else:
+            faulty = replace(provider, check=coarse.options)
+            results.append(is_caught(f"{coarse.name} in a check", "the device", faulty, subject.file))
+    print(
+        f"\nThe correct file {'passes' if is_clean else 'fails'}; {sum(results)} of {len(results)} faults are caught."
+    )
+    return is_clean and all(results)
 
 
 def wide_convolution() -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
@@ -255,8 +271,7 @@ def number_formats(provider: Provider, _: Path) -> bool:
         row(purpose.value, told, f"{errors[purpose]:.2g}")
     cpu = open_session(model.SerializeToString(), SessionSettings(optimized=True)).run(inputs)["y"]
     row("the CPU", "beside it", f"{relative_error(cpu, right):.2g}")
-    check = errors.get(Purpose.CHECK, 0.0)
-    return check < GOLDEN_TOLERANCE and errors.get(Purpose.COARSE, 1.0) > 10 * check
+    return errors.get(Purpose.CHECK, 0.0) < GOLDEN_TOLERANCE
 
 
 def nondeterminism(provider: Provider, _: Path) -> bool:
