@@ -11,6 +11,8 @@ status is 0 where every part said all it had to say and found what it should.
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -393,10 +395,14 @@ def _part(provider: Provider, name: str, seconds: float) -> tuple[str, str]:
     """What one part says in a process of its own, and how it ended."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as out, tempfile.TemporaryFile("w+", encoding="utf-8") as err:
         command = [sys.executable, __file__, "--provider", provider.name, "--child", name]
+        # A group of its own, so that what the part started ends with it.
+        child = subprocess.Popen(command, stdout=out, stderr=err, start_new_session=True)
         try:
-            status = subprocess.run(command, stdout=out, stderr=err, timeout=seconds, check=False).returncode
+            status = child.wait(timeout=seconds)
             ending = {0: "as it should be", 1: "not as it should be"}.get(status, f"ended with status {status}")
         except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
             ending = f"stopped after {seconds:.0f} s"
         out.seek(0)
         err.seek(0)
