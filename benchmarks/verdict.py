@@ -32,10 +32,10 @@ from subjects import DIGITS, make_subject
 
 from spdexport import pipeline
 from spdexport.arrays import to_numpy
-from spdexport.installed import versions
+from spdexport.ort.installed import versions
+from spdexport.ort.sessions import RuntimeFailure, SessionSettings, open_session
 from spdexport.reference.onnx_reference import OnnxReference
 from spdexport.reference.torch_reference import evaluate
-from spdexport.runtime import RuntimeFailure, SessionSettings, open_session
 from spdexport.verification import locate, sessions
 from spdexport.verification.check import Check
 from spdexport.verification.inputs import cases, feeds

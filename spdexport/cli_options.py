@@ -26,7 +26,8 @@ FORMS = ("factorized", "dense", "auto")
 OBJECTIVES = ("macs", "params", "latency")
 MASK_INPUTS = ("optional", "required")
 GATES = ("exact", "local")
-PROVIDERS = ("cpu", "cuda", "tensorrt")
+PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino", "webgpu")
+"""The names of ``ort.providers.PROVIDERS``, which has everything else about them."""
 
 
 class Keyword(click.Option):

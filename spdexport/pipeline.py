@@ -15,9 +15,9 @@ from spdexport.files.atomic import RejectedError, failed_name, pending
 from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import load_onnx
 from spdexport.files.writing import writing
-from spdexport.installed import has_torch, require_torch, versions
 from spdexport.model_files import older_data, save_program, write_onnx
 from spdexport.options import Options, OptionsDict
+from spdexport.ort.installed import has_torch, require_torch, versions
 from spdexport.overwriting import check_overwriting, output_paths
 from spdexport.planning import as_file
 from spdexport.recorded import (
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from spdexport.loading.model import ExampleInputs
+    from spdexport.ort.providers import Provider
     from spdexport.planning import Plan
     from spdexport.prepare import Source
     from spdexport.rewrite.onnx_trim import Trimming
-    from spdexport.runtime import Provider
 
 
 def _silent(_: str) -> None:
@@ -118,7 +118,7 @@ def convert(
             source cannot give.
         verify: Whether to check the result. A file that fails is left as ``OUT.failed.onnx``, and never as OUT; so is
             one whose approximation exceeds a limit.
-        providers: ONNX Runtime providers for the device edge beside the CPU: ``cuda``, ``tensorrt``. None means CUDA
+        providers: ONNX Runtime providers for the device edge beside the CPU: ``cuda``, ``openvino``. None means CUDA
             where it can run.
         thorough: Whether the check compares every layer's output too, and leaves out no input for time.
         atol: An absolute tolerance of outputs in the place of the model's own; NaN, shapes and weights are judged
@@ -325,7 +325,7 @@ def _for_target(options: OptionsDict, asked: Sequence[Provider]) -> OptionsDict:
     """The options with the first provider that was named as what the forms are weighed for: lanes are the CPU's."""
     if not asked or options.get("plan") is not None:
         return options
-    return {"lane_width": 1, "target": asked[0].value, **options}
+    return {"lane_width": asked[0].lane, "target": asked[0].name, **options}
 
 
 def _inputs_of(options: Options) -> ExampleInputs | GivenArrays | None:

@@ -19,11 +19,11 @@ from spdexport.loading.inputs import check_shapes, inputs_from_file, inputs_from
 from spdexport.loading.load import no_keys
 from spdexport.loading.model import LABELS
 from spdexport.masks import fit_masks, read_masks
+from spdexport.ort.providers import provider_named
 from spdexport.planning import FactorSource, Objective, Plan, check_patterns, make_plan, matches
 from spdexport.planning.live_masks import LiveMasks, live_notes
 from spdexport.rewrite.torch_graph import list_sites
 from spdexport.rewrite.torch_place import place_forms
-from spdexport.runtime import Provider
 from spdexport.sources.match import check_target, match_components, match_gates
 from spdexport.sources.spd import load_components
 from spdexport.sources.svd import svd_source
@@ -176,7 +176,7 @@ def _measured(options: Options, progress: Callable[[str], None]) -> CostModel | 
         return None
     from spdexport.latency import LatencyCost  # brings ONNX Runtime
 
-    return LatencyCost(provider=Provider(options.target), lane=options.planning.padding, told=progress)
+    return LatencyCost(provider=provider_named(options.target), lane=options.planning.padding, told=progress)
 
 
 def _loaded(source: Source, options: Options) -> LoadedModel:

@@ -10,8 +10,8 @@ from spdexport import __version__
 from spdexport.content import content_hash
 from spdexport.errors import UsageError
 from spdexport.files.sniff import FileKind, sniff
-from spdexport.installed import require_torch
 from spdexport.model_files import write_metadata
+from spdexport.ort.installed import require_torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

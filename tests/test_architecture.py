@@ -14,15 +14,15 @@ LINES = 400
 LAYERS = (
     # Values and the maths on them: no file, no graph.
     ("errors", "names", "conv", "quiet", "text"),
-    ("arrays", "content", "cuda", "gates", "factors", "lowrank", "speech"),
-    ("forms", "installed"),
+    ("arrays", "content", "gates", "factors", "lowrank", "speech"),
+    ("forms",),
     ("cost",),
     # Files, and what is read from them.
     ("files",),
     ("masks", "model_files", "sources"),
     ("loading", "overwriting"),
     # Graphs: traced, decided about, rewritten, exported, evaluated.
-    ("capture", "rewrite", "export", "runtime", "timing"),
+    ("capture", "rewrite", "export", "ort"),
     ("latency", "planning", "reference"),
     ("options",),
     ("prepare",),

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Array
     from spdexport.loading.model import ExampleInputs
+    from spdexport.ort.sessions import SessionSettings
     from spdexport.reference.onnx_reference import NoiseSpec
-    from spdexport.runtime import SessionSettings
     from spdexport.verification.check import Check
     from spdexport.verification.edge import Edge
     from spdexport.verification.file_inputs import GivenArrays

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
-from spdexport.runtime import Provider, parse_providers
+from spdexport.ort.sessions import parse_providers
 from spdexport.verification.compare import Tolerance
 from spdexport.verification.limits import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from spdexport.ort.providers import Provider
 
 Progress = Callable[[str], None]
 

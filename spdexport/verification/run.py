@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Array
     from spdexport.loading import ExampleInputs
+    from spdexport.ort.sessions import SessionSettings
     from spdexport.planning import Plan
     from spdexport.reference.onnx_reference import NoiseSpec
     from spdexport.rewrite.onnx_trim import Trimmed
-    from spdexport.runtime import SessionSettings
     from spdexport.verification.check import Check
     from spdexport.verification.tapping import Meant
     from spdexport.verification.trial import Trial

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from spdexport.installed import versions
+from spdexport.ort.installed import versions
+from spdexport.ort.sessions import RuntimeFailure, SessionSettings
 from spdexport.reference.onnx_reference import NoiseSpec, ReferenceUnavailable
-from spdexport.runtime import RuntimeFailure, SessionSettings
 from spdexport.verification.compare import Comparison
 from spdexport.verification.result import Status, Verification
 from spdexport.verification.trial import Trial, make_trial

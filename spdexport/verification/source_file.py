@@ -16,8 +16,8 @@ from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import reload_onnx
 from spdexport.files.scratch import scratch_folder, writing_scratch
 from spdexport.model_files import INLINE_UP_TO
+from spdexport.ort.sessions import RuntimeFailure, Session, SessionSettings, open_session
 from spdexport.reference.onnx_reference import NoiseSpec, ReferenceUnavailable
-from spdexport.runtime import RuntimeFailure, Session, SessionSettings, open_session
 from spdexport.verification.alone import FileRun
 from spdexport.verification.approximation import Change, approximation
 from spdexport.verification.edge import Edge

@@ -11,7 +11,7 @@ from planting import double_output, planted, rename_output, weight, with_nan
 
 from spdexport import pipeline
 from spdexport.errors import UsageError
-from spdexport.runtime import SessionSettings, open_session
+from spdexport.ort.sessions import SessionSettings, open_session
 from spdexport.verification.check import Check
 from spdexport.verification.compare import Tolerance, compare
 from spdexport.verification.result import Status
