@@ -22,7 +22,7 @@ LAYERS = (
     ("masks", "model_files", "sources"),
     ("loading", "overwriting"),
     # Graphs: traced, decided about, rewritten, exported, evaluated.
-    ("capture", "rewrite", "export", "runtime", "timing"),
+    ("capture", "rewrite", "export", "dense_export", "runtime", "timing"),
     ("latency", "planning", "reference"),
     ("options",),
     ("prepare",),
