@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from spdexport.rewrite.onnx_trim import Trimmed, Trimming
     from spdexport.runtime import Provider
     from spdexport.verification.result import Verification
+    from spdexport.verification.run import Subject
     from spdexport.verification.variable import MaskedModel
 
 
@@ -181,11 +182,17 @@ class TorchRoute:
 
     def verify(self, file: Path | None, name: str, *, folded: bool = False, **settings: Any) -> Verification:
         """Check a file against the module and the program; see ``Route``."""
-        from spdexport.verification.run import Subject, verify_subject
+        from spdexport.verification.run import verify_subject
 
-        prepared, options, masked, trimmed = self.prepared, self._options, self._masked(), self._trimmed
+        return verify_subject(self.subject(file, name, folded=folded), **settings)
+
+    def subject(self, file: Path | None, name: str, *, folded: bool = False) -> Subject:
+        """Give everything that takes part in the verification of a file; the arguments are those of ``verify``."""
+        from spdexport.verification.run import Subject
+
+        prepared, masked, trimmed = self.prepared, self._masked(), self._trimmed
         unfolded = folded and trimmed is None
-        subject = Subject(
+        return Subject(
             file=file,
             name=name,
             module=prepared.loaded.module,
@@ -198,10 +205,9 @@ class TorchRoute:
             trimmed=trimmed,
             plan=prepared.plan,
             example=prepared.captured.inputs,
-            own_inputs=options.own_inputs,
+            own_inputs=self._options.own_inputs,
             masked=masked,
         )
-        return verify_subject(subject, **settings)
 
     def _masked(self) -> MaskedModel | None:
         """What is known only at run time, as it is verified; None where nothing is."""

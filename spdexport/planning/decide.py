@@ -10,7 +10,7 @@ from spdexport import cost
 from spdexport.conv import ConvSite, Skipped
 from spdexport.cost import CostModel, MacsCost, ParameterCost
 from spdexport.errors import UsageError
-from spdexport.factors import Factors, break_even, delta_is_rounding, delta_ratio
+from spdexport.factors import Factors, break_even, delta, delta_is_rounding, delta_ratio
 from spdexport.forms import DeltaUse, FormKind
 from spdexport.planning.candidates import Choice, Layer, cheapest, literal, truncation
 from spdexport.planning.patterns import check_patterns, matches
@@ -129,7 +129,8 @@ def _decide(
     site: ConvSite, factors: Factors, options: PlanOptions, model: CostModel, record: PlanRecord | None
 ) -> Decision:
     spec, masked = site.spec, factors.mask is not None
-    if delta_is_rounding(site.weight, factors, spec):
+    difference = delta(site.weight, factors, spec)
+    if delta_is_rounding(site.weight, factors, spec, known=difference):
         what = DeltaUse.NONE
     elif options.delta is Delta.KEEP or (options.delta is Delta.AUTO and not masked):
         what = DeltaUse.KEPT
@@ -161,7 +162,7 @@ def _decide(
             break_even=break_even(spec, site.upsampling),
             macs_before=cost.shape_macs(site, dense),
             macs_after=macs,
-            delta_ratio=delta_ratio(site.weight, factors, spec),
+            delta_ratio=delta_ratio(site.weight, factors, spec, known=difference),
             delta=what,
             masked=masked,
             reason=choice.reason,
