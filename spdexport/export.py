@@ -14,7 +14,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from spdexport.errors import ExportError
 from spdexport.quiet import quiet
-from spdexport.rewrite.onnx_exported import tidy
+from spdexport.rewrite.onnx_exported import drop_zero_biases, tidy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -82,6 +82,7 @@ def translate(program: ExportedProgram, *, opset: int | None = None) -> Exported
             where="--opset",
             hint=f"Ask for opset {got}, or leave --opset out.",
         )
+    drop_zero_biases(result.model)
     return Exported(model=result.model, lowered=result.exported_program)
 
 

@@ -31,7 +31,7 @@ class Mixed(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(3, 8, 3, padding=1)
         self.norm = nn.BatchNorm2d(8)
-        self.twice = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.twice = nn.Conv2d(8, 8, 3, padding=1, groups=2, bias=False)
         self.up = nn.ConvTranspose2d(8, 6, 2, stride=2)
         self.linear = nn.Linear(6, 5)
         self.last = nn.Linear(5, 4, bias=False)
