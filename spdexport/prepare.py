@@ -29,10 +29,11 @@ from spdexport.sources.spd import load_components
 from spdexport.sources.svd import svd_source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from spdexport.conv import ConvSite, Skipped
     from spdexport.cost import CostModel
+    from spdexport.forms import Form
     from spdexport.masks import MaskSet
     from spdexport.options import Options
     from spdexport.sources.components import ComponentSet
@@ -61,16 +62,20 @@ class Prepared:
     hashes: Mapping[str, str]
     notes: tuple[str, ...]
 
-    def factorized(self) -> ExportedProgram:
-        """The program with every layer in the form that the plan names."""
+    def factorized(self, forms: Iterable[tuple[ConvSite, Form]] | None = None) -> ExportedProgram:
+        """The program with every layer in the form that the plan names; ``forms`` are those, where they are made."""
         gated = self.plan.exactly_gated
         changed = [d.site.node for d in self.plan.decisions if d.changes] if gated else ()
-        return place_forms(self.captured.program, self.plan.forms(), changed=changed, gated=gated)
+        taken = self.plan.forms() if forms is None else forms
+        return place_forms(self.captured.program, taken, changed=changed, gated=gated)
 
-    def effective(self) -> ExportedProgram:
-        """The traced program with dense effective weights; the traced program itself where no weight changes."""
-        forms = list(self.plan.dense_forms())
-        return place_forms(self.captured.program, forms) if forms else self.captured.program
+    def effective(self, forms: Iterable[tuple[ConvSite, Form]] | None = None) -> ExportedProgram:
+        """The traced program with dense effective weights; the traced program itself where no weight changes.
+
+        ``forms`` are the plan's dense ones, where they are made.
+        """
+        taken = list(self.plan.dense_forms() if forms is None else forms)
+        return place_forms(self.captured.program, taken) if taken else self.captured.program
 
 
 def prepare(source: Source, options: Options, progress: Callable[[str], None] = lambda _: None) -> Prepared:

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from torch.export import ExportedProgram
 
+    from spdexport.conv import ConvSite
+    from spdexport.dense_export import DenseExport
     from spdexport.export import Exported
+    from spdexport.forms import Form
     from spdexport.onnx_prepare import PreparedOnnx
     from spdexport.options import Options
     from spdexport.planning import Plan
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from spdexport.rewrite.onnx_trim import Trimmed, Trimming
     from spdexport.verification.check import Check
     from spdexport.verification.result import Verification
+    from spdexport.verification.run import Subject
     from spdexport.verification.variable import MaskedModel
 
 
@@ -157,7 +161,7 @@ class TorchRoute:
 
     def model(self) -> ir.Model:
         """The factorized ONNX model, with metadata."""
-        model = self._exported.model if self._trimmed is None else self._trimmed.model
+        model = self._exported if self._trimmed is None else self._trimmed.model
         _write_metadata(model, self.prepared, self._options, self.trimming, "torch")
         return model
 
@@ -168,27 +172,32 @@ class TorchRoute:
 
     def verify(self, file: Path | None, name: str, check: Check, *, folded: bool = False) -> Verification:
         """Check a file against the module and the program; see ``Route``."""
-        from spdexport.verification.run import Subject, verify_subject
+        from spdexport.verification.run import verify_subject
 
-        prepared, options, masked, trimmed = self.prepared, self._options, self._masked(), self._trimmed
+        return verify_subject(self.subject(file, name, folded=folded), check)
+
+    def subject(self, file: Path | None, name: str, *, folded: bool = False) -> Subject:
+        """Give everything that takes part in the verification of a file; the arguments are those of ``verify``."""
+        from spdexport.verification.run import Subject
+
+        prepared, masked, trimmed = self.prepared, self._masked(), self._trimmed
         unfolded = folded and trimmed is None
-        subject = Subject(
+        return Subject(
             file=file,
             name=name,
             module=prepared.loaded.module,
             program=prepared.captured.program,
             effective=self._effective,
             intended=self._intended,
-            lowered=lambda: self._exported.lowered,
+            lowered=self._lowered,
             # What was folded from V and U has their rounding, which the same V and U bring into the comparison.
-            plain=lambda: self._exported.model if unfolded or masked is not None else self._plain,
+            plain=lambda: self._exported if unfolded or masked is not None else self._plain,
             trimmed=trimmed,
             plan=prepared.plan,
             example=prepared.captured.inputs,
-            own_inputs=options.own_inputs,
+            own_inputs=self._options.own_inputs,
             masked=masked,
         )
-        return verify_subject(subject, check)
 
     def _masked(self) -> MaskedModel | None:
         """What is known only at run time, as it is verified; None where nothing is."""
@@ -206,29 +215,60 @@ class TorchRoute:
         )
 
     @cached_property
+    def _forms(self) -> tuple[tuple[ConvSite, Form], ...]:
+        """The forms that the layers take, which the program and the graph share."""
+        return tuple(self.prepared.plan.forms())
+
+    @cached_property
+    def _effective_forms(self) -> tuple[tuple[ConvSite, Form], ...]:
+        return tuple(self.prepared.plan.dense_forms())
+
+    @cached_property
     def _intended(self) -> ExportedProgram:
-        return self.prepared.factorized()
+        return self.prepared.factorized(self._forms)
 
     @cached_property
     def _effective(self) -> ExportedProgram:
-        return self.prepared.effective()
+        return self.prepared.effective(self._effective_forms)
 
     @cached_property
-    def _exported(self) -> Exported:
+    def _dense(self) -> DenseExport:
+        from spdexport.dense_export import DenseExport
+
+        captured = self.prepared.captured
+        return DenseExport(captured.program, opset=self._options.opset, axes=captured.axes)
+
+    @cached_property
+    def _is_placed(self) -> bool:
+        """Whether the ONNX graph of the dense model takes the forms; else the program is exported that has them."""
+        masked = any(d.run_time is not None for d in self.prepared.plan.decisions)
+        return not masked and self._dense.takes((*self._forms, *self._effective_forms))
+
+    @cached_property
+    def _exported(self) -> ir.Model:
         from spdexport.rewrite.onnx_ports import name_inputs
 
-        plan = self.prepared.plan
-        exported = self._export(self._intended, plan.runtime_outputs)
-        name_inputs(exported.model, plan.runtime_inputs, required=self._options.requires_masks)
-        return exported
+        model = self._dense.model(self._forms) if self._is_placed else self._apart.model
+        name_inputs(model, self.prepared.plan.runtime_inputs, required=self._options.requires_masks)
+        return model
 
     @cached_property
     def _trimmed(self) -> Trimmed | None:
-        return _trimmed(self._exported.model, self.prepared.plan)
+        return _trimmed(self._exported, self.prepared.plan)
+
+    def _lowered(self) -> ExportedProgram:
+        return self._dense.lowered(self._forms) if self._is_placed else self._apart.lowered
 
     @cached_property
     def _plain(self) -> ir.Model:
+        if self._is_placed or not self._effective_forms:
+            return self._dense.model(self._effective_forms)
         return self._export(self._effective).model
+
+    @cached_property
+    def _apart(self) -> Exported:
+        """The export of the factorized program itself."""
+        return self._export(self._intended, self.prepared.plan.runtime_outputs)
 
     def _export(self, program: ExportedProgram, outputs: Sequence[str] = ()) -> Exported:
         from spdexport.export import export_onnx

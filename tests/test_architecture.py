@@ -22,7 +22,7 @@ LAYERS = (
     ("masks", "model_files", "sources"),
     ("loading", "overwriting"),
     # Graphs: traced, decided about, rewritten, exported, evaluated.
-    ("capture", "rewrite", "export", "ort"),
+    ("capture", "rewrite", "export", "dense_export", "ort"),
     ("latency", "planning", "reference"),
     ("options",),
     ("prepare",),
