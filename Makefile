@@ -4,13 +4,17 @@
 # make quick  the tests without whole models
 # make fuzz   thousands of damaged files; ARGS="--only KIND:SEED" for one of them
 # make test-long   all tests, the long ones too, which do not fit the time of continuous integration
+# make test-openvino   the tests of a provider beside the CPU's, in an environment of its own: OpenVINO runs on any x86-64
+# make gpu-evidence    on a machine with a GPU: all that is to be known of CUDA, into benchmarks/results/cuda.md
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-long check quick fuzz clean
+OPENVINO_VENV ?= .venv-openvino
+
+.PHONY: demo test test-long test-openvino gpu-evidence check quick fuzz clean
 
 demo: $(VENV)/.demo
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/01_digits/demo.sh
@@ -26,6 +30,14 @@ quick: $(VENV)/.dev
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python benchmarks/fuzz.py $(or $(ARGS),--results benchmarks/results/fuzz.md)
+
+# What cannot run there fails before the tests, which would skip.
+test-openvino: $(OPENVINO_VENV)/.dev
+	$(OPENVINO_VENV)/bin/python -c "from spdexport.ort.sessions import usable_provider as usable; usable('openvino')"
+	$(OPENVINO_VENV)/bin/python -m pytest -m openvino tests/verification/test_openvino.py
+
+gpu-evidence: $(VENV)/.dev
+	$(BIN)/python benchmarks/gpu_evidence.py --provider cuda --output benchmarks/results/cuda.md
 
 check: $(VENV)/.dev
 	$(BIN)/python -m ruff check .
@@ -43,5 +55,17 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) --editable ".[dev]"
 	touch $@
 
+# The packages of ONNX Runtime overwrite each other's files, so that this one has an environment of its own, with all
+# else that pyproject.toml asks for.
+$(OPENVINO_VENV)/.dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(OPENVINO_VENV)
+	$(OPENVINO_VENV)/bin/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+		print(*(r for r in p['dependencies'] + p['optional-dependencies']['dev'] if not r.startswith('onnxruntime')), sep='\n')" \
+		> $(OPENVINO_VENV)/requirements.txt
+	$(OPENVINO_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--requirement $(OPENVINO_VENV)/requirements.txt onnxruntime-openvino
+	$(OPENVINO_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(OPENVINO_VENV) build *.egg-info

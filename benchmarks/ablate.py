@@ -18,8 +18,8 @@ from sklearn.datasets import load_digits
 from torch.nn import functional
 
 import spdexport
-from spdexport.installed import versions
-from spdexport.runtime import SessionSettings, open_session
+from spdexport.ort.installed import versions
+from spdexport.ort.sessions import SessionSettings, open_session
 
 EXAMPLE = Path(__file__).parents[1] / "examples/01_digits"
 SAMPLES = 256

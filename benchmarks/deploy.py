@@ -31,10 +31,11 @@ from safetensors.numpy import save_file
 from transformers import ConvNextConfig, ConvNextForImageClassification, ResNetConfig, ResNetForImageClassification
 
 import spdexport
-from spdexport.installed import versions
 from spdexport.latency import cpu_name
-from spdexport.runtime import Provider, SessionSettings, open_session
-from spdexport.timing import Spread, interleaved, ratio_of
+from spdexport.ort.installed import versions
+from spdexport.ort.providers import PROVIDERS, Purpose
+from spdexport.ort.sessions import SessionSettings, open_session, usable_provider
+from spdexport.ort.timing import Spread, interleaved, ratio_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -80,11 +81,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=60.0, help="for each share and batch")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--provider", choices=[p.value for p in Provider], default="cpu")
+    parser.add_argument("--provider", choices=PROVIDERS, default="cpu")
     parser.add_argument("--optimize-for", choices=("macs", "latency"), default="macs")
     options = parser.parse_args()
     settings = SessionSettings(
-        provider=Provider(options.provider), optimized=True, tf32=None, threads=options.threads, spinning=False
+        provider=usable_provider(options.provider),
+        optimized=True,
+        purpose=Purpose.DEPLOYMENT,
+        threads=options.threads,
+        spinning=False,
     )
     found = versions()
     print("# Deploying pruned models: latency relative to dense\n")

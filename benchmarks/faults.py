@@ -280,7 +280,7 @@ class Trial:
 
 def show(bench: Bench) -> None:
     """Print the page."""
-    from spdexport.installed import versions
+    from spdexport.ort.installed import versions
 
     found = versions()
     print("# Faults of the world around\n")

@@ -105,7 +105,7 @@ def row(name: str, outcomes: list[Outcome]) -> list[str]:
 
 
 def stack() -> str:
-    from spdexport.installed import versions
+    from spdexport.ort.installed import versions
 
     found = versions()
     names = ("python", "torch", "onnx", "onnxruntime", "numpy")

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from spdexport import model_files, pipeline
-from spdexport.installed import versions
+from spdexport.ort.installed import versions
 
 
 def main() -> None:

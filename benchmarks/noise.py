@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "verification"))
 from small_nets import SMALL, TRANSFORMERS
 
 from spdexport import pipeline
-from spdexport.installed import versions
+from spdexport.ort.installed import versions
 from spdexport.verification.compare import FACTOR
 from spdexport.verification.edge import Edge
 from spdexport.verification.result import Status

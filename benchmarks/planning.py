@@ -21,8 +21,8 @@ from safetensors.numpy import save_file
 from transformers import ResNetConfig, ResNetForImageClassification
 
 import spdexport
-from spdexport.installed import versions
 from spdexport.latency import CACHE_VARIABLE, cpu_name
+from spdexport.ort.installed import versions
 
 
 def main() -> None:

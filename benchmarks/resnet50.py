@@ -22,7 +22,7 @@ import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from spdexport import pipeline
-from spdexport.installed import versions
+from spdexport.ort.installed import versions
 from spdexport.rewrite.torch_graph import list_sites
 from spdexport.sources.svd import svd_source
 

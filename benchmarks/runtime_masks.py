@@ -20,9 +20,9 @@ import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from spdexport import pipeline
-from spdexport.installed import versions
-from spdexport.runtime import SessionSettings, open_session
-from spdexport.timing import Spread, interleaved, ratio_of
+from spdexport.ort.installed import versions
+from spdexport.ort.sessions import SessionSettings, open_session
+from spdexport.ort.timing import Spread, interleaved, ratio_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

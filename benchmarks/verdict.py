@@ -32,11 +32,12 @@ from subjects import DIGITS, make_subject
 
 from spdexport import pipeline
 from spdexport.arrays import to_numpy
-from spdexport.installed import versions
+from spdexport.ort.installed import versions
+from spdexport.ort.sessions import RuntimeFailure, SessionSettings, open_session
 from spdexport.reference.onnx_reference import OnnxReference
 from spdexport.reference.torch_reference import evaluate
-from spdexport.runtime import RuntimeFailure, SessionSettings, open_session
 from spdexport.verification import locate, sessions
+from spdexport.verification.check import Check
 from spdexport.verification.inputs import cases, feeds
 from spdexport.verification.result import Status
 from spdexport.verification.run import verify_subject
@@ -120,7 +121,7 @@ class Model:
 
     def verify(self, **changes: Any) -> Verification:
         """The verdict on a changed subject."""
-        return verify_subject(replace(self.subject, **changes), providers=(), seed=0)
+        return verify_subject(replace(self.subject, **changes), Check())
 
     def is_changed(self, file: Path) -> bool:
         """Whether a file computes or says something else than the correct one."""

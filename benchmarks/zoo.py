@@ -24,7 +24,7 @@ from zoo_models import ZOO
 
 from spdexport import pipeline
 from spdexport.errors import SpdExportError
-from spdexport.installed import versions
+from spdexport.ort.installed import versions
 from spdexport.quiet import quiet
 
 if TYPE_CHECKING:

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from spdexport.report.formats import formats
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Command], Command]
 
@@ -24,60 +26,30 @@ FORMS = ("factorized", "dense", "auto")
 OBJECTIVES = ("macs", "params", "latency")
 MASK_INPUTS = ("optional", "required")
 GATES = ("exact", "local")
-PROVIDERS = ("cpu", "cuda", "tensorrt")
-
-DESCRIBES = (
-    "activation_outputs",
-    "components",
-    "delta",
-    "dynamic",
-    "dynamic_batch",
-    "energy",
-    "exclude",
-    "factory",
-    "form",
-    "gate_outputs",
-    "gate_threshold",
-    "gates",
-    "input_shape",
-    "inputs",
-    "keep_masks",
-    "lane_width",
-    "layers",
-    "mask_inputs",
-    "mask_threshold",
-    "masks",
-    "max_error",
-    "opset",
-    "optimize_for",
-    "plan",
-    "rank",
-    "runtime_delta_masks",
-    "runtime_masks",
-    "runtime_masks_per_location",
-    "runtime_routing",
-    "seed",
-    "state_key",
-    "trust",
-)
-"""The options that are ``spdexport.Options``, by the names they have there."""
-
-CHECKS = ("thorough", "atol", "rtol", "max_relative_l2", "max_top1_drop")
-"""The options of the check itself, by the names that ``spdexport.verify`` has for them."""
+PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino", "webgpu")
+"""The names of ``ort.providers.PROVIDERS``, which has everything else about them."""
 
 
-def given() -> dict[str, Any]:
-    """The keyword arguments of DESCRIBES and CHECKS that the user really gave to the command that runs.
+class Keyword(click.Option):
+    """An option that is a keyword of a function of ``spdexport``, under the same name."""
 
-    Defaults are left out: ``verify`` reads from the file what is not given.
+
+def keyword(*names: str, **attributes: Any) -> Callable[[Any], Any]:
+    """Return the decorator of an option that ``pop_given`` collects; the arguments are those of ``click.option``."""
+    return click.option(*names, **{"cls": Keyword, **attributes})
+
+
+def pop_given(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Take the values of all ``Keyword`` options out of the parameters of the command that runs.
+
+    Returns:
+        Those that the user really gave, by their names.
     """
     context = click.get_current_context()
     said = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
-    return {
-        name: context.params[name]
-        for name in (*DESCRIBES, *CHECKS)
-        if name in context.params and context.get_parameter_source(name) in said
-    }
+    names = [p.name for p in context.command.params if isinstance(p, Keyword) and p.name is not None]
+    values = {name: parameters.pop(name) for name in names}
+    return {name: value for name, value in values.items() if context.get_parameter_source(name) in said}
 
 
 def _together(*options: Callable[[Any], Any]) -> Decorator[Any]:
@@ -93,12 +65,12 @@ def _together(*options: Callable[[Any], Any]) -> Decorator[Any]:
 
 source_argument = click.argument("source", required=False, type=_PATH)
 
-seed_option = click.option(
+seed_option = keyword(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of every random number."
 )
 
 
-class _Renamed(click.Option):
+class _Renamed(Keyword):
     """An option whose names other than the first are older ones, which work and are not shown."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
@@ -106,7 +78,7 @@ class _Renamed(click.Option):
         return record and (self.opts[0], record[1])
 
 
-trust_option = click.option(
+trust_option = keyword(
     "--trust",
     "--allow-pickle",
     "trust",
@@ -116,23 +88,23 @@ trust_option = click.option(
 )
 
 input_options = _together(
-    click.option(
+    keyword(
         "--input-shape",
         multiple=True,
         metavar="SHAPE",
         help="Example input as [NAME=]2x3x32x32[:dtype]. Repeatable.",
     ),
-    click.option("--inputs", type=_PATH, help="Example inputs: .npz, .safetensors or weights-only .pt."),
+    keyword("--inputs", type=_PATH, help="Example inputs: .npz, .safetensors or weights-only .pt."),
 )
 """What tells the inputs."""
 
 model_options = _together(
-    click.option(
+    keyword(
         "--factory",
         metavar="SPEC",
         help="A callable that returns the module, or (module, example inputs): FILE.py:NAME or package.module:NAME.",
     ),
-    click.option(
+    keyword(
         "--state-key",
         metavar="KEY",
         help="Which state dict of a checkpoint that holds several, such as state_dict_ema; ema.model for one inside.",
@@ -140,70 +112,68 @@ model_options = _together(
     input_options,
     trust_option,
     seed_option,
-    click.option(
-        "--dynamic-batch/--static-batch", default=True, show_default=True, help="Let axis 0 of the inputs change."
-    ),
-    click.option("--dynamic", multiple=True, metavar="NAME:AXIS=DIM", help="A further dynamic axis. Repeatable."),
+    keyword("--dynamic-batch/--static-batch", default=True, show_default=True, help="Let axis 0 of the inputs change."),
+    keyword("--dynamic", multiple=True, metavar="NAME:AXIS=DIM", help="A further dynamic axis. Repeatable."),
 )
 """What tells the model and how it is traced."""
 
 factor_options = _together(
-    click.option(
+    keyword(
         "--components",
         type=_PATH,
         help="V and U for a dense SOURCE: an SPD run, a checkpoint, or a file. Default: the exact SVD.",
     ),
-    click.option(
+    keyword(
         "--masks", type=_PATH, help="Fixed masks over components, also by location: .safetensors, .npz, .json, .pt."
     ),
-    click.option("--mask-threshold", type=float, metavar="T", help="Keep components whose mask is above T."),
-    click.option("--keep-masks", is_flag=True, help="Leave the masks visible between V and U."),
-    click.option(
+    keyword("--mask-threshold", type=float, metavar="T", help="Keep components whose mask is above T."),
+    keyword("--keep-masks", is_flag=True, help="Leave the masks visible between V and U."),
+    keyword(
         "--delta",
         type=click.Choice(DELTAS),
         default="auto",
         show_default=True,
         help="What V U leaves of a weight. auto: dropped for layers with a mask.",
     ),
-    click.option(
+    keyword(
         "--layers",
         multiple=True,
         metavar="PATTERN",
         help="Decompose these layers only, such as 'layer1.*'. Repeatable.",
     ),
-    click.option(
+    keyword(
         "--exclude", multiple=True, metavar="PATTERN", help="Leave these layers alone, such as 'head*'. Repeatable."
     ),
 )
 """What tells the factors."""
 
-form_option = click.option(
+form_option = keyword(
     "--form",
     type=click.Choice(FORMS),
     default="factorized",
     show_default=True,
     help="dense: one layer with the effective weights. auto: the cheapest form of each layer.",
 )
-runtime_options = _together(
-    click.option(
+live_mask_options = _together(
+    keyword(
         "--runtime-masks",
         multiple=True,
         metavar="PATTERN",
         help="Give these layers an input mask/<layer>, (batch, C); all for every layer with components. Repeatable.",
     ),
-    click.option("--runtime-masks-per-location", is_flag=True, help="Make these inputs (batch, *locations, C)."),
-    click.option("--runtime-delta-masks", is_flag=True, help="Give them an input delta_mask/<layer> too."),
-    click.option(
+    keyword("--runtime-masks-per-location", is_flag=True, help="Make these inputs (batch, *locations, C)."),
+    keyword("--runtime-delta-masks", is_flag=True, help="Give them an input delta_mask/<layer> too."),
+    keyword(
         "--runtime-routing", is_flag=True, help="And an input routing/<layer>: where it is 0, the original layer runs."
     ),
-    click.option(
+    keyword(
         "--mask-inputs",
         type=click.Choice(MASK_INPUTS),
         default="optional",
         show_default=True,
         help="Whether an input that is left out means all ones.",
     ),
-    click.option(
+    keyword(
         "--gates",
         type=click.Choice(GATES),
         is_flag=False,
@@ -211,35 +181,33 @@ runtime_options = _together(
         help="Compute the run's causal importances as masks in the graph. exact: from the dense model, the default; "
         "local: from the masked one. Write --gates=local.",
     ),
-    click.option("--gate-threshold", type=float, metavar="T", help="Gates make masks of 1 above T and 0 elsewhere."),
-    click.option("--gate-outputs", is_flag=True, help="Give the importances out, as ci/<layer>."),
-    click.option("--activation-outputs", is_flag=True, help="Give the activations of V out, as activation/<layer>."),
+    keyword("--gate-threshold", type=float, metavar="T", help="Gates make masks of 1 above T and 0 elsewhere."),
+    keyword("--gate-outputs", is_flag=True, help="Give the importances out, as ci/<layer>."),
+    keyword("--activation-outputs", is_flag=True, help="Give the activations of V out, as activation/<layer>."),
 )
 """What of the masks is known only at run time."""
 
 plan_options = _together(
     form_option,
-    runtime_options,
-    click.option(
+    live_mask_options,
+    keyword(
         "--optimize-for",
         type=click.Choice(OBJECTIVES),
         default="macs",
         show_default=True,
         help="What --form auto makes least; latency is measured.",
     ),
-    click.option(
+    keyword(
         "--lane-width",
         type=click.IntRange(min=1),
         default=16,
         show_default=True,
         help="Channels that the target computes together, for counting MACs.",
     ),
-    click.option(
-        "--rank", multiple=True, metavar="[LAYER=]N", help="Truncate effective weights to rank N. Repeatable."
-    ),
-    click.option("--energy", type=float, metavar="E", help="Truncate, keeping E of the squared singular values."),
-    click.option("--max-error", type=float, metavar="E", help="Truncate, with a relative error of E at most."),
-    click.option("--plan", type=_PATH, metavar="F.json", help="Repeat the plan that --save-plan wrote."),
+    keyword("--rank", multiple=True, metavar="[LAYER=]N", help="Truncate effective weights to rank N. Repeatable."),
+    keyword("--energy", type=float, metavar="E", help="Truncate, keeping E of the squared singular values."),
+    keyword("--max-error", type=float, metavar="E", help="Truncate, with a relative error of E at most."),
+    keyword("--plan", type=_PATH, metavar="F.json", help="Repeat the plan that --save-plan wrote."),
 )
 """What decides about the form of each layer."""
 
@@ -247,7 +215,7 @@ in_place_option = click.option(
     "--in-place", is_flag=True, help="Let -o replace the model that is read, once the check has not failed."
 )
 save_plan_option = click.option("--save-plan", type=_PATH, metavar="F.json", help="Write the plan.")
-opset_option = click.option(
+opset_option = keyword(
     "--opset",
     type=int,
     metavar="N",
@@ -262,43 +230,36 @@ provider_option = click.option(
     type=click.Choice(PROVIDERS),
     help="Check on this ONNX Runtime provider beside the CPU. Repeatable. Default: cuda where it can run.",
 )
-report_option = click.option("--report", type=_PATH, metavar="F.json", help="Write the result as JSON.")
-html_option = click.option(
-    "--html", type=_PATH, metavar="F.html", help="Write it as a page that needs nothing but itself."
-)
-report_options = _together(
-    report_option,
-    click.option(
-        "--junit", type=_PATH, metavar="F.xml", help="Write it as JUnit XML: a test case for each edge and layer."
-    ),
-    html_option,
-)
+
+
+def report_options(results: str) -> Decorator[Any]:
+    """Return the options of all reports that tell of these results: ``CHECKS``, ``ABLATIONS`` or ``LISTS``."""
+    rows = [row for row in formats().values() if results in row.tells]
+    return _together(*(click.option(f"--{r.option}", type=_PATH, metavar=r.metavar, help=r.help) for r in rows))
+
+
 repro_option = click.option(
     "--repro",
     type=_PATH,
     metavar="F.npz",
     help="Save the worst input with both outputs; verify --inputs F.npz shows it again.",
 )
-"""Where a result is written."""
-
 check_options = _together(
-    click.option(
-        "--thorough", is_flag=True, help="Compare the output of every layer too, and leave out no input for time."
-    ),
-    click.option(
+    keyword("--thorough", is_flag=True, help="Compare the output of every layer too, and leave out no input for time."),
+    keyword(
         "--atol",
         type=click.FloatRange(min=0),
         metavar="A",
         help="Allow outputs this absolute error, in the place of what rounding explains.",
     ),
-    click.option("--rtol", type=click.FloatRange(min=0), metavar="R", help="The same, relative to the right value."),
-    click.option(
+    keyword("--rtol", type=click.FloatRange(min=0), metavar="R", help="The same, relative to the right value."),
+    keyword(
         "--max-relative-l2",
         type=click.FloatRange(min=0),
         metavar="X",
         help="Fail where masks and ranks change more than this in relative norm, on --inputs.",
     ),
-    click.option(
+    keyword(
         "--max-top1-drop",
         type=click.FloatRange(min=0),
         metavar="X",

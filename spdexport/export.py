@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,10 +14,10 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from spdexport.errors import ExportError
 from spdexport.quiet import quiet
-from spdexport.rewrite.onnx_exported import tidy
+from spdexport.rewrite.onnx_exported import drop_zero_biases, tidy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch.export import ExportedProgram
 
@@ -55,33 +56,80 @@ def export_onnx(
     Raises:
         ExportError: An operator has no ONNX form, or the exporter gives another opset than asked for.
     """
-    try:
-        # With gradients on, attention would take another kernel than it had in the trace, with other strides.
-        with torch.no_grad(), quiet():
-            result = torch.onnx.export(program, dynamo=True, optimize=True, opset_version=opset, verbose=False)
-    except Exception as error:
-        raise ExportError(
-            f"torch.onnx.export fails: {_root_cause(error)}",
-            where="the exporter",
-            hint="Try torch.onnx.export on the model by itself; spdexport changes only convolutions and linear layers.",
-        ) from error
+    translated = translate(program, opset=opset)
+    model = finish(translated.model, program, axes=axes, outputs=outputs)
+    return Exported(model=model, lowered=translated.lowered)
+
+
+def translate(program: ExportedProgram, *, opset: int | None = None) -> Exported:
+    """Lower a program and write it in ONNX operators, as ``export_onnx`` does before it optimizes the graph.
+
+    Args:
+        program: Any ExportedProgram in eval mode.
+        opset: As for ``export_onnx``.
+
+    Raises:
+        ExportError: As ``export_onnx`` does.
+    """
+    with _exporting():
+        result = torch.onnx.export(program, dynamo=True, optimize=False, opset_version=opset, verbose=False)
     assert result is not None, "the dynamo exporter returns its program"
     assert result.exported_program is not None, "and keeps what it lowered"
-    model = result.model
-    got = model.opset_imports.get("", 0)
+    got = result.model.opset_imports.get("", 0)
     if opset is not None and got != opset:
         raise ExportError(
             f"The exporter gives opset {got} where {opset} was asked for.",
             where="--opset",
             hint=f"Ask for opset {got}, or leave --opset out.",
         )
+    drop_zero_biases(result.model)
+    return Exported(model=result.model, lowered=result.exported_program)
+
+
+def finish(
+    model: ir.Model,
+    program: ExportedProgram,
+    *,
+    axes: Mapping[str, Mapping[int, str]] | None = None,
+    outputs: Sequence[str] = (),
+) -> ir.Model:
+    """Optimize a translated graph as the exporter does, and give it the names that a file has; the graph is changed.
+
+    Args:
+        model: What ``translate`` made of a program, perhaps with other layers.
+        program: The program, or one with the same inputs and outputs.
+        axes: As for ``export_onnx``.
+        outputs: As for ``export_onnx``.
+
+    Raises:
+        ExportError: The optimizer fails.
+    """
+    with _exporting():
+        result = torch.onnx.ONNXProgram(model, program)
+        result.optimize()
+    model = result.model
     _restore_dtypes(model)
     _name_inputs(model, program)
     _name_axes(model, axes or {})
     _name_outputs(model, program, outputs)
     tidy(model)
     _clean_metadata(model)
-    return Exported(model=model, lowered=result.exported_program)
+    return model
+
+
+@contextlib.contextmanager
+def _exporting() -> Iterator[None]:
+    """Run torch's exporter: without gradients, silently, its errors told as one of ours."""
+    try:
+        # With gradients on, attention would take another kernel than it had in the trace, with other strides.
+        with torch.no_grad(), quiet():
+            yield
+    except Exception as error:
+        raise ExportError(
+            f"torch.onnx.export fails: {_root_cause(error)}",
+            where="the exporter",
+            hint="Try torch.onnx.export on the model by itself; spdexport changes only convolutions and linear layers.",
+        ) from error
 
 
 def _root_cause(error: BaseException) -> str:

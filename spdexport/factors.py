@@ -71,17 +71,14 @@ def expected_shapes(spec: ConvSpec, components: int) -> tuple[tuple[int, ...], t
     return (*groups, spec.patch, components), (*groups, components, spec.group_out)
 
 
-def _unflat(product: FloatArray, spec: ConvSpec) -> FloatArray:
-    """A product (patch, out), or (groups, patch, out / groups), as a weight."""
-    return np.ascontiguousarray(np.swapaxes(product, -1, -2)).reshape(spec.weight_shape)
-
-
 def masked_weight(factors: Factors, spec: ConvSpec) -> FloatArray:
     """(V diag(m) U)^T reshaped: shape ``spec.weight_shape``, float64."""
     V, U = (np.asarray(x, dtype=np.float64) for x in (factors.V, factors.U))
     if factors.mask is not None:
         V = V * factors.effective_mask[..., None, :]
-    return _unflat(V @ U, spec)
+    # The transposed product has the order of the weight already.
+    product: FloatArray = np.swapaxes(U, -1, -2) @ np.swapaxes(V, -1, -2)
+    return product.reshape(spec.weight_shape)
 
 
 def delta(weight: Array, factors: Factors, spec: ConvSpec) -> FloatArray:
@@ -90,17 +87,17 @@ def delta(weight: Array, factors: Factors, spec: ConvSpec) -> FloatArray:
     return result
 
 
-def delta_ratio(weight: Array, factors: Factors, spec: ConvSpec) -> float:
-    """The Frobenius norm of the delta over that of the weight; 0 for a zero weight without delta."""
-    d = float(np.linalg.norm(delta(weight, factors, spec)))
+def delta_ratio(weight: Array, factors: Factors, spec: ConvSpec, *, known: FloatArray | None = None) -> float:
+    """The Frobenius norm of the delta, or of ``known``, over that of the weight; 0 for a zero weight without delta."""
+    d = float(np.linalg.norm(delta(weight, factors, spec) if known is None else known))
     w = float(np.linalg.norm(np.asarray(weight, dtype=np.float64)))
     if w == 0.0:
         return 0.0 if d == 0.0 else float("inf")
     return d / w
 
 
-def delta_is_rounding(weight: Array, factors: Factors, spec: ConvSpec) -> bool:
-    """Whether the delta is no more than rounding V, U and W to their dtype explains.
+def delta_is_rounding(weight: Array, factors: Factors, spec: ConvSpec, *, known: FloatArray | None = None) -> bool:
+    """Whether the delta, ``known`` perhaps, is no more than rounding V, U and W to their dtype explains.
 
     With u the unit rounding of the weight's dtype, rounding V and U moves an entry of V U by at most
     (2u + u²) (|V| |U|), and rounding W moves it by u |W|. Beside these stands the error of computing V and U in
@@ -113,7 +110,8 @@ def delta_is_rounding(weight: Array, factors: Factors, spec: ConvSpec) -> bool:
     norms = np.linalg.norm(W.reshape(spec.groups, -1), axis=1).repeat(spec.group_out)
     computed = 4 * np.finfo(np.float64).eps * max(spec.patch, spec.group_out) * norms
     bound = (2 * u + u * u) * magnitude + u * W + computed.reshape(-1, *(1,) * (W.ndim - 1))
-    return bool((np.abs(delta(weight, factors, spec)) <= bound).all())
+    found = delta(weight, factors, spec) if known is None else known
+    return bool((np.abs(found) <= bound).all())
 
 
 def effective_weight(weight: Array, factors: Factors, spec: ConvSpec, *, keep_delta: bool) -> FloatArray:

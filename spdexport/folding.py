@@ -17,7 +17,6 @@ from spdexport.files.atomic import Pending, RejectedError, failed_name, pending
 from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import load_onnx
 from spdexport.files.sniff import FileKind, sniff
-from spdexport.installed import versions
 from spdexport.model_files import (
     METADATA_PREFIX,
     older_data,
@@ -26,11 +25,13 @@ from spdexport.model_files import (
     write_metadata,
     write_onnx,
 )
+from spdexport.ort.installed import versions
+from spdexport.ort.sessions import parse_providers
 from spdexport.overwriting import check_overwriting
 from spdexport.rewrite.fold_result import told
 from spdexport.rewrite.onnx_fold import fold_onnx
-from spdexport.runtime import parse_providers
 from spdexport.verification.alone import verify_files
+from spdexport.verification.check import Check
 from spdexport.verification.result import Status, Verification
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def fold(
         verify: Whether to check the result: an ONNX file on ONNX Runtime against the float64 evaluation of ``file``, a
             program in float64 against the one it was. A file that fails is left as ``OUT.failed.onnx``, and never as
             OUT.
-        providers: For an ONNX file, providers to check on beside the CPU: ``cuda``, ``tensorrt``. None means CUDA where
+        providers: For an ONNX file, providers to check on beside the CPU: ``cuda``, ``openvino``. None means CUDA where
             it can run.
         seed: Of the check's inputs.
         trust: Whether a program may hold pickled objects, whose loading runs code that they name.
@@ -244,12 +245,10 @@ def _fold_onnx(request: _Request, unfinished: Pending) -> _Written:
     if request.verify:
         verification = verify_files(
             unfinished.path,
+            Check(seed=request.seed, providers=providers, progress=request.progress),
             name=request.output.name,
             reference=request.source,
-            providers=providers,
             inputs=None,
-            seed=request.seed,
-            progress=request.progress,
         )
     return _Written(data=data, folded=result.folded, declined=result.declined, verification=verification)
 

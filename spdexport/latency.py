@@ -24,11 +24,12 @@ from spdexport.errors import InputError, OutputError, UsageError
 from spdexport.files.atomic import replacing
 from spdexport.files.reading import reading
 from spdexport.files.sniff import read_text
-from spdexport.installed import versions
+from spdexport.ort.installed import versions
+from spdexport.ort.providers import CPU, Provider, Purpose
+from spdexport.ort.sessions import SessionSettings, open_session, provider_status
+from spdexport.ort.timing import Spread, interleaved
 from spdexport.rewrite.onnx_graph import conv_attributes
 from spdexport.rewrite.onnx_lanes import pad_lanes
-from spdexport.runtime import Provider, SessionSettings, open_session, provider_status
-from spdexport.timing import Spread, interleaved
 
 if TYPE_CHECKING:
     from spdexport.conv import Array, ConvSite, ConvSpec
@@ -89,7 +90,7 @@ class LatencyCost:
         told: Called with a few words before each measurement.
     """
 
-    provider: Provider = Provider.CPU
+    provider: Provider = CPU
     threads: int | None = None
     folder: Path | None = None
     lane: int = 1
@@ -105,7 +106,7 @@ class LatencyCost:
         """
         if missing := provider_status(self.provider):
             raise UsageError(
-                f"Latency cannot be measured on {self.provider.value}: {missing}.",
+                f"Latency cannot be measured on {self.provider.name}: {missing}.",
                 where="--optimize-for latency",
                 hint="Give --provider cpu, or --optimize-for macs, which measures nothing.",
             )
@@ -115,7 +116,7 @@ class LatencyCost:
         """Told with the provider, the threads, and the margin that dense has."""
         threads = "" if self.threads is None else f", threads {self.threads}"
         return (
-            f"latency on {self.provider.value}{threads}, one sample; another form than dense saves {MARGIN:.0%} or more"
+            f"latency on {self.provider.name}{threads}, one sample; another form than dense saves {MARGIN:.0%} or more"
         )
 
     @property
@@ -142,7 +143,11 @@ class LatencyCost:
         if seconds is None:
             self.told(f"measuring {site.name} as {shape.name}")
             settings = SessionSettings(
-                provider=self.provider, optimized=True, tf32=None, threads=self.threads, spinning=False
+                provider=self.provider,
+                optimized=True,
+                purpose=Purpose.DEPLOYMENT,
+                threads=self.threads,
+                spinning=False,
             )
             model, x = form_model(site, shape)
             model, _ = pad_lanes(model, self.lane)
@@ -168,10 +173,10 @@ class LatencyCost:
             "lane": self.lane,
             "bias": site.bias is not None,
             "dtype": site.weight.dtype.name,
-            "provider": self.provider.value,
+            "provider": self.provider.name,
             "threads": self.threads,
             "onnxruntime": installed["onnxruntime"],
-            "device": installed.get("cuda_device") if self.provider is not Provider.CPU else None,
+            "device": installed.get("cuda_device") if self.provider is not CPU else None,
             "cpu": cpu_name(),
             "cores": os.cpu_count(),
             "rounds": ROUNDS,

@@ -8,11 +8,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict
 
-from spdexport.cost import LANE_WIDTH
 from spdexport.errors import UsageError
 from spdexport.forms import GateMode
 from spdexport.planning import Delta, FormChoice, Objective, PlanOptions, PlanRecord, check_truncation, read_plan
-from spdexport.planning.runtime import RuntimeOptions
+from spdexport.planning.live_masks import LiveOptions, MaskInputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,13 +26,6 @@ LARGEST_LANE = 1024
 
 LATEST_OPSET = 999
 """A bound to what is asked of the exporter, which knows what it has."""
-
-
-class MaskInputs(StrEnum):
-    """What becomes of a caller that leaves a mask out."""
-
-    OPTIONAL = "optional"
-    REQUIRED = "required"
 
 
 class OptionsDict(TypedDict, total=False):
@@ -75,9 +67,9 @@ class OptionsDict(TypedDict, total=False):
     opset: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How a source is to be read, decomposed and exported.
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """How a source is to be read and traced, where its components and masks come from, and what it becomes.
 
     Attributes:
         factory: ``FILE.py:NAME`` or ``package.module:NAME``, a callable that returns the module, or (module, inputs).
@@ -91,28 +83,8 @@ class Options:
         components: A file or run with V and U; where None, those of the source itself, or else the exact SVD.
         masks: A file of fixed masks, one (C,) for each layer it names.
         mask_threshold: Where given, components are kept where their mask exceeds it.
-        keep_masks: Whether masks stay visible between V and U.
-        delta: ``auto``, ``keep`` or ``drop`` the weight delta.
-        form: ``factorized``, ``dense``, or ``auto`` for the cheapest form of each layer.
-        optimize_for: What ``auto`` makes least: ``macs``, ``params`` or ``latency``.
-        lane_width: Channels that the target computes together, for counting MACs; 1 counts them one by one.
         target: The ONNX Runtime provider that latency is measured on; ``convert`` takes the first of its providers.
-        rank: Ranks that effective weights are truncated to: ``N`` for all layers, ``PATTERN=N`` for some.
-        energy: The share of the squared singular values that truncating an effective weight keeps.
-        max_error: The relative Frobenius error that truncating an effective weight may make.
         plan: A plan file to repeat, or what it holds; it brings the options of the plan with it.
-        layers: Patterns of the layers to decompose; empty for all.
-        exclude: Patterns of the layers to leave alone.
-        runtime_masks: Patterns of layers whose mask is an input ``mask/<layer>``, (batch, C); ``all`` for every layer
-            with components.
-        runtime_masks_per_location: Whether these inputs are (batch, *locations, C).
-        runtime_delta_masks: Whether the same layers have an input ``delta_mask/<layer>``, without the axis of C.
-        runtime_routing: Whether they have an input ``routing/<layer>``: where it is 0, the original layer is used.
-        mask_inputs: ``optional``, one that is left out being all ones, or ``required``.
-        gates: ``exact`` or ``local``: masks are the run's causal importances, computed in the graph. None for no gates.
-        gate_threshold: Where given, gates make masks of 1 above it and 0 elsewhere.
-        gate_outputs: Whether the importances are outputs, ``ci/<layer>``.
-        activation_outputs: Whether the activations of V are outputs, ``activation/<layer>``.
         opset: The ONNX opset; None for the exporter's default.
     """
 
@@ -127,28 +99,23 @@ class Options:
     components: Path | None = None
     masks: Path | None = None
     mask_threshold: float | None = None
-    keep_masks: bool = False
-    delta: Delta = Delta.AUTO
-    form: FormChoice = FormChoice.FACTORIZED
-    optimize_for: Objective = Objective.MACS
-    lane_width: int = LANE_WIDTH
     target: str = "cpu"
-    rank: tuple[str, ...] = ()
-    energy: float | None = None
-    max_error: float | None = None
     plan: PlanRecord | None = None
-    layers: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    runtime_masks: tuple[str, ...] = ()
-    runtime_masks_per_location: bool = False
-    runtime_delta_masks: bool = False
-    runtime_routing: bool = False
-    mask_inputs: MaskInputs = MaskInputs.OPTIONAL
-    gates: GateMode | None = None
-    gate_threshold: float | None = None
-    gate_outputs: bool = False
-    activation_outputs: bool = False
     opset: int | None = None
+
+    @property
+    def own_inputs(self) -> bool:
+        """Whether the values of example inputs are the user's or the source's own, and not only of a shape given."""
+        return self.inputs is not None or not self.input_shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(LiveOptions, PlanOptions, ModelOptions):
+    """How a source is to be read, decomposed and exported: all options but those of the check.
+
+    Each is told of where it belongs: ``ModelOptions``, ``PlanOptions``, and ``LiveOptions`` for what of the masks is
+    known only at run time.
+    """
 
     @classmethod
     def of(cls, keywords: OptionsDict) -> Self:
@@ -188,7 +155,7 @@ class Options:
                         where=f"--{name.replace('_', '-')}",
                         hint=f"Choose one of {allowed}.",
                     ) from None
-        unknown = values.keys() - {f.name for f in fields(cls)}
+        unknown = values.keys() - set(_names(cls))
         if unknown:
             raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
         options = cls(**values)
@@ -220,7 +187,7 @@ class Options:
                 hint="Give --form auto with it.",
             )
         check_truncation(self.planning)
-        self._check_runtime()
+        self._check_live_masks()
         if self.opset is not None and self.opset < 18:
             raise UsageError(
                 f"Opset {self.opset} is older than the exporter supports.", where="--opset", hint="Ask for 18 or later."
@@ -228,7 +195,7 @@ class Options:
         if self.opset is not None and self.opset > LATEST_OPSET:
             raise UsageError("There is no such opset.", where="--opset", hint="Ask for one that ONNX has.")
 
-    def _check_runtime(self) -> None:
+    def _check_live_masks(self) -> None:
         needed = {
             "runtime_masks": ("runtime_masks_per_location", "runtime_delta_masks", "runtime_routing"),
             "gates": ("gate_threshold", "gate_outputs"),
@@ -241,7 +208,7 @@ class Options:
                         where=_option(dependent),
                         hint=f"Give {_option(name)} with it, or leave it out.",
                     )
-        if self.mask_inputs is MaskInputs.REQUIRED and not self.runtime_masks:
+        if self.requires_masks and not self.runtime_masks:
             raise UsageError(
                 "There are no masks that are inputs.", where="--mask-inputs", hint="Give --runtime-masks with it."
             )
@@ -251,7 +218,7 @@ class Options:
                 where="--gate-threshold",
                 hint="Give the importance above which a component is kept.",
             )
-        if self.runtime.asks and self.form is FormChoice.DENSE:
+        if self.asks_for_live_masks and self.form is FormChoice.DENSE:
             raise UsageError(
                 "A dense layer has no components for a mask to choose among.",
                 where="--form dense",
@@ -259,60 +226,30 @@ class Options:
             )
 
     @property
-    def own_inputs(self) -> bool:
-        """Whether the values of example inputs are the user's or the source's own, and not only of a shape given."""
-        return self.inputs is not None or not self.input_shape
-
-    @property
-    def runtime(self) -> RuntimeOptions:
+    def live_masks(self) -> LiveOptions:
         """What is to be known only at run time."""
-        return RuntimeOptions(
-            masks=self.runtime_masks,
-            per_location=self.runtime_masks_per_location,
-            delta_masks=self.runtime_delta_masks,
-            routing=self.runtime_routing,
-            required=self.mask_inputs is MaskInputs.REQUIRED,
-            gates=self.gates,
-            threshold=self.gate_threshold,
-            importances=self.gate_outputs,
-            activations=self.activation_outputs,
-        )
+        return LiveOptions(**self._part(LiveOptions))
 
     @property
     def planning(self) -> PlanOptions:
-        """The part that the planner needs."""
-        return PlanOptions(**{field.name: getattr(self, field.name) for field in fields(PlanOptions)})
+        """The part that the planner needs, and that a plan keeps."""
+        return PlanOptions(**self._part(PlanOptions))
+
+    def _part(self, group: type) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _names(group)}
 
     def recorded(self) -> dict[str, Any]:
         """Return what the file's metadata keeps of the options, as JSON values: those of ``RECORDED``."""
         return {name: _as_json(getattr(self, name)) for name in RECORDED}
 
 
-RECORDED = (
-    "activation_outputs",
-    "delta",
-    "dynamic",
-    "dynamic_batch",
-    "energy",
-    "exclude",
-    "form",
-    "gate_outputs",
-    "gate_threshold",
-    "gates",
-    "keep_masks",
-    "lane_width",
-    "layers",
-    "mask_inputs",
-    "mask_threshold",
-    "max_error",
-    "opset",
-    "optimize_for",
-    "rank",
-    "runtime_delta_masks",
-    "runtime_masks",
-    "runtime_masks_per_location",
-    "runtime_routing",
-    "seed",
+def _names(group: type) -> tuple[str, ...]:
+    """Return the names of the options of a group."""
+    return tuple(field.name for field in fields(group))
+
+
+RECORDED = tuple(
+    sorted((*_names(PlanOptions), *_names(LiveOptions), "dynamic", "dynamic_batch", "mask_threshold", "opset", "seed"))
 )
 """The options that a file's metadata keeps: those that change what is in it, no path and no permission."""
 
@@ -346,7 +283,7 @@ def _with_plan(values: Mapping[str, Any], record: PlanRecord) -> dict[str, Any]:
     Raises:
         UsageError: One of them is given beside the plan.
     """
-    decided = [field.name for field in fields(PlanOptions)]
+    decided = _names(PlanOptions)
     if given := [name for name in decided if name in values]:
         raise UsageError(
             "The plan decides that already.",

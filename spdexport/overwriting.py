@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -21,19 +21,23 @@ _ENVIRONMENT = ("GITHUB_STEP_SUMMARY", "GITHUB_OUTPUT", "GITHUB_ENV", "GITHUB_PA
 """Variables of the environment that name files of GitHub's runner, which no output may overwrite."""
 
 
-def check_overwriting(arguments: Mapping[str, object], *, in_place: bool = False, verify: bool = True) -> None:
+def check_overwriting(
+    arguments: Mapping[str, object], *, reports: Iterable[str] = (), in_place: bool = False, verify: bool = True
+) -> None:
     """Refuse the arguments of a command or function if one file would overwrite another.
 
     Args:
         arguments: Values by the names that the arguments have; those that are no path, and those that name no file,
             make no difference.
+        reports: Names of arguments beside those of WRITES that name what is written, each of an option of its name.
         in_place: Whether the output is to replace the model that is read.
         verify: Whether the output is checked, so that one that fails is written under another name.
 
     Raises:
         UsageError: An output is a file that is read or is written twice, or cannot be replaced.
     """
-    writes = [file for name, option in WRITES.items() for file in _written(option, arguments.get(name), verify=verify)]
+    written = {**WRITES, **{name: f"--{name}" for name in reports}}
+    writes = [file for name, option in written.items() for file in _written(option, arguments.get(name), verify=verify)]
     if not writes:
         return
     reads = [read for name, expand in READS.items() for read in expand(arguments.get(name))]
@@ -198,9 +202,6 @@ READS: Mapping[str, Callable[[object], Iterator[Read]]] = {
 WRITES: Mapping[str, str] = {
     "output": "-o",
     "save_plan": "--save-plan",
-    "report": "--report",
-    "junit": "--junit",
-    "html": "--html",
     "repro": "--repro",
 }
-"""The options that name what is written, by the names of arguments."""
+"""The options that name what is written, by the names of arguments; those of reports are added by who has them."""

@@ -6,7 +6,6 @@ What needs torch is imported where it is used, for a file alone can be verified 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
@@ -16,9 +15,9 @@ from spdexport.files.atomic import RejectedError, failed_name, pending
 from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import load_onnx
 from spdexport.files.writing import writing
-from spdexport.installed import has_torch, require_torch, versions
 from spdexport.model_files import older_data, save_program, write_onnx
 from spdexport.options import Options, OptionsDict
+from spdexport.ort.installed import has_torch, require_torch, versions
 from spdexport.overwriting import check_overwriting, output_paths
 from spdexport.planning import as_file
 from spdexport.recorded import (
@@ -31,11 +30,9 @@ from spdexport.recorded import (
     taken_note,
 )
 from spdexport.routes import find_route, is_onnx, no_program
-from spdexport.runtime import Provider, parse_providers
 from spdexport.verification.alone import verify_files
-from spdexport.verification.compare import Tolerance
+from spdexport.verification.check import Check, Progress
 from spdexport.verification.file_inputs import GivenArrays, read_arrays
-from spdexport.verification.limits import Limits
 from spdexport.verification.result import Status, Verification
 
 if TYPE_CHECKING:
@@ -44,11 +41,10 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from spdexport.loading.model import ExampleInputs
+    from spdexport.ort.providers import Provider
     from spdexport.planning import Plan
     from spdexport.prepare import Source
     from spdexport.rewrite.onnx_trim import Trimming
-
-Progress = Callable[[str], None]
 
 
 def _silent(_: str) -> None:
@@ -122,7 +118,7 @@ def convert(
             source cannot give.
         verify: Whether to check the result. A file that fails is left as ``OUT.failed.onnx``, and never as OUT; so is
             one whose approximation exceeds a limit.
-        providers: ONNX Runtime providers for the device edge beside the CPU: ``cuda``, ``tensorrt``. None means CUDA
+        providers: ONNX Runtime providers for the device edge beside the CPU: ``cuda``, ``openvino``. None means CUDA
             where it can run.
         thorough: Whether the check compares every layer's output too, and leaves out no input for time.
         atol: An absolute tolerance of outputs in the place of the model's own; NaN, shapes and weights are judged
@@ -142,11 +138,17 @@ def convert(
         ModelError: The model cannot be traced or exported.
         OutputError: The system does not let an output be written.
     """
-    Tolerance.of(atol, rtol)  # told before the long work
-    asked = parse_providers(providers)
-    chosen = Options.of(_for_target(options, asked) if providers else options)
-    limits = Limits(relative_l2=max_relative_l2, top1_drop=max_top1_drop)
-    limits.check(chosen, verify=verify)
+    check = Check.of(
+        providers=providers,
+        thorough=thorough,
+        atol=atol,
+        rtol=rtol,
+        max_relative_l2=max_relative_l2,
+        max_top1_drop=max_top1_drop,
+        progress=progress,
+    )
+    chosen = Options.of(_for_target(options, check.providers) if providers else options)
+    check.limits.check(chosen, verify=verify)
     onnx_path, program_path = output_paths(output)
     paths = {"source": source, "output": (onnx_path, program_path), "save_plan": save_plan}
     check_overwriting({**paths, **options}, in_place=in_place, verify=verify)
@@ -177,14 +179,9 @@ def convert(
             verification = route.verify(
                 onnx_file.path if onnx_file else None,
                 (onnx_path or written[0]).name,
-                providers=asked,
-                thorough=thorough,
-                atol=atol,
-                rtol=rtol,
-                seed=chosen.seed,
-                progress=progress,
+                replace(check, seed=chosen.seed),
             )
-            verification = limits.judge(verification)
+            verification = check.limits.judge(verification)
             if verification.verdict is Status.FAIL or verification.exceeds:
                 rejected = onnx_file or program_file
                 assert rejected is not None, "there is at least one output"
@@ -248,20 +245,27 @@ def verify(
         CaptureError: The model cannot be traced.
     """
     path = Path(file)
-    tolerance = Tolerance.of(atol, rtol)
-    asked = parse_providers(providers)
-    limits = Limits(relative_l2=max_relative_l2, top1_drop=max_top1_drop)
-    limits.check(Options.of(options), verify=True)
+    check = Check.of(
+        providers=providers,
+        thorough=thorough,
+        atol=atol,
+        rtol=rtol,
+        max_relative_l2=max_relative_l2,
+        max_top1_drop=max_top1_drop,
+        progress=progress,
+    )
+    given = Options.of(options)
+    check.limits.check(given, verify=True)
     model = load_onnx(path)
     other = None
     if is_onnx(against) and not may_be_source(Path(str(against)), model):
         other = Path(str(against))
     if other is not None or (against is None and options.get("factory") is None):
-        if limits.are_set:
+        if check.limits.are_set:
             raise UsageError(
                 "A file alone does not tell what it approximates.", where="the limits", hint="Give --against SOURCE."
             )
-        return _verify_files(path, other, Options.of(options), asked, progress, thorough, tolerance)
+        return _verify_files(path, other, given, replace(check, seed=given.seed))
     record = read_record(model, path)
     completed = as_recorded(options, record)
     check_given(completed.options, record, against)
@@ -271,17 +275,12 @@ def verify(
     found = route.verify(
         path,
         path.name,
-        providers=asked,
-        thorough=thorough,
-        atol=atol,
-        rtol=rtol,
-        seed=options.get("seed", completed.options.seed),
+        replace(check, seed=options.get("seed", completed.options.seed)),
         folded=record.folded,
-        progress=progress,
     )
     if completed.taken:
         found = replace(found, recorded=completed.taken, notes=(taken_note(completed.taken), *found.notes))
-    return limits.judge(found)
+    return check.limits.judge(found)
 
 
 def inspect(source: Source, *, progress: Progress = _silent, **options: Unpack[OptionsDict]) -> Inspection:
@@ -326,7 +325,7 @@ def _for_target(options: OptionsDict, asked: Sequence[Provider]) -> OptionsDict:
     """The options with the first provider that was named as what the forms are weighed for: lanes are the CPU's."""
     if not asked or options.get("plan") is not None:
         return options
-    return {"lane_width": 1, "target": asked[0].value, **options}
+    return {"lane_width": asked[0].lane, "target": asked[0].name, **options}
 
 
 def _inputs_of(options: Options) -> ExampleInputs | GivenArrays | None:
@@ -340,15 +339,7 @@ def _inputs_of(options: Options) -> ExampleInputs | GivenArrays | None:
     return example_inputs(options)
 
 
-def _verify_files(
-    path: Path,
-    other: Path | None,
-    options: Options,
-    providers: Sequence[Provider],
-    progress: Progress,
-    thorough: bool,
-    tolerance: Tolerance | None,
-) -> Verification:
+def _verify_files(path: Path, other: Path | None, options: Options, check: Check) -> Verification:
     """Verification without a torch model."""
     usable = {"inputs", "input_shape", "seed"}
     given = [f.name for f in fields(Options) if f.name not in usable and getattr(options, f.name) != f.default]
@@ -368,14 +359,9 @@ def _verify_files(
         load_onnx(other)
     return verify_files(
         path,
+        check,
         name=path.name,
         reference=other,
-        providers=providers,
         inputs=_inputs_of(options),
         own_inputs=options.own_inputs,
-        seed=options.seed,
-        thorough=thorough,
-        atol=None if tolerance is None else tolerance.atol,
-        rtol=None if tolerance is None else tolerance.rtol,
-        progress=progress,
     )

@@ -19,20 +19,21 @@ from spdexport.loading.inputs import check_shapes, inputs_from_file, inputs_from
 from spdexport.loading.load import no_keys
 from spdexport.loading.model import LABELS
 from spdexport.masks import fit_masks, read_masks
+from spdexport.ort.providers import provider_named
 from spdexport.planning import FactorSource, Objective, Plan, check_patterns, make_plan, matches
-from spdexport.planning.runtime import masked_source, runtime_notes, with_runtime
+from spdexport.planning.live_masks import LiveMasks, live_notes
 from spdexport.rewrite.torch_graph import list_sites
 from spdexport.rewrite.torch_place import place_forms
-from spdexport.runtime import Provider
 from spdexport.sources.match import check_target, match_components, match_gates
 from spdexport.sources.spd import load_components
 from spdexport.sources.svd import svd_source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from spdexport.conv import ConvSite, Skipped
     from spdexport.cost import CostModel
+    from spdexport.forms import Form
     from spdexport.masks import MaskSet
     from spdexport.options import Options
     from spdexport.sources.components import ComponentSet
@@ -61,16 +62,20 @@ class Prepared:
     hashes: Mapping[str, str]
     notes: tuple[str, ...]
 
-    def factorized(self) -> ExportedProgram:
-        """The program with every layer in the form that the plan names."""
+    def factorized(self, forms: Iterable[tuple[ConvSite, Form]] | None = None) -> ExportedProgram:
+        """The program with every layer in the form that the plan names; ``forms`` are those, where they are made."""
         gated = self.plan.exactly_gated
         changed = [d.site.node for d in self.plan.decisions if d.changes] if gated else ()
-        return place_forms(self.captured.program, self.plan.forms(), changed=changed, gated=gated)
+        taken = self.plan.forms() if forms is None else forms
+        return place_forms(self.captured.program, taken, changed=changed, gated=gated)
 
-    def effective(self) -> ExportedProgram:
-        """The traced program with dense effective weights; the traced program itself where no weight changes."""
-        forms = list(self.plan.dense_forms())
-        return place_forms(self.captured.program, forms) if forms else self.captured.program
+    def effective(self, forms: Iterable[tuple[ConvSite, Form]] | None = None) -> ExportedProgram:
+        """The traced program with dense effective weights; the traced program itself where no weight changes.
+
+        ``forms`` are the plan's dense ones, where they are made.
+        """
+        taken = list(self.plan.dense_forms() if forms is None else forms)
+        return place_forms(self.captured.program, taken) if taken else self.captured.program
 
 
 def prepare(source: Source, options: Options, progress: Callable[[str], None] = lambda _: None) -> Prepared:
@@ -100,7 +105,7 @@ def prepare(source: Source, options: Options, progress: Callable[[str], None] = 
         plan=decided.plan,
         components=decided.components,
         hashes={"source": source_hash, **decided.hashes},
-        notes=(*loaded.notes, *captured.notes, *runtime_notes(decided.plan)),
+        notes=(*loaded.notes, *captured.notes, *live_notes(decided.plan)),
     )
 
 
@@ -146,8 +151,7 @@ def decide(
         factor_source = _svd_with_masks(sites, options, masks)
     else:
         factor_source = _from_components(components, sites, skipped, options, masks, beside=own is None)
-    gates = match_gates(components, sites) if components is not None and options.runtime.gates else {}
-    factor_source = masked_source(factor_source, options.runtime, gates)
+    gates = match_gates(components, sites) if components is not None and options.gates else {}
     progress("planning")
     others = () if components is None else (*components.components, *components.identity)
     hashes = {
@@ -159,12 +163,13 @@ def decide(
         skipped,
         factor_source,
         options.planning,
+        live_masks=LiveMasks(options=options.live_masks, gates=gates),
         others=others,
         cost_model=_measured(options, progress),
         record=options.plan,
     )
     return Decided(
-        plan=with_runtime(plan, options.runtime, gates),
+        plan=plan,
         components="svd" if components is None else components.kind,
         hashes={k: v for k, v in hashes.items() if v is not None},
     )
@@ -176,7 +181,7 @@ def _measured(options: Options, progress: Callable[[str], None]) -> CostModel | 
         return None
     from spdexport.latency import LatencyCost  # brings ONNX Runtime
 
-    return LatencyCost(provider=Provider(options.target), lane=options.planning.padding, told=progress)
+    return LatencyCost(provider=provider_named(options.target), lane=options.planning.padding, told=progress)
 
 
 def _loaded(source: Source, options: Options) -> LoadedModel:

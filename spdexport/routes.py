@@ -10,8 +10,8 @@ from spdexport import __version__
 from spdexport.content import content_hash
 from spdexport.errors import UsageError
 from spdexport.files.sniff import FileKind, sniff
-from spdexport.installed import require_torch
 from spdexport.model_files import write_metadata
+from spdexport.ort.installed import require_torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -19,14 +19,18 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from torch.export import ExportedProgram
 
+    from spdexport.conv import ConvSite
+    from spdexport.dense_export import DenseExport
     from spdexport.export import Exported
+    from spdexport.forms import Form
     from spdexport.onnx_prepare import PreparedOnnx
     from spdexport.options import Options
     from spdexport.planning import Plan
     from spdexport.prepare import Prepared, Source
     from spdexport.rewrite.onnx_trim import Trimmed, Trimming
-    from spdexport.runtime import Provider
+    from spdexport.verification.check import Check
     from spdexport.verification.result import Verification
+    from spdexport.verification.run import Subject
     from spdexport.verification.variable import MaskedModel
 
 
@@ -68,27 +72,17 @@ class Route(Protocol):
         self,
         file: Path | None,
         name: str,
+        check: Check,
         *,
-        providers: Sequence[Provider],
-        thorough: bool,
-        atol: float | None,
-        rtol: float | None,
-        seed: int,
         folded: bool = False,
-        progress: Callable[[str], None],
     ) -> Verification:
         """Check a file against the source; None for the factorized program alone.
 
         Args:
             file: The file.
             name: The name that it has or is to have.
-            providers: Providers beside the CPU.
-            thorough: As for ``convert``.
-            atol: As for ``convert``.
-            rtol: As for ``convert``.
-            seed: Of generated inputs and simulated rounding.
+            check: How.
             folded: Whether the file is one whose layers were folded after the conversion.
-            progress: Told what is being done.
         """
 
 
@@ -167,7 +161,7 @@ class TorchRoute:
 
     def model(self) -> ir.Model:
         """The factorized ONNX model, with metadata."""
-        model = self._exported.model if self._trimmed is None else self._trimmed.model
+        model = self._exported if self._trimmed is None else self._trimmed.model
         _write_metadata(model, self.prepared, self._options, self.trimming, "torch")
         return model
 
@@ -176,29 +170,34 @@ class TorchRoute:
         """What was removed from the model and padded in it."""
         return _told(self._trimmed)
 
-    def verify(self, file: Path | None, name: str, *, folded: bool = False, **settings: Any) -> Verification:
+    def verify(self, file: Path | None, name: str, check: Check, *, folded: bool = False) -> Verification:
         """Check a file against the module and the program; see ``Route``."""
-        from spdexport.verification.run import Subject, verify_subject
+        from spdexport.verification.run import verify_subject
 
-        prepared, options, masked, trimmed = self.prepared, self._options, self._masked(), self._trimmed
+        return verify_subject(self.subject(file, name, folded=folded), check)
+
+    def subject(self, file: Path | None, name: str, *, folded: bool = False) -> Subject:
+        """Give everything that takes part in the verification of a file; the arguments are those of ``verify``."""
+        from spdexport.verification.run import Subject
+
+        prepared, masked, trimmed = self.prepared, self._masked(), self._trimmed
         unfolded = folded and trimmed is None
-        subject = Subject(
+        return Subject(
             file=file,
             name=name,
             module=prepared.loaded.module,
             program=prepared.captured.program,
             effective=self._effective,
             intended=self._intended,
-            lowered=lambda: self._exported.lowered,
+            lowered=self._lowered,
             # What was folded from V and U has their rounding, which the same V and U bring into the comparison.
-            plain=lambda: self._exported.model if unfolded or masked is not None else self._plain,
+            plain=lambda: self._exported if unfolded or masked is not None else self._plain,
             trimmed=trimmed,
             plan=prepared.plan,
             example=prepared.captured.inputs,
-            own_inputs=options.own_inputs,
+            own_inputs=self._options.own_inputs,
             masked=masked,
         )
-        return verify_subject(subject, **settings)
 
     def _masked(self) -> MaskedModel | None:
         """What is known only at run time, as it is verified; None where nothing is."""
@@ -212,33 +211,64 @@ class TorchRoute:
             effective=self._effective,
             intended=self._intended,
             plan=plan,
-            required=self._options.runtime.required,
+            required=self._options.requires_masks,
         )
 
     @cached_property
+    def _forms(self) -> tuple[tuple[ConvSite, Form], ...]:
+        """The forms that the layers take, which the program and the graph share."""
+        return tuple(self.prepared.plan.forms())
+
+    @cached_property
+    def _effective_forms(self) -> tuple[tuple[ConvSite, Form], ...]:
+        return tuple(self.prepared.plan.dense_forms())
+
+    @cached_property
     def _intended(self) -> ExportedProgram:
-        return self.prepared.factorized()
+        return self.prepared.factorized(self._forms)
 
     @cached_property
     def _effective(self) -> ExportedProgram:
-        return self.prepared.effective()
+        return self.prepared.effective(self._effective_forms)
 
     @cached_property
-    def _exported(self) -> Exported:
+    def _dense(self) -> DenseExport:
+        from spdexport.dense_export import DenseExport
+
+        captured = self.prepared.captured
+        return DenseExport(captured.program, opset=self._options.opset, axes=captured.axes)
+
+    @cached_property
+    def _is_placed(self) -> bool:
+        """Whether the ONNX graph of the dense model takes the forms; else the program is exported that has them."""
+        masked = any(d.run_time is not None for d in self.prepared.plan.decisions)
+        return not masked and self._dense.takes((*self._forms, *self._effective_forms))
+
+    @cached_property
+    def _exported(self) -> ir.Model:
         from spdexport.rewrite.onnx_ports import name_inputs
 
-        plan = self.prepared.plan
-        exported = self._export(self._intended, plan.runtime_outputs)
-        name_inputs(exported.model, plan.runtime_inputs, required=self._options.runtime.required)
-        return exported
+        model = self._dense.model(self._forms) if self._is_placed else self._apart.model
+        name_inputs(model, self.prepared.plan.runtime_inputs, required=self._options.requires_masks)
+        return model
 
     @cached_property
     def _trimmed(self) -> Trimmed | None:
-        return _trimmed(self._exported.model, self.prepared.plan)
+        return _trimmed(self._exported, self.prepared.plan)
+
+    def _lowered(self) -> ExportedProgram:
+        return self._dense.lowered(self._forms) if self._is_placed else self._apart.lowered
 
     @cached_property
     def _plain(self) -> ir.Model:
+        if self._is_placed or not self._effective_forms:
+            return self._dense.model(self._effective_forms)
         return self._export(self._effective).model
+
+    @cached_property
+    def _apart(self) -> Exported:
+        """The export of the factorized program itself."""
+        return self._export(self._intended, self.prepared.plan.runtime_outputs)
 
     def _export(self, program: ExportedProgram, outputs: Sequence[str] = ()) -> Exported:
         from spdexport.export import export_onnx
@@ -282,7 +312,7 @@ class OnnxRoute:
     def _trimmed(self) -> Trimmed | None:
         return _trimmed(self._whole, self.prepared.plan)
 
-    def verify(self, file: Path | None, name: str, *, folded: bool = False, **settings: Any) -> Verification:
+    def verify(self, file: Path | None, name: str, check: Check, *, folded: bool = False) -> Verification:
         """Check a file against the source file; see ``Route``."""
         from spdexport.verification.source_file import FileSubject, verify_against_file
 
@@ -302,4 +332,4 @@ class OnnxRoute:
             inputs=prepared.inputs,
             own_inputs=options.own_inputs,
         )
-        return verify_against_file(subject, **settings)
+        return verify_against_file(subject, check)

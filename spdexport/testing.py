@@ -69,7 +69,7 @@ def assert_equivalent(
         inputs: Inputs to compare on, beside generated ones: a tensor, a tuple of them, a dict by name, or a file.
         allow_inconclusive: Whether a check that could not decide is no failure, such as one on a provider that is not
             there.
-        providers: Providers of ONNX Runtime to check beside the CPU: ``cuda``, ``tensorrt``. None for CUDA where it can
+        providers: Providers of ONNX Runtime to check beside the CPU: ``cuda``, ``openvino``. None for CUDA where it can
             run, ``["cpu"]`` for the CPU alone.
         thorough: Whether to compare every layer's output too, and to leave out no input for time.
         atol: The absolute error that outputs may have, in the place of what rounding explains.

@@ -33,9 +33,9 @@ SHOWN_BY = {
     "measuring": ("bench",),
     "model_files.py": ("convert", "verify", "fold", "bench", "ablate"),
     "onnx_prepare.py": ("convert", "verify"),
+    "ort/sessions.py": CHECKS,
     "recorded.py": ("verify",),
     "report/explain.py": CHECKS,
-    "runtime.py": CHECKS,
     "sources": SOURCES,
     "verification/alone.py": ("verify", "fold"),
     "verification/file_inputs.py": ("convert", "verify", "fold", "bench", "ablate"),
@@ -82,4 +82,4 @@ def test_each_command_has_the_options_that_it_advises(where: str) -> None:
                 said += 1
                 lacking = [c for c in SHOWN_BY[where] if option not in COMMANDS[c]] if command is None else []
                 assert not lacking, f"{file.name}, line {line}, shown by {lacking}: {text}"
-    assert said or where == "runtime.py" or path.is_file()
+    assert said or path.is_file()

@@ -13,7 +13,8 @@ from spdexport.cost import dense_shape, pair_shape
 from spdexport.errors import UsageError
 from spdexport.forms import FormKind
 from spdexport.latency import CACHE_VARIABLE, MARGIN, LatencyCost, cache_folder, form_model
-from spdexport.runtime import Provider, SessionSettings, open_session, provider_status
+from spdexport.ort.providers import CUDA
+from spdexport.ort.sessions import SessionSettings, open_session, provider_status
 
 
 def site(spec, *, bias=True, size=(6,), name="layer"):
@@ -172,7 +173,7 @@ def test_sizes_that_are_not_known(tmp_path, clock):
         LatencyCost(folder=tmp_path, measure=clock)(layer, dense_shape(layer))
 
 
-@pytest.mark.skipif(provider_status(Provider.CUDA) is None, reason="CUDA runs here")
+@pytest.mark.skipif(provider_status(CUDA) is None, reason="CUDA runs here")
 def test_a_provider_that_does_not_run_here():
     with pytest.raises(UsageError, match="Latency cannot be measured on cuda: "):
-        LatencyCost(provider=Provider.CUDA)
+        LatencyCost(provider=CUDA)

@@ -16,7 +16,11 @@ from safetensors.numpy import save_file
 import spdexport as package
 from spdexport.cli import main
 from spdexport.files import guard
-from spdexport.overwriting import READS, WRITES
+from spdexport.overwriting import READS
+from spdexport.overwriting import WRITES as OUTPUTS
+from spdexport.report.formats import formats
+
+WRITES = {**OUTPUTS, **formats()}
 
 FILES = {
     "source": "model.pt",

@@ -23,10 +23,11 @@ from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import load_onnx
 from spdexport.files.reading import reading
 from spdexport.files.safetensors_header import check_header
-from spdexport.installed import versions
 from spdexport.model_files import read_metadata
 from spdexport.names import did_you_mean
-from spdexport.runtime import Provider, RuntimeFailure, Session, SessionSettings, open_session, provider_status
+from spdexport.ort.installed import versions
+from spdexport.ort.providers import Purpose
+from spdexport.ort.sessions import RuntimeFailure, Session, SessionSettings, open_session, usable_provider
 from spdexport.verification.bounded import Bounded
 from spdexport.verification.file_inputs import Port, input_ports
 
@@ -115,7 +116,7 @@ def ablate(
             or a file of fixed masks.
         layers: Patterns of the layers whose components are ablated; empty for all.
         output: The output to compare; None for the first float one.
-        provider: ``cpu``, ``cuda`` or ``tensorrt``.
+        provider: A name in ``spdexport.ort.providers.PROVIDERS``, such as ``cpu``.
         threads: Of one operator; None leaves it to ONNX Runtime.
         rows: Samples times ablations in one run.
         progress: Told what is being done.
@@ -127,7 +128,9 @@ def ablate(
     path = Path(file)
     if rows < 1:
         raise UsageError(f"A run of {rows} samples holds nothing.", where="--rows", hint="Give a number of at least 1.")
-    settings = SessionSettings(provider=_provider(provider), optimized=True, tf32=None, threads=threads)
+    settings = SessionSettings(
+        provider=usable_provider(provider), optimized=True, purpose=Purpose.DEPLOYMENT, threads=threads
+    )
     progress("loading")
     model = load_onnx(path)
     masks = _masks(model, path)
@@ -161,26 +164,11 @@ def ablate(
         output=name,
         samples=done,
         components=components,
-        provider=settings.provider.value,
+        provider=settings.provider.name,
         notes=tuple(notes),
         hashes={path.name: sha256_file(path), **{f"data {f.name}": sha256_file(f) for f in data.files}},
         versions=versions(),
     )
-
-
-def _provider(name: str) -> Provider:
-    try:
-        provider = Provider(name)
-    except ValueError:
-        allowed = ", ".join(p.value for p in Provider)
-        raise UsageError(
-            f"There is no provider {name!r}.", where="--provider", hint=f"Choose from {allowed}."
-        ) from None
-    if missing := provider_status(provider):
-        raise UsageError(
-            f"The provider cannot run here: {missing}.", where=f"--provider {name}", hint="Name a provider that can."
-        )
-    return provider
 
 
 def _opened(path: Path, settings: SessionSettings) -> Session:

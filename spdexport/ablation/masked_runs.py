@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spdexport.errors import ExampleInputError
-from spdexport.runtime import RuntimeFailure
+from spdexport.ort.sessions import RuntimeFailure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from spdexport.ablation.sets import ComponentsOf
     from spdexport.conv import Array
-    from spdexport.runtime import Session
+    from spdexport.ort.sessions import Session
     from spdexport.verification.bounded import Bounded
 
 MASK = "mask/"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from spdexport.cli_options import PROVIDERS, html_option, report_option, talk_options
+from spdexport.cli_options import PROVIDERS, report_options, talk_options
 from spdexport.commands.running import Reporting, reporting
+from spdexport.report.formats import ABLATIONS
 
 
 @click.command(short_help="Measure what removing components of FILE does to its outputs.")
@@ -30,14 +32,13 @@ from spdexport.commands.running import Reporting, reporting
 @click.option("--provider", type=click.Choice(PROVIDERS), default="cpu", show_default=True, help="Where to run.")
 @click.option("--threads", type=int, metavar="N", help="Of one operator. Default: ONNX Runtime's own choice.")
 @click.option("--rows", type=int, default=1024, show_default=True, help="Samples times ablations in one run.")
-@report_option
-@html_option
+@report_options(ABLATIONS)
 @talk_options
 @reporting
-def ablate(reports: Reporting, *, file: Path, inputs: Path, **options: Any) -> int:
+def ablate(reports: Reporting, given: Mapping[str, Any], *, file: Path, inputs: Path, **options: Any) -> int:
     """Measure what removing each component of FILE, an ONNX file with run-time masks, does to its outputs."""
     import spdexport
 
     with reports.run() as (progress, finish):
-        finish(spdexport.ablate(file, inputs=inputs, progress=progress, **options))
+        finish(spdexport.ablate(file, inputs=inputs, progress=progress, **given, **options))
     return 0

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from spdexport.cli_options import PROVIDERS, input_options, report_option, seed_option, talk_options
+from spdexport.cli_options import PROVIDERS, input_options, report_options, seed_option, talk_options
 from spdexport.commands.running import Reporting, reporting
+from spdexport.report.formats import LISTS
 
 
 @click.command(short_help="Measure the latency of an ONNX file, or of two against each other.")
@@ -21,10 +23,10 @@ from spdexport.commands.running import Reporting, reporting
 @click.option("--rounds", type=int, default=50, show_default=True, help="How many times each file runs.")
 @click.option("--seconds", type=float, default=20.0, show_default=True, help="After this long no round begins.")
 @seed_option
-@report_option
+@report_options(LISTS)
 @talk_options
 @reporting
-def bench(reports: Reporting, *, file: Path, against: Path | None, **options: Any) -> int:
+def bench(reports: Reporting, given: Mapping[str, Any], *, file: Path, against: Path | None, **options: Any) -> int:
     """Measure the latency of FILE on ONNX Runtime, alone or in turn with another file.
 
     Nothing is checked here: spdexport verify tells whether two files compute the same.
@@ -32,5 +34,5 @@ def bench(reports: Reporting, *, file: Path, against: Path | None, **options: An
     import spdexport
 
     with reports.run() as (progress, finish):
-        finish(spdexport.bench(file, against=against, progress=progress, **options))
+        finish(spdexport.bench(file, against=against, progress=progress, **given, **options))
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import click
 from spdexport.cli_options import (
     check_options,
     factor_options,
-    given,
     in_place_option,
     model_options,
     opset_option,
@@ -26,6 +25,7 @@ from spdexport.cli_options import (
 )
 from spdexport.commands.running import Reporting, exit_status, reporting
 from spdexport.errors import UsageError
+from spdexport.report.formats import CHECKS
 
 
 @click.command(short_help="Convert SOURCE to ONNX in factorized form, and verify it.")
@@ -47,12 +47,13 @@ from spdexport.errors import UsageError
 @verify_option
 @provider_option
 @check_options
-@report_options
+@report_options(CHECKS)
 @repro_option
 @talk_options
 @reporting
 def convert(
     reports: Reporting,
+    given: Mapping[str, Any],
     *,
     source: Path | None,
     output: Sequence[Path],
@@ -60,7 +61,6 @@ def convert(
     providers: Sequence[str],
     save_plan: Path | None,
     in_place: bool,
-    **_: Any,
 ) -> int:
     """Convert SOURCE to ONNX with its layers in factorized form, and verify the file."""
     import spdexport
@@ -76,7 +76,7 @@ def convert(
             save_plan=save_plan,
             in_place=in_place,
             progress=progress,
-            **given(),
+            **given,
         )
         finish(result)
     return exit_status(result)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from spdexport.cli_options import (
     verify_option,
 )
 from spdexport.commands.running import Reporting, exit_status, reporting
+from spdexport.report.formats import CHECKS
 
 
 @click.command(short_help="Fold V and U of FILE into one dense layer again.")
@@ -30,11 +31,18 @@ from spdexport.commands.running import Reporting, exit_status, reporting
 @seed_option
 @verify_option
 @provider_option
-@report_options
+@report_options(CHECKS)
 @talk_options
 @reporting
 def fold(
-    reports: Reporting, *, file: Path, output: Path, explain: bool, providers: Sequence[str], **options: Any
+    reports: Reporting,
+    given: Mapping[str, Any],
+    *,
+    file: Path,
+    output: Path,
+    explain: bool,
+    providers: Sequence[str],
+    **options: Any,
 ) -> int:
     """Fold V, mask, U (and the delta beside them) of FILE, .onnx or .pt2, into one dense layer again.
 
@@ -45,6 +53,6 @@ def fold(
     import spdexport
 
     with reports.run() as (progress, finish):
-        result = spdexport.fold(file, output, providers=providers or None, progress=progress, **options)
+        result = spdexport.fold(file, output, providers=providers or None, progress=progress, **given, **options)
         finish(replace(result, notes=(*result.notes, *result.explained())) if explain else result)
     return exit_status(result)

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from spdexport.cli_options import factor_options, given, model_options, report_option, source_argument, talk_options
+from spdexport.cli_options import factor_options, model_options, report_options, source_argument, talk_options
 from spdexport.commands.running import Reporting, reporting
+from spdexport.report.formats import LISTS
 
 
 @click.command(short_help="List the layers of SOURCE with components and costs.")
 @source_argument
 @model_options
 @factor_options
-@report_option
+@report_options(LISTS)
 @talk_options
 @reporting
-def inspect(reports: Reporting, *, source: Path | None, **_: Any) -> int:
+def inspect(reports: Reporting, given: Mapping[str, Any], *, source: Path | None) -> int:
     """List the layers of SOURCE with geometry, components and costs. Nothing is written."""
     import spdexport
 
     with reports.run() as (progress, finish):
-        finish(spdexport.inspect(source, progress=progress, **given()))
+        finish(spdexport.inspect(source, progress=progress, **given))
     return 0

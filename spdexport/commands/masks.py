@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from spdexport.cli_options import given, model_options, report_option, source_argument, talk_options
+from spdexport.cli_options import keyword, model_options, report_options, source_argument, talk_options
 from spdexport.commands.running import Reporting, reporting
 from spdexport.errors import UsageError
+from spdexport.report.formats import LISTS
 
 MEASURES = ("peak", "mean", "frequency")
 
@@ -18,10 +20,8 @@ MEASURES = ("peak", "mean", "frequency")
 @source_argument
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The masks: OUT.safetensors.")
 @model_options
-@click.option("--components", type=click.Path(path_type=Path), help="The SPD run or checkpoint, for a dense SOURCE.")
-@click.option(
-    "--exclude", multiple=True, metavar="PATTERN", help="Leave these layers alone, such as 'head*'. Repeatable."
-)
+@keyword("--components", type=click.Path(path_type=Path), help="The SPD run or checkpoint, for a dense SOURCE.")
+@keyword("--exclude", multiple=True, metavar="PATTERN", help="Leave these layers alone, such as 'head*'. Repeatable.")
 @click.option("--by", type=click.Choice(MEASURES), default="peak", show_default=True, help="What is judged.")
 @click.option(
     "--threshold",
@@ -41,21 +41,20 @@ MEASURES = ("peak", "mean", "frequency")
 )
 @click.option("--top", type=int, metavar="K", help="Keep the K greatest of each layer instead.")
 @click.option("--batch", type=int, default=64, show_default=True, help="Samples that are run together.")
-@report_option
+@report_options(LISTS)
 @talk_options
 @reporting
 def masks(
     reports: Reporting,
+    given: Mapping[str, Any],
     *,
     source: Path | None,
     output: Path,
-    inputs: Path | None,
     by: str,
     threshold: float,
     min_frequency: float,
     top: int | None,
     batch: int,
-    **_: Any,
 ) -> int:
     """Derive fixed masks for SOURCE from the data in --inputs: .npz, .npy, safetensors, or a folder of such.
 
@@ -64,14 +63,14 @@ def masks(
     """
     import spdexport
 
-    if inputs is None:
+    if given.get("inputs") is None:
         raise UsageError("There are no data.", where="the command", hint="Give --inputs FILE or a folder.")
-    options = {name: value for name, value in given().items() if name != "inputs"}
+    options = {name: value for name, value in given.items() if name != "inputs"}
     with reports.run() as (progress, finish):
         result = spdexport.derive_masks(
             source,
             output,
-            data=inputs,
+            data=given["inputs"],
             by=by,
             threshold=threshold,
             min_frequency=min_frequency,

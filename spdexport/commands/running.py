@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from spdexport.cli_options import DEBUG
+from spdexport.cli_options import DEBUG, pop_given
 from spdexport.errors import UsageError
+from spdexport.report.formats import formats
 from spdexport.speech import SilencedError, flush, on_github, say
 
 if TYPE_CHECKING:
     from spdexport.report.common import Result
-
-FILES = ("report", "junit", "html", "repro")
-"""The options that name a file for the result."""
 
 REPORTS = "spdexport.reports"
 """The key under which the context of a whole run keeps the reports that were begun."""
@@ -30,7 +28,7 @@ class Reporting:
     """Where the result of a command goes, and how much is said.
 
     Attributes:
-        files: The file for each of FILES that the command has, or None.
+        files: The file for each format of report that the command has, and for ``repro``, or None.
         verbose: Whether to say more.
         quiet: Whether to say the verdict alone.
     """
@@ -62,7 +60,7 @@ class Reporting:
         from spdexport.report.written import ReportFiles
 
         asked = {"in_place": False, "verify": True, **context.params}
-        check_overwriting(_files(context.params), in_place=asked["in_place"], verify=asked["verify"])
+        check_overwriting(_files(context.params), reports=formats(), in_place=asked["in_place"], verify=asked["verify"])
         reports = context.meta[REPORTS] = ReportFiles(self.files)
         reports.begin()
         results: list[Result] = []
@@ -106,16 +104,20 @@ def _listed(value: object) -> Sequence[object]:
 
 
 def reporting(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Gather the options of reports and talk into one argument, the first, for a command that has them."""
+    """Gather the options of a command into its two first arguments; it takes by name what is left, and all of it.
+
+    The first is a ``Reporting``. The second has the keywords for the functions of ``spdexport`` that were given; what
+    was not is left out, for ``verify`` reads from the file what is not given.
+    """
 
     @functools.wraps(command)
     def gathered(**options: Any) -> Any:
-        files = {name: options.pop(name) for name in FILES if name in options}
         from spdexport.files.limits import reading_limits
 
+        files = {name: options.pop(name) for name in (*formats(), "repro") if name in options}
         talk = {name: options.pop(name) for name in ("verbose", "quiet")}
         with reading_limits(**options.pop("limits")):
-            return command(Reporting(files=files, **talk), **options)
+            return command(Reporting(files=files, **talk), pop_given(options), **options)
 
     return gathered
 

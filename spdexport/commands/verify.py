@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from spdexport.cli_options import (
     check_options,
     factor_options,
     form_option,
-    given,
     model_options,
     opset_option,
     provider_option,
@@ -21,6 +20,7 @@ from spdexport.cli_options import (
     talk_options,
 )
 from spdexport.commands.running import Reporting, exit_status, reporting
+from spdexport.report.formats import CHECKS
 
 
 @click.command()
@@ -32,11 +32,13 @@ from spdexport.commands.running import Reporting, exit_status, reporting
 @opset_option
 @provider_option
 @check_options
-@report_options
+@report_options(CHECKS)
 @repro_option
 @talk_options
 @reporting
-def verify(reports: Reporting, *, file: Path, against: Path | None, providers: Sequence[str], **_: Any) -> int:
+def verify(
+    reports: Reporting, given: Mapping[str, Any], *, file: Path, against: Path | None, providers: Sequence[str]
+) -> int:
     """Check the ONNX file FILE against the SOURCE it was made from.
 
     Options that shaped the file are read from it where they are not given. SOURCE may be another ONNX file too. Without
@@ -45,6 +47,6 @@ def verify(reports: Reporting, *, file: Path, against: Path | None, providers: S
     import spdexport
 
     with reports.run() as (progress, finish):
-        result = spdexport.verify(file, against=against, providers=providers or None, progress=progress, **given())
+        result = spdexport.verify(file, against=against, providers=providers or None, progress=progress, **given)
         finish(result)
     return exit_status(result)

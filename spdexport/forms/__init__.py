@@ -6,7 +6,7 @@ from spdexport.forms.dense import dense
 from spdexport.forms.factorized import factorized, variable_form
 from spdexport.forms.fold import fold_form
 from spdexport.forms.kinds import DeltaUse, FormKind
-from spdexport.forms.variable import GateMode, Role, RunTime, RuntimeInput, VariableMask
+from spdexport.forms.variable import GateMode, LiveInput, Role, RunTime, VariableMask
 
 __all__ = [
     "Chain",
@@ -14,9 +14,9 @@ __all__ = [
     "Form",
     "FormKind",
     "GateMode",
+    "LiveInput",
     "Role",
     "RunTime",
-    "RuntimeInput",
     "Stage",
     "VariableMask",
     "compose",

@@ -20,7 +20,7 @@ from spdexport.forms.variable import VariableMask
 if TYPE_CHECKING:
     from spdexport.conv import Array, ConvSpec, FloatArray
     from spdexport.forms.deferred import Numbers
-    from spdexport.forms.variable import RuntimeInput
+    from spdexport.forms.variable import LiveInput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -73,7 +73,7 @@ class Form:
 
     name: str
     chains: tuple[Chain, ...]
-    routing: RuntimeInput | None = None
+    routing: LiveInput | None = None
 
     @property
     def stages(self) -> tuple[Stage, ...]:

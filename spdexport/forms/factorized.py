@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from spdexport.conv import Array
     from spdexport.factors import Factors
     from spdexport.forms.base import Chain
-    from spdexport.forms.variable import RuntimeInput, VariableMask
+    from spdexport.forms.variable import LiveInput, VariableMask
 
 
 def factorized(
@@ -66,7 +66,7 @@ def variable_form(
     mask: VariableMask,
     delta: Array | None = None,
     delta_mask: VariableMask | None = None,
-    routing: RuntimeInput | None = None,
+    routing: LiveInput | None = None,
 ) -> Form:
     """V, a mask that is known only at run time, U; no component is removed, and a constant mask besides is in U.
 

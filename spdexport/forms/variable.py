@@ -32,7 +32,7 @@ class GateMode(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RuntimeInput:
+class LiveInput:
     """An input of the model beside its own.
 
     Attributes:
@@ -76,7 +76,7 @@ class VariableMask:
     """
 
     layer: str
-    input: RuntimeInput | None = None
+    input: LiveInput | None = None
     located: Array | None = None
     gate: GateFunction | None = None
     mode: GateMode = GateMode.EXACT
@@ -109,10 +109,15 @@ class RunTime:
 
     mask: VariableMask
     delta_mask: VariableMask | None = None
-    routing: RuntimeInput | None = None
+    routing: LiveInput | None = None
 
     @property
-    def inputs(self) -> tuple[RuntimeInput, ...]:
+    def reads_dense(self) -> bool:
+        """Whether the mask comes from a gate that reads the dense model's activations, which is another pass."""
+        return self.mask.gate is not None and self.mask.mode is GateMode.EXACT
+
+    @property
+    def inputs(self) -> tuple[LiveInput, ...]:
         """The inputs of the model that it needs."""
         masks = (self.mask, self.delta_mask)
         return tuple(i for i in (*(m.input for m in masks if m is not None), self.routing) if i is not None)

@@ -22,10 +22,10 @@ from spdexport.files.writing import writing
 from spdexport.gates import evaluate as evaluate_gate
 from spdexport.importance.result import DerivedMasks, LayerMask
 from spdexport.importance.statistics import Importances, Measure, Rule, Running
-from spdexport.installed import versions
 from spdexport.loading.inputs import inputs_by_name
 from spdexport.names import layer_of_call
 from spdexport.options import Options, OptionsDict
+from spdexport.ort.installed import versions
 from spdexport.overwriting import check_overwriting, importances_name
 from spdexport.prepare import prepare
 from spdexport.reference.torch_reference import evaluate

@@ -21,9 +21,10 @@ from spdexport.files.hashing import sha256_file
 from spdexport.files.npz import write_npz
 from spdexport.files.onnx_reading import external_files, load_onnx
 from spdexport.files.scratch import scratch_folder, writing_scratch
-from spdexport.installed import has_torch, require_torch, versions
-from spdexport.runtime import Provider, RuntimeFailure, Session, SessionSettings, open_session, provider_status
-from spdexport.timing import Ratio, Spread, interleaved, ratio_of
+from spdexport.ort.installed import has_torch, require_torch, versions
+from spdexport.ort.providers import Purpose
+from spdexport.ort.sessions import RuntimeFailure, Session, SessionSettings, open_session, usable_provider
+from spdexport.ort.timing import Ratio, Spread, interleaved, ratio_of
 from spdexport.verification.bounded import Bounded
 from spdexport.verification.file_inputs import (
     GivenArrays,
@@ -118,7 +119,7 @@ def bench(
     Args:
         file: The ONNX file.
         against: Another one with the same inputs.
-        provider: ``cpu``, ``cuda`` or ``tensorrt``.
+        provider: A name in ``spdexport.ort.providers.PROVIDERS``, such as ``cpu``.
         batch: The size of the batch axis of generated inputs; None for 1.
         threads: Of one operator; None leaves it to ONNX Runtime.
         inputs: A file of inputs; None to generate them.
@@ -134,7 +135,9 @@ def bench(
         ExampleInputError: The inputs do not fit the files, or none can be made for them.
     """
     _check(batch, threads, inputs, input_shape, rounds)
-    settings = SessionSettings(provider=_provider(provider), optimized=True, tf32=None, threads=threads, spinning=False)
+    settings = SessionSettings(
+        provider=usable_provider(provider), optimized=True, purpose=Purpose.DEPLOYMENT, threads=threads, spinning=False
+    )
     paths = [Path(file)] if against is None else [Path(file), Path(against)]
     progress("loading")
     models = [load_onnx(path) for path in paths]
@@ -172,7 +175,7 @@ def bench(
             )
         ),
         ratio=None if against is None else ratio_of(times[0], times[1], seed=seed),
-        provider=settings.provider.value,
+        provider=settings.provider.name,
         threads=threads,
         inputs=tuple(Port(name=n, dtype=a.dtype, shape=a.shape).describe() for n, a in feeds.items()),
         notes=notes,
@@ -193,21 +196,6 @@ def _check(
     for name, number in (("batch", batch), ("threads", threads), ("rounds", rounds)):
         if number is not None and number < 1:
             raise UsageError(f"{number} is too small.", where=f"--{name}", hint="Give a number of at least 1.")
-
-
-def _provider(name: str) -> Provider:
-    try:
-        provider = Provider(name)
-    except ValueError:
-        allowed = ", ".join(p.value for p in Provider)
-        raise UsageError(
-            f"There is no provider {name!r}.", where="--provider", hint=f"Choose from {allowed}."
-        ) from None
-    if missing := provider_status(provider):
-        raise UsageError(
-            f"The provider cannot run here: {missing}.", where=f"--provider {name}", hint="Name a provider that can."
-        )
-    return provider
 
 
 def _check_ports(paths: Sequence[Path], ports: Sequence[Port], others: Sequence[Port]) -> None:
@@ -309,7 +297,7 @@ def _memory(path: Path, settings: SessionSettings, feeds: Mapping[str, Array]) -
             "file": str(path.resolve()),
             "inputs": str(arrays),
             "result": str(result),
-            "provider": settings.provider.value,
+            "provider": settings.provider.name,
             "threads": settings.threads,
         }
         command = [sys.executable, "-m", "spdexport.measuring.memory", json.dumps(request)]

@@ -11,18 +11,22 @@ import sys
 from pathlib import Path
 
 from spdexport.files.npz import read_npz
-from spdexport.runtime import Provider, SessionSettings, open_session, provider_status
+from spdexport.ort.providers import Purpose
+from spdexport.ort.sessions import SessionSettings, open_session, usable_provider
 
 
 def measure(request: str) -> None:
     """Write what was measured to the file that the request names, as JSON: ``base`` and ``peak``, in bytes."""
     asked = json.loads(request)
     feeds = dict(read_npz(Path(asked["inputs"])))
+    # ONNX Runtime is loaded by looking whether the provider runs, so that what remains is the file's.
     settings = SessionSettings(
-        provider=Provider(asked["provider"]), optimized=True, tf32=None, threads=asked["threads"], spinning=False
+        provider=usable_provider(asked["provider"]),
+        optimized=True,
+        purpose=Purpose.DEPLOYMENT,
+        threads=asked["threads"],
+        spinning=False,
     )
-    # ONNX Runtime is loaded by it, so that what remains is the file's.
-    provider_status(settings.provider)
     base = _peak()
     open_session(Path(asked["file"]), settings).run(feeds)
     Path(asked["result"]).write_text(json.dumps({"base": base, "peak": _peak()}), encoding="utf-8")

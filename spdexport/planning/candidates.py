@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from spdexport.conv import ConvSite, FloatArray
     from spdexport.cost import CostModel, FormShape
     from spdexport.factors import Factors
+    from spdexport.forms import RunTime
     from spdexport.lowrank import Rank
 
 
@@ -196,3 +197,12 @@ def literal(layer: Layer, *, keep_masks: bool, note: str = "") -> Choice:
     factors = layer.factors
     kept = factors.components if keep_masks else max(factors.live, 1)
     return Choice(form=FormKind.literal(layer.delta), reason=layer.told + note, components=kept)
+
+
+def live(layer: Layer, run_time: RunTime) -> Choice:
+    """The form of a layer whose mask is known only at run time: the source's own V and U, all of them."""
+    return Choice(
+        form=FormKind.literal(layer.delta),
+        reason=f"its mask is {run_time.mask.told()}: all components stay",
+        components=layer.factors.components,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from spdexport import cost
@@ -12,7 +12,8 @@ from spdexport.cost import CostModel, MacsCost, ParameterCost
 from spdexport.errors import UsageError
 from spdexport.factors import Factors, break_even, delta_is_rounding, delta_ratio
 from spdexport.forms import DeltaUse, FormKind
-from spdexport.planning.candidates import Choice, Layer, cheapest, literal, truncation
+from spdexport.planning.candidates import Choice, Layer, cheapest, literal, live, truncation
+from spdexport.planning.live_masks import NOTHING_LIVE, LiveCost, LiveMasks, live_costs, truncates_live
 from spdexport.planning.patterns import check_patterns, matches
 from spdexport.planning.plan import Decision, Delta, FormChoice, LayerPlan, Objective, Plan, PlanOptions
 from spdexport.planning.repeat import repeated
@@ -21,6 +22,7 @@ from spdexport.planning.truncation import allowed_rank, check_ranks, check_trunc
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from spdexport.forms import RunTime
     from spdexport.planning.record import LayerRecord, PlanRecord
 
 FactorSource = Callable[[ConvSite], Factors | Skipped | None]
@@ -32,12 +34,32 @@ def pure_cost(options: PlanOptions) -> CostModel:
     return ParameterCost() if options.optimize_for is Objective.PARAMS else MacsCost(lane=options.lane_width)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Known:
+    """All that is known of a layer before its form is chosen.
+
+    Attributes:
+        site: The layer.
+        factors: V, U and mask; None for a layer that is left alone.
+        reason: Why it is left alone.
+        delta: What becomes of the weight delta.
+        run_time: What of its masks is known only at run time; None for nothing.
+    """
+
+    site: ConvSite
+    factors: Factors | None
+    reason: str = ""
+    delta: DeltaUse = DeltaUse.NONE
+    run_time: RunTime | None = None
+
+
 def make_plan(
     sites: Sequence[ConvSite],
     skipped: Sequence[Skipped],
     source: FactorSource,
     options: PlanOptions,
     *,
+    live_masks: LiveMasks = NOTHING_LIVE,
     others: Iterable[str] = (),
     cost_model: CostModel | None = None,
     record: PlanRecord | None = None,
@@ -49,6 +71,7 @@ def make_plan(
         skipped: Layers that no form can replace; passed on to the plan.
         source: Where factors come from.
         options: What the user wants.
+        live_masks: What of the masks is known only at run time: such a layer has one form, its own V and U.
         others: What else may be excluded: names of components that no layer of the model has.
         cost_model: What ``auto`` chooses by; ``pure_cost`` if None.
         record: A plan to repeat, whose options are ``options``.
@@ -71,17 +94,10 @@ def make_plan(
     model = pure_cost(options) if cost_model is None else cost_model
     if record is not None:
         record.check(sites)
-    decisions: list[Decision] = []
-    for site in sites:
-        reason = _left_out(site.name, options)
-        found = source(site) if reason is None else None
-        if found is None:
-            found = Skipped(name=site.name, kind=site.spec.kind, reason=reason or "it has no components")
-        if isinstance(found, Skipped):
-            _check_without(site, record)
-            decisions.append(Decision(site=site, layer=_untouched(site, found.reason), factors=None))
-        else:
-            decisions.append(_decide(site, found, options, model, record))
+    known = [_known(site, source, options, live_masks) for site in sites]
+    live_masks.check([(layer.site, layer.run_time) for layer in known if layer.factors is not None])
+    costs = live_costs([(layer.site, layer.factors, layer.run_time) for layer in known])
+    decisions = [_decide(layer, options, model, record, beside) for layer, beside in zip(known, costs, strict=True)]
     name, unit = (model.name, model.unit) if record is None else record.cost
     return Plan(decisions=tuple(decisions), skipped=tuple(skipped), options=options, cost=name, unit=unit)
 
@@ -102,7 +118,7 @@ def _check_without(site: ConvSite, record: PlanRecord | None) -> None:
         )
 
 
-def _untouched(site: ConvSite, reason: str) -> LayerPlan:
+def _untouched(site: ConvSite, reason: str, beside: LiveCost) -> LayerPlan:
     shape = cost.dense_shape(site)
     macs, parameters = cost.shape_macs(site, shape), cost.shape_parameters(shape)
     return LayerPlan(
@@ -115,71 +131,97 @@ def _untouched(site: ConvSite, reason: str) -> LayerPlan:
         rank=None,
         break_even=break_even(site.spec, site.upsampling),
         macs_before=macs,
-        macs_after=macs,
+        macs_after=macs + beside.macs,
         delta_ratio=None,
         delta=DeltaUse.NONE,
         masked=False,
         reason=reason,
         params_before=parameters,
-        params_after=parameters,
+        params_after=parameters + beside.parameters,
     )
 
 
-def _decide(
-    site: ConvSite, factors: Factors, options: PlanOptions, model: CostModel, record: PlanRecord | None
-) -> Decision:
-    spec, masked = site.spec, factors.mask is not None
-    if delta_is_rounding(site.weight, factors, spec):
-        what = DeltaUse.NONE
-    elif options.delta is Delta.KEEP or (options.delta is Delta.AUTO and not masked):
-        what = DeltaUse.KEPT
+def _known(site: ConvSite, source: FactorSource, options: PlanOptions, live_masks: LiveMasks) -> _Known:
+    reason = _left_out(site.name, options)
+    factors = source(site) if reason is None else None
+    if factors is None:
+        return _Known(site=site, factors=None, reason=reason or "it has no components")
+    if isinstance(factors, Skipped):
+        return _Known(site=site, factors=None, reason=factors.reason)
+    factors = live_masks.masked(site.name, factors)
+    if delta_is_rounding(site.weight, factors, site.spec):
+        use = DeltaUse.NONE
+    elif options.delta is Delta.KEEP or (options.delta is Delta.AUTO and factors.mask is None):
+        use = DeltaUse.KEPT
     else:
-        what = DeltaUse.DROPPED
-    layer = Layer.of(site, factors, what)
+        use = DeltaUse.DROPPED
+    run_time = live_masks.of(site, factors, keeps_delta=use is DeltaUse.KEPT)
+    return _Known(site=site, factors=factors, delta=use, run_time=run_time)
+
+
+def _decide(
+    known: _Known, options: PlanOptions, model: CostModel, record: PlanRecord | None, beside: LiveCost
+) -> Decision:
+    site, factors, run_time = known.site, known.factors, known.run_time
+    if factors is None:
+        _check_without(site, record)
+        return Decision(site=site, layer=_untouched(site, known.reason, beside), factors=None)
+    layer = Layer.of(site, factors, known.delta)
     recorded = None if record is None else _recorded(layer, record)
-    choice = _choose(layer, options, model) if record is None else repeated(layer, recorded, record, options)
+    if run_time is not None:
+        if _is_truncated(layer, options, model, record, recorded):
+            raise truncates_live()
+        choice = live(layer, run_time)
+    elif record is None:
+        choice = _choose(layer, options, model)
+    else:
+        choice = repeated(layer, recorded, record, options)
     dense = cost.dense_shape(site)
     shape = dense
     if choice.components is not None:
         shape = cost.pair_shape(site, choice.components, choice.form)
-    macs = cost.shape_macs(site, shape)
-    gain = None if recorded is None else recorded.gain
-    if options.form is FormChoice.AUTO and not options.truncates and record is None:
-        gain = layer.gain(model, shape)
+    gain = None
+    if run_time is None:
+        gain = None if recorded is None else recorded.gain
+        if options.form is FormChoice.AUTO and not options.truncates and record is None:
+            gain = layer.gain(model, shape)
     return Decision(
         site=site,
         factors=factors,
         made=choice.made,
+        run_time=run_time,
         layer=LayerPlan(
             name=site.name,
-            kind=spec.kind,
-            geometry=spec.describe(),
+            kind=site.spec.kind,
+            geometry=site.spec.describe(),
             form=choice.form,
             components=factors.components,
             live=factors.live,
             rank=layer.rank.rank,
-            break_even=break_even(spec, site.upsampling),
+            break_even=break_even(site.spec, site.upsampling),
             macs_before=cost.shape_macs(site, dense),
-            macs_after=macs,
-            delta_ratio=delta_ratio(site.weight, factors, spec),
-            delta=what,
-            masked=masked,
+            macs_after=cost.shape_macs(site, shape) + beside.macs,
+            delta_ratio=delta_ratio(site.weight, factors, site.spec),
+            delta=known.delta,
+            masked=factors.mask is not None,
             reason=choice.reason,
             kept=choice.components,
             truncation=choice.truncation,
             truncated_to=choice.truncated_to,
             params_before=cost.shape_parameters(dense),
-            params_after=cost.shape_parameters(shape) + _mask_size(factors, choice, options),
+            params_after=cost.shape_parameters(shape) + _mask_size(known, choice, options) + beside.parameters,
             weighed=choice.weighed,
             gain=gain,
         ),
     )
 
 
-def _mask_size(factors: Factors, choice: Choice, options: PlanOptions) -> int:
-    """The numbers of a mask that stays visible."""
-    visible = options.keep_masks and choice.form.is_literal and factors.mask is not None
-    return factors.effective_mask.size if visible else 0
+def _mask_size(known: _Known, choice: Choice, options: PlanOptions) -> int:
+    """The numbers of a fixed mask that stays visible; what a live one stores is among its own costs."""
+    factors = known.factors
+    if factors is None or factors.mask is None or known.run_time is not None:
+        return 0
+    return factors.effective_mask.size if options.keep_masks and choice.form.is_literal else 0
 
 
 def _recorded(layer: Layer, record: PlanRecord) -> LayerRecord | None:
@@ -197,6 +239,15 @@ def _recorded(layer: Layer, record: PlanRecord) -> LayerRecord | None:
             "Give the --components and --masks that the plan was made with.",
         )
     return found
+
+
+def _is_truncated(
+    layer: Layer, options: PlanOptions, model: CostModel, record: PlanRecord | None, recorded: LayerRecord | None
+) -> bool:
+    """Whether the weight would be truncated if the mask were fixed; what a file says of itself asks for nothing."""
+    if record is not None:
+        return record.strict and recorded is not None and recorded.truncated_to is not None
+    return options.truncates and _choose(layer, options, model).truncation is not None
 
 
 def _choose(layer: Layer, options: PlanOptions, model: CostModel) -> Choice:

@@ -10,13 +10,13 @@ import numpy as np
 
 from spdexport.cost import LANE_WIDTH
 from spdexport.factors import Factors, delta, effective_weight, masked_weight
-from spdexport.forms import DeltaUse, Form, FormKind, GateMode, RunTime, dense, factorized, variable_form
+from spdexport.forms import DeltaUse, Form, FormKind, RunTime, dense, factorized, variable_form
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from spdexport.conv import Array, ConvSite, FloatArray, Skipped
-    from spdexport.forms import RuntimeInput
+    from spdexport.forms import LiveInput
 
 
 SCHEMA_VERSION = 1
@@ -47,21 +47,22 @@ class Objective(StrEnum):
     LATENCY = "latency"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PlanOptions:
     """What the user wants of the plan.
 
     Attributes:
-        form: The form of layers that have factors; ``auto`` weighs the forms of each layer.
-        optimize_for: What ``auto`` makes least.
-        lane_width: Channels that the target computes together; 1 where it computes them one by one.
-        rank: Ranks that the effective weights are truncated to, as ``N`` for all layers or ``PATTERN=N`` for some.
-        energy: The share of the squared singular values that truncating keeps; None for all.
-        max_error: The relative Frobenius error that truncating may make; None for none.
-        delta: ``auto`` keeps the delta of layers without a mask and drops it for layers with one.
-        keep_masks: Whether masks stay visible as multiplications.
+        form: ``factorized``, ``dense``, or ``auto`` for the cheapest form of each layer.
+        delta: ``keep`` or ``drop`` the weight delta; ``auto`` keeps it for layers without a mask and drops it for
+            layers with one.
+        keep_masks: Whether masks stay visible between V and U, as multiplications.
         layers: Patterns (fnmatch) of the layers to decompose; empty for all.
-        exclude: Patterns of layers to leave alone.
+        exclude: Patterns of the layers to leave alone.
+        optimize_for: What ``auto`` makes least: ``macs``, ``params`` or ``latency``.
+        lane_width: Channels that the target computes together, for counting MACs; 1 counts them one by one.
+        rank: Ranks that effective weights are truncated to: ``N`` for all layers, ``PATTERN=N`` for some.
+        energy: The share of the squared singular values that truncating an effective weight keeps; None for all.
+        max_error: The relative Frobenius error that truncating an effective weight may make; None for none.
     """
 
     form: FormChoice = FormChoice.FACTORIZED
@@ -312,7 +313,7 @@ class Plan:
         return any(decision.changes for decision in self.decisions)
 
     @property
-    def runtime_inputs(self) -> tuple[RuntimeInput, ...]:
+    def runtime_inputs(self) -> tuple[LiveInput, ...]:
         """The inputs that the model gets beside its own, in the order of the layers; calls of one layer share them."""
         found = [i for d in self.decisions if d.run_time is not None for i in d.run_time.inputs]
         return tuple(dict.fromkeys(found))
@@ -335,8 +336,7 @@ class Plan:
     @property
     def exactly_gated(self) -> tuple[str, ...]:
         """The nodes of layers whose importances come from the dense model."""
-        found = [d for d in self.decisions if d.run_time is not None and d.run_time.mask.gate is not None]
-        return tuple(d.site.node for d in found if d.run_time is not None and d.run_time.mask.mode is GateMode.EXACT)
+        return tuple(d.site.node for d in self.decisions if d.run_time is not None and d.run_time.reads_dense)
 
     def forms(self) -> Iterable[tuple[ConvSite, Form]]:
         """Each layer that changes with its form, made one at a time."""

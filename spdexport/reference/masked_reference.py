@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from spdexport.conv import Array, ConvSpec
-    from spdexport.forms import RuntimeInput, VariableMask
+    from spdexport.forms import LiveInput, VariableMask
     from spdexport.planning import Decision
 
 _CONVOLUTIONS: tuple[Callable[..., torch.Tensor], ...] = (functional.conv1d, functional.conv2d, functional.conv3d)
@@ -191,7 +191,7 @@ def layer_output(
     return y
 
 
-def _given(wanted: RuntimeInput, given: Mapping[str, Array], rank: int) -> torch.Tensor:
+def _given(wanted: LiveInput, given: Mapping[str, Array], rank: int) -> torch.Tensor:
     """An input with as many axes as a value with the components last: (batch, [1, ...] or locations, C or 1)."""
     values = torch.from_numpy(np.asarray(given[wanted.name], dtype=np.float64))
     if not wanted.channels:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
 from rich.text import Text
 
 from spdexport import __version__
 from spdexport.names import count
 from spdexport.report.numbers import ratio
+from spdexport.report.tables import results_table
 from spdexport.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from rich.table import Table
 
     from spdexport.ablation.ablate import Ablated, Ablations
 
@@ -49,10 +51,7 @@ def table(result: Ablations, *, shown: int | None) -> Table:
         result: All of them.
         shown: How many; None for all.
     """
-    made = Table(box=None, pad_edge=False, show_edge=False)
-    made.add_column("ablated", overflow="fold")
-    for header in ("KL", "top changes", "change", "relative", "largest"):
-        made.add_column(header, justify="right", no_wrap=True)
+    made = results_table("ablated", "KL", "top changes", "change", "relative", "largest")
     for one in ranked(result)[:shown]:
         effect = one.effect
         assert effect is not None, "only those with an effect are ranked"

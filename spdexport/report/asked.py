@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spdexport.files.guard import identity
-from spdexport.report.unfinished import FORMATS
+from spdexport.report.formats import formats
 from spdexport.sources.run_files import is_run_file
 
 if TYPE_CHECKING:
@@ -20,25 +20,22 @@ if TYPE_CHECKING:
 
     from spdexport.files.guard import Identity
 
-_MARKS = {"junit": b"<testsuite", "html": b"<html"}
-"""What is near the beginning of a report, whoever wrote it."""
-
 
 def reports_in(arguments: Sequence[str]) -> dict[str, Path]:
-    """Return the files of ``--report``, ``--junit`` and ``--html`` that may be replaced, by the option's name.
+    """Return the files of reports that may be replaced, by the option's name.
 
     Args:
         arguments: The command line.
     """
     asked: dict[str, Path] = {}
     others: list[str] = []
-    waiting = ""
+    waiting, known = "", formats()
     for word in arguments:
         option, equals, value = word.partition("=")
         if waiting:
             asked[waiting] = Path(word)  # of an option that is given twice, the last one counts
             waiting = ""
-        elif option.removeprefix("--") in FORMATS and option.startswith("--"):
+        elif option.removeprefix("--") in known and option.startswith("--"):
             name = option.removeprefix("--")
             if equals:
                 asked[name] = Path(value)
@@ -47,11 +44,11 @@ def reports_in(arguments: Sequence[str]) -> dict[str, Path]:
         else:
             others += [word, word.rpartition(":")[0], value]
     named = {identity(Path(other)) for other in others if other}
-    return {option: path for option, path in asked.items() if _may_be_replaced(option, path, named)}
+    return {option: path for option, path in asked.items() if _may_be_replaced(path, known[option].mark, named)}
 
 
-def _may_be_replaced(option: str, path: Path, named: AbstractSet[Identity]) -> bool:
-    """Whether a file is a report of its kind, is empty, or is not there, and no other word is about it.
+def _may_be_replaced(path: Path, mark: bytes | None, named: AbstractSet[Identity]) -> bool:
+    """Whether a file is a report with this mark, is empty, or is not there, and no other word is about it.
 
     In a folder that another word names, nothing new is written: it may be one of data, all of whose files are read.
     """
@@ -62,13 +59,13 @@ def _may_be_replaced(option: str, path: Path, named: AbstractSet[Identity]) -> b
             return identity(path.parent) not in named
         if not path.is_file():
             return False
-        content = path.read_bytes() if option == "report" else path.open("rb").read(1000)
+        content = path.read_bytes() if mark is None else path.open("rb").read(1000)
     except (OSError, ValueError):
         return False
     if not content:
         return True
-    if option != "report":
-        return _MARKS[option] in content
+    if mark is not None:
+        return mark in content
     try:
         report = json.loads(content)
     except (ValueError, RecursionError):

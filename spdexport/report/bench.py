@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
 from rich.text import Text
 
 from spdexport.names import count
 from spdexport.report.numbers import size
+from spdexport.report.tables import results_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from rich.table import Table
 
     from spdexport.measuring.bench import Bench
 
@@ -25,10 +27,7 @@ def title(result: Bench) -> str:
 
 def table(result: Bench) -> Table:
     """A row for each file."""
-    made = Table(box=None, pad_edge=False, show_edge=False)
-    made.add_column("file", overflow="fold")
-    for header in ("median ms", "quartiles", "runs", "peak memory", "file size"):
-        made.add_column(header, justify="right", no_wrap=True)
+    made = results_table("file", "median ms", "quartiles", "runs", "peak memory", "file size")
     for file in result.files:
         time = file.time
         made.add_row(

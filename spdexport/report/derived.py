@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
 from rich.text import Text
 
 from spdexport.importance.statistics import Measure
 from spdexport.names import count
+from spdexport.report.tables import results_table
 from spdexport.text import one_line
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from spdexport.importance.result import DerivedMasks
 
 LEGEND = "peak, mean: the greatest of any component, over all samples and locations; fires: the most that any does"
@@ -40,10 +42,7 @@ def rule(result: DerivedMasks) -> str:
 
 def table(result: DerivedMasks) -> Table:
     """A row for each layer."""
-    made = Table(box=None, pad_edge=False, show_edge=False)
-    made.add_column("layer", overflow="fold")
-    for header in ("C", "live", "peak", "mean", "fires"):
-        made.add_column(header, justify="right", no_wrap=True)
+    made = results_table("layer", "C", "live", "peak", "mean", "fires")
     for layer in result.layers:
         found = layer.importances
         made.add_row(

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from spdexport.ablation.ablate import Ablations
-from spdexport.files.atomic import replacing
 from spdexport.folding import Folding
 from spdexport.importance.result import DerivedMasks
 from spdexport.measuring.bench import Bench
@@ -22,8 +21,6 @@ from spdexport.text import json_text
 from spdexport.verification.result import Status, Verification
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from spdexport.conv import Skipped
     from spdexport.planning import Plan
     from spdexport.report.common import Result
@@ -66,19 +63,9 @@ def to_json(result: Result) -> dict[str, Any]:
     return {key: _plain(value) for key, value in report.items()}
 
 
-def write_json(report: Mapping[str, Any], path: Path) -> None:
-    """Write a report; an existing file is replaced only by a whole new one.
-
-    Raises:
-        UsageError: The folder cannot be written to.
-    """
-    with replacing(path) as temporary:
-        temporary.write_text(as_text(report), encoding="utf-8")
-
-
-def as_text(report: Mapping[str, Any]) -> str:
-    """The report as indented JSON, in which nothing commands a terminal that shows it."""
-    return json_text(json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False)) + "\n"
+def as_text(result: Result) -> str:
+    """Return the report as indented JSON, in which nothing commands a terminal that shows it."""
+    return json_text(json.dumps(to_json(result), indent=2, allow_nan=False, ensure_ascii=False)) + "\n"
 
 
 def _verified(

@@ -40,8 +40,7 @@ def converted_layers(layers: Sequence[LayerPlan], *, verbose: bool) -> Table:
     forms = {_form(layer) for layer in layers}
     if len(forms) > 1:
         table.add_column("form")
-    for header in ("C", "live", "even", "MACs", "now", "params", "now"):
-        table.add_column(header, justify="right", no_wrap=True)
+    add_numbers(table, "C", "live", "even", "MACs", "now", "params", "now")
     fates = {layer.delta for layer in layers} - {"none"}
     if fates:
         table.add_column("delta")
@@ -86,11 +85,7 @@ def legend(layers: Sequence[LayerPlan]) -> str:
 def inspected_layers(layers: Sequence[LayerPlan]) -> Table:
     """Every layer that could be decomposed, with what decides whether V and U pay."""
     table = _table([layer.name for layer in layers])
-    for header in ("C", "live", "even"):
-        table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("delta", justify="right", no_wrap=True)
-    for header in ("dense", "factors"):
-        table.add_column(header, justify="right", no_wrap=True)
+    add_numbers(table, "C", "live", "even", "delta", "dense", "factors")
     for layer in layers:
         table.add_row(
             Text(one_line(layer.name)),
@@ -133,6 +128,20 @@ def more_below(layers: Sequence[LayerPlan], *, verbose: bool) -> str:
     if verbose or len(layers) <= MANY:
         return ""
     return f"the {SHOWN} of {count(len(layers), 'layer')} whose cost changes most; --verbose shows all"
+
+
+def results_table(first: str, *numbers: str) -> Table:
+    """Return a table with a column of names and one for each kind of number, by their headers."""
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    table.add_column(first, overflow="fold")
+    add_numbers(table, *numbers)
+    return table
+
+
+def add_numbers(table: Table, *headers: str) -> None:
+    """Add a column of numbers for each header."""
+    for header in headers:
+        table.add_column(header, justify="right", no_wrap=True)
 
 
 def _table(names: Sequence[str]) -> Table:

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 """Of the JSON report. Its names are a promise to other programs: a change of them raises it."""
 
-FORMATS = ("report", "junit", "html")
-"""The options whose files hold a result, or why there is none."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
@@ -68,21 +65,22 @@ NOT_OVER = Failure(
 """What stands in the reports while the work goes on."""
 
 
-def unfinished(option: str, failure: Failure) -> str:
-    """Return the report of a run without a result, in the format of one of ``FORMATS``."""
-    if option == "junit":
-        return _junit(failure)
-    if option == "html":
-        from spdexport.report.pages import page_environment
+def as_html(failure: Failure) -> str:
+    """Return the page of a run without a result."""
+    from spdexport.report.pages import page_environment
 
-        template = page_environment().get_template("unfinished.html.jinja")
-        return template.render(failure=failure, made_by=f"spdexport {__version__}")
+    template = page_environment().get_template("unfinished.html.jinja")
+    return template.render(failure=failure, made_by=f"spdexport {__version__}")
+
+
+def as_json(failure: Failure) -> str:
+    """Return the JSON report of a run without a result."""
     content = {"schema_version": SCHEMA_VERSION, "verdict": None, "error": asdict(failure)}
     return json_text(json.dumps(content, indent=2, ensure_ascii=False)) + "\n"
 
 
-def _junit(failure: Failure) -> str:
-    """One test case in error, in a suite of its own."""
+def as_junit(failure: Failure) -> str:
+    """Return one test case in error, in a suite of its own."""
     root = ET.Element("testsuites", name="spdexport", tests="1", failures="0", errors="1")
     suite = ET.SubElement(root, "testsuite", name="spdexport.run", tests="1", failures="0", errors="1", skipped="0")
     case = ET.SubElement(suite, "testcase", classname="spdexport.run", name="result")

@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING
 from spdexport.errors import OutputError, SpdExportError
 from spdexport.files.atomic import RejectedError, replacing
 from spdexport.files.writing import writing
-from spdexport.report.unfinished import FORMATS, NOT_OVER, Failure, unfinished
+from spdexport.report.formats import formats
+from spdexport.report.unfinished import NOT_OVER, Failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from spdexport.report.common import Result
+
+REPRO = "repro"
+"""The option that names a file for the worst input: no report, and written as one."""
 
 
 class ReportFiles:
@@ -28,7 +32,7 @@ class ReportFiles:
         """Take the files.
 
         Args:
-            asked: A path for ``report``, ``junit``, ``html`` and ``repro``, or None, by the option's name.
+            asked: A path for each option that is a format of report, and for ``REPRO``, or None.
         """
         self._asked = {option: path for option, path in asked.items() if path is not None}
         self._begun: dict[str, Path] = {}
@@ -42,8 +46,8 @@ class ReportFiles:
         first: SpdExportError | None = None
         for option, path in self._asked.items():
             try:
-                if option in FORMATS:
-                    write_text(path, unfinished(option, NOT_OVER))
+                if option != REPRO:
+                    write_text(path, formats()[option].of_failure(NOT_OVER))
                     self._begun[option] = path
                 else:
                     # Not begun as the others are: it is no result, and where nothing ran, there is none to save.
@@ -65,10 +69,10 @@ class ReportFiles:
         first: OutputError | None = None
         for option, path in self._asked.items():
             try:
-                if option == "repro":
+                if option == REPRO:
                     remark = _write_repro(result, path)
                 else:
-                    write_text(path, _text(option, result))
+                    write_text(path, formats()[option].of_result(result))
                     del self._begun[option]
             except SpdExportError as error:
                 # When the work began, all of them could be written, so that the command line is not at fault.
@@ -99,7 +103,7 @@ def fail_reports(files: Mapping[str, Path], failure: Failure) -> list[str]:
 
 def _fail_one(option: str, path: Path, failure: Failure) -> Iterator[str]:
     try:
-        write_text(path, unfinished(option, failure))
+        write_text(path, formats()[option].of_failure(failure))
     except SpdExportError as error:
         yield f"{path} does not tell of this error, and what it holds is of no use: {error.what}"
 
@@ -112,21 +116,6 @@ def write_text(path: Path, text: str) -> None:
     """
     with replacing(path) as temporary, writing(path):
         temporary.write_text(text, encoding="utf-8")
-
-
-def _text(option: str, result: Result) -> str:
-    # Here, because each brings libraries that only its own report needs.
-    if option == "junit":
-        from spdexport.report.junit import to_junit
-
-        return to_junit(result)
-    if option == "html":
-        from spdexport.report.html_report import to_html
-
-        return to_html(result)
-    from spdexport.report.json_report import as_text, to_json
-
-    return as_text(to_json(result))
 
 
 def _write_repro(result: Result, path: Path) -> str | None:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from spdexport.conv import canonical_weight
 from spdexport.rewrite.onnx_constants import constant
 
 if TYPE_CHECKING:
@@ -123,9 +124,8 @@ def matrix(node: ir.Node) -> Array:
         case "Conv":
             return weight.reshape(*weight.shape[:2], -1)
         case "ConvTranspose":
-            groups = node.attributes.get_int("group", 1)
-            split = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
-            return np.swapaxes(split, 1, 2).reshape(groups * weight.shape[1], weight.shape[0] // groups, -1)
+            weight = canonical_weight(weight, node.attributes.get_int("group", 1))
+            return weight.reshape(*weight.shape[:2], -1)
         case "Gemm" if node.attributes.get_int("transB", 0):
             return weight[..., None]
     return weight.T[..., None]

@@ -25,6 +25,7 @@ from spdexport.rewrite.onnx_dead_layers import (
     weights,
 )
 from spdexport.rewrite.onnx_graph import is_operator
+from spdexport.rewrite.stages import norm_factor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -152,7 +153,7 @@ def _batch_norm(node: ir.Node, tracks: Tracks) -> Found:
         return None
     scale, shift, mean, variance = (np.asarray(array).astype(np.float64) for array in found)
     with np.errstate(all="ignore"):
-        factor = scale / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
+        factor = norm_factor(scale, variance, node.attributes.get_float("epsilon", 1e-5))
         number = (track.number - mean) * factor + shift
     made = tracked(node.outputs[0], 1, track.constant | (factor == 0), np.where(factor == 0, shift, number))
     data = node.inputs[0]

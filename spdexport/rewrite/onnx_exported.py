@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from spdexport.rewrite.onnx_constants import axes_of, constant
 from spdexport.rewrite.onnx_graph import is_operator
@@ -19,6 +20,33 @@ def tidy(model: ir.Model) -> None:
     """Change a graph that was just exported, in place."""
     merge_unsqueezes(model)
     keep_zero_padding(model)
+
+
+def drop_zero_biases(model: ir.Model) -> None:
+    """Take away the zeros that the exporter computes as the bias of a convolution without one.
+
+    Its optimizer does that as well, but only after it has folded batch norm; the layers are to be read before.
+    """
+    found = False
+    for node in model.graph.all_nodes():
+        if is_operator(node, "Conv") and len(node.inputs) > 2 and _is_expanded_zero(node.inputs[2]):
+            node.resize_inputs(2)
+            found = True
+    if found:
+        common.RemoveUnusedNodesPass()(model)
+
+
+def _is_expanded_zero(value: ir.Value | None) -> bool:
+    """Whether a value is a zero that was brought to some shape."""
+    node = None if value is None else value.producer()
+    if node is None or not is_operator(node, "Expand"):
+        return False
+    source = node.inputs[0]
+    cast = None if source is None else source.producer()
+    if cast is not None and is_operator(cast, "CastLike"):
+        source = cast.inputs[0]
+    zero = constant(source)
+    return zero is not None and not zero.any()
 
 
 def keep_zero_padding(model: ir.Model) -> None:

@@ -10,10 +10,10 @@ import onnx_ir as ir
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from spdexport.forms import RuntimeInput
+    from spdexport.forms import LiveInput
 
 
-def name_inputs(model: ir.Model, inputs: Sequence[RuntimeInput], *, required: bool) -> None:
+def name_inputs(model: ir.Model, inputs: Sequence[LiveInput], *, required: bool) -> None:
     """Call the inputs ``mask/<layer>`` and so on, and give each a default of ones.
 
     The default has one sample, whatever the batch: an initializer of shape (1, C) behind the input, which multiplying
@@ -33,7 +33,7 @@ def name_inputs(model: ir.Model, inputs: Sequence[RuntimeInput], *, required: bo
             _give_default(model, value, wanted)
 
 
-def _give_default(model: ir.Model, value: ir.Value, wanted: RuntimeInput) -> None:
+def _give_default(model: ir.Model, value: ir.Value, wanted: LiveInput) -> None:
     assert value.shape is not None, "the exporter knows the shape of every input"
     assert value.dtype is not None, "and its dtype"
     ones = np.ones([size if isinstance(size, int) else 1 for size in value.shape], dtype=value.dtype.numpy())

@@ -13,7 +13,7 @@ from spdexport.forms import Stage
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from spdexport.conv import Array
+    from spdexport.conv import Array, FloatArray
 
 NodeT = TypeVar("NodeT")
 ValueT = TypeVar("ValueT")
@@ -91,8 +91,19 @@ def norm_stage(channels: int, axes: int, statistics: Sequence[Array | None], eps
         np.full(channels, default) if array is None else np.asarray(array, dtype=np.float64)
         for array, default in zip(statistics, (1.0, 0.0, 0.0, 1.0), strict=True)
     )
-    scale = gamma / np.sqrt(variance + epsilon)
+    scale = norm_factor(gamma, variance, epsilon)
     return affine_stage(channels, axes, mask=scale, bias=beta - mean * scale)
+
+
+def norm_factor(gamma: FloatArray, variance: FloatArray, epsilon: float) -> FloatArray:
+    """Return what batch norm multiplies each channel by in inference, in float64: ``gamma / sqrt(variance + epsilon)``.
+
+    Args:
+        gamma: The scale, of shape (channels,).
+        variance: Of the same shape.
+        epsilon: Added to the variance.
+    """
+    return np.asarray(gamma / np.sqrt(variance + epsilon))
 
 
 def not_per_channel(*, product: bool) -> Unreadable:

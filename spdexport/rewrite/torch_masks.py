@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from spdexport.conv import ConvSpec
-    from spdexport.forms import RuntimeInput, VariableMask
+    from spdexport.forms import LiveInput, VariableMask
     from spdexport.rewrite.torch_edit import ProgramEdit
 
 aten = torch.ops.aten
@@ -134,7 +134,7 @@ class MaskNodes:
             product = self._edit.call(aten.mul.Tensor, (product, factor), like, "mask")
         return product
 
-    def given(self, wanted: RuntimeInput, value: torch.fx.Node, spec: ConvSpec, like: torch.fx.Node) -> torch.fx.Node:
+    def given(self, wanted: LiveInput, value: torch.fx.Node, spec: ConvSpec, like: torch.fx.Node) -> torch.fx.Node:
         """An input of the program, with its axes as ``value`` has them."""
         where = f"{_OPTIONS[str(wanted.role)]}, layer {wanted.layer}"
         fake = value.meta["val"]
@@ -165,7 +165,7 @@ class MaskNodes:
         return self._arranged(node, wanted, spec, fake.ndim, like)
 
     def _arranged(
-        self, node: torch.fx.Node, wanted: RuntimeInput, spec: ConvSpec, rank: int, like: torch.fx.Node
+        self, node: torch.fx.Node, wanted: LiveInput, spec: ConvSpec, rank: int, like: torch.fx.Node
     ) -> torch.fx.Node:
         """An input with its axes in the places of a value's of that rank."""
         suffix = str(wanted.role)

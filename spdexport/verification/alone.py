@@ -14,7 +14,6 @@ from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import reload_onnx
 from spdexport.model_files import read_metadata
 from spdexport.reference.onnx_reference import ReferenceUnavailable
-from spdexport.verification.compare import Tolerance
 from spdexport.verification.edge import not_run
 from spdexport.verification.file_inputs import (
     FileCase,
@@ -27,7 +26,7 @@ from spdexport.verification.file_inputs import (
 from spdexport.verification.inner import Evaluated, first_divergent, layer_ratios
 from spdexport.verification.layers import judged
 from spdexport.verification.result import EdgeResult, Status, Verification
-from spdexport.verification.runner import Check, Runner
+from spdexport.verification.runner import Runner
 from spdexport.verification.sessions import SessionEdges
 from spdexport.verification.tapping import TAPPING_HIDES, as_it_is
 from spdexport.verification.trial import rounded
@@ -40,11 +39,11 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Array
     from spdexport.loading.model import ExampleInputs
+    from spdexport.ort.sessions import SessionSettings
     from spdexport.reference.onnx_reference import NoiseSpec
-    from spdexport.runtime import Provider, SessionSettings
+    from spdexport.verification.check import Check
     from spdexport.verification.edge import Edge
     from spdexport.verification.file_inputs import GivenArrays
-    from spdexport.verification.runner import Progress
     from spdexport.verification.tapping import Meant
     from spdexport.verification.trial import Trial
 
@@ -53,40 +52,26 @@ NO_SOURCE = "there is no source to compare with; verify --against SOURCE has thi
 
 def verify_files(
     file: Path,
+    check: Check,
     *,
     name: str,
     reference: Path | None,
-    providers: Sequence[Provider],
     inputs: ExampleInputs | GivenArrays | None,
     own_inputs: bool = True,
-    seed: int,
-    thorough: bool = False,
-    atol: float | None = None,
-    rtol: float | None = None,
-    progress: Progress = lambda _: None,
 ) -> Verification:
     """Check that ONNX Runtime computes what a file says, or what another file says.
 
     Args:
         file: The ONNX file.
+        check: How.
         name: What it is called in the result.
         reference: The file whose float64 evaluation is right; None for ``file`` itself.
-        providers: Providers beside the CPU on which the device edge runs.
         inputs: The user's inputs; None to generate all.
         own_inputs: Whether these values are the user's, and not only their shapes.
-        seed: Of generated inputs and simulated rounding.
-        thorough: Whether to compare every layer's output too, and to leave out no input for time.
-        atol: As ``Verification.atol``.
-        rtol: As ``Verification.rtol``.
-        progress: Told what is being done.
 
     Raises:
         ExampleInputError: The inputs do not fit the file, or none can be generated for it.
-        UsageError: A tolerance is negative or not finite.
     """
-    check = Check(
-        seed=seed, providers=providers, thorough=thorough, tolerance=Tolerance.of(atol, rtol), progress=progress
-    )
     return FileRun(file, name, reference or file, inputs, own_inputs, check).verification()
 
 

@@ -11,8 +11,8 @@ from spdexport.files.limits import limit
 from spdexport.files.npz import read_npz
 from spdexport.files.onnx_sizes import GIB
 from spdexport.files.sniff import FileKind, sniff
-from spdexport.installed import require_torch
 from spdexport.names import CLASSES
+from spdexport.ort.installed import require_torch
 from spdexport.verification.recipes import Recipe, draw, generators, span_of
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spdexport.files.onnx_reading import reload_proto
+from spdexport.ort.sessions import SessionSettings
 from spdexport.reference.onnx_reference import NOISY, NoiseSpec, OnnxReference
-from spdexport.runtime import SessionSettings
 from spdexport.verification.layers import layer_of
 from spdexport.verification.tapping import as_it_is, channel_ratio, diverges, tapped
 from spdexport.verification.trial import NOISE_RUNS, largest_finite, rounded

@@ -10,11 +10,12 @@ from spdexport.arrays import to_numpy
 from spdexport.factors import unit_rounding
 from spdexport.reference.torch_reference import Noise, evaluate
 from spdexport.rewrite.torch_graph import list_sites
+from spdexport.verification.check import Check
 from spdexport.verification.edge import Edge
 from spdexport.verification.inputs import Case, cases, feeds
 from spdexport.verification.locate import first_divergent_layer
 from spdexport.verification.result import Status
-from spdexport.verification.runner import NOT_TAKEN, Check, NotTakenError, Runner, first_line
+from spdexport.verification.runner import NOT_TAKEN, NotTakenError, Runner, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from spdexport.conv import Array
     from spdexport.loading import ExampleInputs
     from spdexport.reference.onnx_reference import NoiseSpec
+    from spdexport.verification.check import Progress
     from spdexport.verification.result import Verification
-    from spdexport.verification.runner import Progress
     from spdexport.verification.trial import Trial
 
 

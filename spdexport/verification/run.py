@@ -17,7 +17,7 @@ from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import reload_onnx
 from spdexport.reference.torch_reference import Noise, evaluate
 from spdexport.verification.approximation import Change, approximation
-from spdexport.verification.compare import Tolerance, failed
+from spdexport.verification.compare import failed
 from spdexport.verification.edge import Edge, not_run
 from spdexport.verification.inputs import Case, cases, feeds
 from spdexport.verification.locate import first_divergent_layer, first_divergent_value, layer_ratios
@@ -26,14 +26,14 @@ from spdexport.verification.module_calls import effective_parameters, first_dive
 from spdexport.verification.per_layer import Patches, layer_results, read_in_program
 from spdexport.verification.removed import compare_trimmed
 from spdexport.verification.result import EdgeResult, Status, Verification
-from spdexport.verification.runner import NOT_TAKEN, Check, NotTakenError, Runner, first_line
+from spdexport.verification.runner import NOT_TAKEN, NotTakenError, Runner, first_line
 from spdexport.verification.sessions import SessionEdges
 from spdexport.verification.tapping import as_it_is
 from spdexport.verification.variable import MaskedModel, factors_fault
 from spdexport.verification.weight_errors import WeightErrors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     import onnx_ir as ir
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Array
     from spdexport.loading import ExampleInputs
+    from spdexport.ort.sessions import SessionSettings
     from spdexport.planning import Plan
     from spdexport.reference.onnx_reference import NoiseSpec
     from spdexport.rewrite.onnx_trim import Trimmed
-    from spdexport.runtime import Provider, SessionSettings
-    from spdexport.verification.runner import Progress
+    from spdexport.verification.check import Check
     from spdexport.verification.tapping import Meant
     from spdexport.verification.trial import Trial
 
@@ -87,33 +87,13 @@ class Subject:
     trimmed: Trimmed | None = None
 
 
-def verify_subject(
-    subject: Subject,
-    *,
-    providers: Sequence[Provider],
-    seed: int,
-    thorough: bool = False,
-    atol: float | None = None,
-    rtol: float | None = None,
-    progress: Progress = lambda _: None,
-) -> Verification:
+def verify_subject(subject: Subject, check: Check) -> Verification:
     """Check every edge.
 
     Args:
         subject: What is checked.
-        providers: Providers beside the CPU on which the device edge runs.
-        seed: Of generated inputs and simulated rounding.
-        thorough: Whether to compare every layer's output too, and to leave out no input for time.
-        atol: As ``Verification.atol``; it is about outputs, and the weights are judged without.
-        rtol: As ``Verification.rtol``.
-        progress: Told what is being done.
-
-    Raises:
-        UsageError: A tolerance is negative or not finite.
+        check: How.
     """
-    check = Check(
-        seed=seed, providers=providers, thorough=thorough, tolerance=Tolerance.of(atol, rtol), progress=progress
-    )
     return _Run(subject, check).verification()
 
 

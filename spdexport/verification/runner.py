@@ -21,49 +21,27 @@ becomes a ``Verification`` is here, once.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from spdexport.installed import versions
+from spdexport.ort.installed import versions
+from spdexport.ort.sessions import RuntimeFailure, SessionSettings
 from spdexport.reference.onnx_reference import NoiseSpec, ReferenceUnavailable
-from spdexport.runtime import Provider, RuntimeFailure, SessionSettings
-from spdexport.verification.compare import Comparison, Tolerance
+from spdexport.verification.compare import Comparison
 from spdexport.verification.result import Status, Verification
 from spdexport.verification.trial import Trial, make_trial
 from spdexport.verification.vacuous import Outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from spdexport.conv import Array
     from spdexport.planning import Plan
+    from spdexport.verification.check import Check
     from spdexport.verification.edge import Edge
     from spdexport.verification.result import Approximation, EdgeResult, LayerResult
     from spdexport.verification.sessions import SessionEdges
-
-Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """How a subject is checked, whatever it is.
-
-    Attributes:
-        seed: Of generated inputs and simulated rounding.
-        providers: Providers beside the CPU on which the device edge runs.
-        thorough: Whether to compare every layer's output too, and to leave out no input for time.
-        tolerance: The user's; None for the model's own.
-        progress: Told what is being done.
-    """
-
-    seed: int
-    providers: Sequence[Provider] = ()
-    thorough: bool = False
-    tolerance: Tolerance | None = None
-    progress: Progress = field(default=lambda _: None)
 
 
 class AnyCase(Protocol):

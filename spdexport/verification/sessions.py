@@ -3,9 +3,10 @@
 Each session runs twice on the first case, and again on every failure: what two runs of one session disagree on says
 nothing about the file, unless both are wrong.
 
-A device edge has two results. The first is the check: float32 means float32 (TF32 off, the algorithm pinned). The
-second has the provider's own settings, which a deployment has. Where only the second is off, and by no more than
-TF32's rounding explains, TF32 is named and the model is not blamed.
+A device edge has two results. The first is the check: float32 means float32 (on CUDA with TF32 off and the algorithm
+pinned). The second has the provider's own settings, which a deployment has. Where only the second is off, and by no
+more than the rounding of the provider's coarser number format explains, that format is named and the model is not
+blamed. A provider without settings of its own for a check has the second result alone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from spdexport.errors import SourceError
-from spdexport.runtime import Provider, RuntimeFailure, Session, SessionSettings, open_session, provider_status
+from spdexport.ort.providers import CPU, Provider, Purpose
+from spdexport.ort.sessions import RuntimeFailure, Session, SessionSettings, open_session, provider_status
 from spdexport.verification.bounded import Bounded
 from spdexport.verification.compare import FACTOR, Comparison, failed
 from spdexport.verification.edge import Edge
@@ -31,9 +33,6 @@ if TYPE_CHECKING:
     from spdexport.conv import Array
     from spdexport.verification.trial import Trial
 
-TF32_UNIT_ROUNDING = 2.0**-11
-"""u of TF32, which keeps 10 bits behind the point of float32's 23."""
-
 MATRIX_OPERATORS = frozenset(("Conv", "ConvTranspose", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"))
 """What a provider must run itself for its edge to say anything; ONNX Runtime's fused forms included."""
 
@@ -45,7 +44,7 @@ Locate = Callable[[SessionSettings], tuple[str | None, str]]
 class _Running:
     """An edge with its session; ``session`` is None where it could not be opened or was not asked for.
 
-    ``check`` is the edge of the same provider with TF32 off, for the edge with the provider's own settings.
+    ``check`` is the edge of the same provider with its settings for a check, for the edge with its own ones.
     """
 
     edge: Edge
@@ -68,8 +67,8 @@ class SessionEdges:
         self._bounded = None if is_evaluated else Bounded(file)
         self._worst: WorstCase | None = None
         self._running = [
-            self._opened(Edge("export", Provider.CPU.value), SessionSettings(optimized=False, spinning=False)),
-            self._opened(Edge("optimize", Provider.CPU.value), SessionSettings(optimized=True, spinning=False)),
+            self._opened(Edge("export", CPU.name), SessionSettings(optimized=False, spinning=False)),
+            self._opened(Edge("optimize", CPU.name), SessionSettings(optimized=True, spinning=False)),
         ]
         for provider in providers:
             self._open_device(provider)
@@ -125,7 +124,7 @@ class SessionEdges:
             found = trial.compare(values)
             if (found.status is Status.FAIL or not edge.compared) and running.settings.optimized:
                 found = self._repeated(running.session, trial, inputs, values, found)
-            if found.status is Status.FAIL and running.check is not None:
+            if found.status is Status.FAIL and running.settings.purpose is Purpose.DEPLOYMENT:
                 found = self._explained(running, trial, inputs, values, found)
             if found.status is Status.FAIL and found.is_value and edge.first is None and not edge.remark:
                 edge.first, edge.remark = locate(running.settings)
@@ -196,35 +195,42 @@ class SessionEdges:
     def _open_device(self, provider: Provider) -> None:
         missing = provider_status(provider)
         if missing is not None:
-            device = Edge("device", provider.value)
+            device = Edge("device", provider.name)
             device.settle(Status.INCONCLUSIVE, missing)
             self._running.append(_Running(device, SessionSettings(provider=provider)))
             return
-        strict = SessionSettings(provider=provider, optimized=True, tf32=False, spinning=False)
-        check = self._opened(Edge("device", provider.value, setting="TF32 off"), strict)
-        deployed = self._opened(
-            Edge("device", provider.value, setting="the provider's own settings"),
-            replace(strict, tf32=None),
-            check=check.edge,
-        )
-        # TensorRT has no option for TF32 in ONNX Runtime: only its own settings can be run.
-        for running in (check, deployed) if provider is Provider.CUDA else (deployed,):
+        settings = SessionSettings(provider=provider, optimized=True, spinning=False)
+        check: Edge | None = None
+        opened: list[_Running] = []
+        if provider.check is not None:
+            setting = "settings for a check" if provider.coarse is None else f"{provider.coarse.name} off"
+            check = Edge("device", provider.name, setting=setting)
+            opened.append(self._opened(check, settings))
+        own = Edge("device", provider.name, setting="the provider's own settings")
+        opened.append(self._opened(own, replace(settings, purpose=Purpose.DEPLOYMENT), check=check))
+        for running in opened:
             self._check_placement(running)
-            self._running.append(running)
+        self._running += opened
 
     def _check_placement(self, running: _Running) -> None:
         """A provider that left convolutions to another one was not checked: inconclusive, with the nodes listed."""
         if running.session is None:
             return
-        wanted = running.settings.provider
+        wanted, placed = running.settings.provider, running.session.placed_nodes()
+        if placed is None:
+            reason = "the installed ONNX Runtime does not say which provider ran which node: 1.24 and later do"
+            running.edge.settle(Status.INCONCLUSIVE, reason)
+            return
         elsewhere = [
             f"{node.name} ({node.op_type}) ran on {node.provider}"
-            for node in running.session.placed_nodes()
+            for node in placed
             if node.provider != wanted.ort_name and node.op_type in MATRIX_OPERATORS
         ]
         if elsewhere:
             shown = ", ".join(elsewhere[:5]) + (f" and {len(elsewhere) - 5} more" if len(elsewhere) > 5 else "")
-            running.edge.settle(Status.INCONCLUSIVE, f"{wanted.value} did not run all convolutions: {shown}")
+            running.edge.settle(Status.INCONCLUSIVE, f"{wanted.name} did not run all convolutions: {shown}")
+        elif placed and all(node.provider != wanted.ort_name for node in placed):
+            running.edge.settle(Status.INCONCLUSIVE, f"{wanted.name} ran none of the {len(placed)} nodes of the file")
 
     def _explained(
         self,
@@ -234,27 +240,29 @@ class SessionEdges:
         values: Mapping[str, Array],
         found: Comparison,
     ) -> Comparison:
-        """A failure under the provider's own settings: kept, unless it is TF32 or the choice of algorithm."""
-        assert running.check is not None, "only edges that have a check are explained"
-        checked = dict(running.check.compared).get(trial.name)
-        is_cuda = running.settings.provider is Provider.CUDA
-        if is_cuda and (checked is None or checked.status is not Status.PASS):
+        """A failure under the provider's own settings: kept, unless a coarse format or algorithm explains it."""
+        coarse = running.settings.provider.coarse
+        checked = None if running.check is None else dict(running.check.compared).get(trial.name)
+        if coarse is None or (running.check is not None and (checked is None or checked.status is not Status.PASS)):
             return found
-        if trial.rounded_to(TF32_UNIT_ROUNDING).compare(values).status is not Status.PASS:
+        if trial.rounded_to(coarse.unit_rounding).compare(values).status is not Status.PASS:
             return found
-        if not is_cuda:
-            reason = "no more off than TF32 explains: set NVIDIA_TF32_OVERRIDE=0 in the environment to tell"
+        name = coarse.name
+        if running.check is None or coarse.options is None:
+            reason = f"no more off than {name} explains: {coarse.advice}"
             return replace(found, status=Status.INCONCLUSIVE, reason=f"{found.reason}; {reason}")
-        if self._fails_with_tf32(running.settings, trial, inputs):
-            reason = "this is TF32, not the model: use_tf32=0 among the provider's options switches it off"
+        if self._fails_when_coarse(running.settings, trial, inputs):
+            reason = f"this is {name}, not the model: {coarse.advice}"
             return replace(found, status=Status.PASS, reason=f"{found.reason}; {reason}")
-        reason = "TF32 off passes, and TF32 alone does not explain it: the convolution algorithm that was chosen may"
+        reason = (
+            f"{name} off passes, and {name} alone does not explain it: the convolution algorithm that was chosen may"
+        )
         return replace(found, status=Status.INCONCLUSIVE, reason=f"{found.reason}; {reason}")
 
-    def _fails_with_tf32(self, settings: SessionSettings, trial: Trial, inputs: Mapping[str, Array]) -> bool:
-        """Whether TF32 alone, with the algorithm of the check, shows the failure."""
+    def _fails_when_coarse(self, settings: SessionSettings, trial: Trial, inputs: Mapping[str, Array]) -> bool:
+        """Whether the provider's coarse format alone, with all else as in the check, shows the failure."""
         with contextlib.suppress(RuntimeFailure):
-            session = open_session(self._file, replace(settings, tf32=True))
+            session = open_session(self._file, replace(settings, purpose=Purpose.COARSE))
             return trial.compare(session.run(inputs)).status is Status.FAIL
         return False
 

@@ -16,11 +16,10 @@ from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import reload_onnx
 from spdexport.files.scratch import scratch_folder, writing_scratch
 from spdexport.model_files import INLINE_UP_TO
+from spdexport.ort.sessions import RuntimeFailure, Session, SessionSettings, open_session
 from spdexport.reference.onnx_reference import NoiseSpec, ReferenceUnavailable
-from spdexport.runtime import RuntimeFailure, Session, SessionSettings, open_session
 from spdexport.verification.alone import FileRun
 from spdexport.verification.approximation import Change, approximation
-from spdexport.verification.compare import Tolerance
 from spdexport.verification.edge import Edge
 from spdexport.verification.inner import Evaluated
 from spdexport.verification.layers import layer_of
@@ -28,20 +27,19 @@ from spdexport.verification.masks import mask_fault
 from spdexport.verification.per_layer import Patches, layer_results, read_in_model
 from spdexport.verification.removed import compare_trimmed
 from spdexport.verification.result import EdgeResult, Status, Verification
-from spdexport.verification.runner import Check, Progress
 from spdexport.verification.tapping import diverges
 from spdexport.verification.trial import Trial, rounded
 from spdexport.verification.weight_errors import WeightErrors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from spdexport.conv import Array
     from spdexport.loading.model import ExampleInputs
     from spdexport.planning import Plan
     from spdexport.rewrite.onnx_trim import Trimmed
-    from spdexport.runtime import Provider
+    from spdexport.verification.check import Check
     from spdexport.verification.file_inputs import FileCase
 
 
@@ -76,34 +74,16 @@ class FileSubject:
     trimmed: Trimmed | None = None
 
 
-def verify_against_file(
-    subject: FileSubject,
-    *,
-    providers: Sequence[Provider],
-    seed: int,
-    thorough: bool = False,
-    atol: float | None = None,
-    rtol: float | None = None,
-    progress: Progress = lambda _: None,
-) -> Verification:
+def verify_against_file(subject: FileSubject, check: Check) -> Verification:
     """Check every edge.
 
     Args:
         subject: What is checked.
-        providers: Providers beside the CPU on which the device edge runs.
-        seed: Of generated inputs and simulated rounding.
-        thorough: Whether to compare every layer's output too, and to leave out no input for time.
-        atol: As ``Verification.atol``.
-        rtol: As ``Verification.rtol``.
-        progress: Told what is being done.
+        check: How.
 
     Raises:
         ExampleInputError: The inputs do not fit the file, or none can be generated for it.
-        UsageError: A tolerance is negative or not finite.
     """
-    check = Check(
-        seed=seed, providers=providers, thorough=thorough, tolerance=Tolerance.of(atol, rtol), progress=progress
-    )
     with scratch_folder() as folder:
         return _Run(subject, folder, check).verification()
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from spdexport.files.atomic import named_beside
 from spdexport.files.onnx_reading import reload_onnx
-from spdexport.runtime import RuntimeFailure, SessionSettings, open_session
+from spdexport.ort.sessions import RuntimeFailure, SessionSettings, open_session
 from spdexport.verification.compare import compare
 from spdexport.verification.result import Status
 from spdexport.verification.trial import masked_floor

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from spdexport.conv import Array
-    from spdexport.forms import RuntimeInput
+    from spdexport.forms import LiveInput
     from spdexport.planning import Decision, Plan
 
 KINDS = ("left out", "random", "zero", "binary", "one", "beyond 0 and 1")
@@ -152,7 +152,7 @@ class MaskedModel:
         }
 
 
-def _draw(kind: str, wanted: RuntimeInput, shape: tuple[int, ...], random: np.random.Generator) -> Array:
+def _draw(kind: str, wanted: LiveInput, shape: tuple[int, ...], random: np.random.Generator) -> Array:
     """Values of one input, float64."""
     binary: Array = (random.random(shape) < 0.5).astype(np.float64)
     match kind:

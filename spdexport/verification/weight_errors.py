@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from spdexport.conv import canonical_weight
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -90,10 +92,8 @@ def error_of(op_type: str, index: int, error: FloatArray, ratio: float, groups: 
     if op_type in ("Gemm", "MatMul"):
         return WeightError(ratio=ratio, norm=max((spectral_norm(m) for m in _matrices(error)), default=0.0))
     # The matrix of a grouped convolution has its groups as blocks on the diagonal: the largest of their norms is its.
-    blocks = error.reshape(groups, error.shape[0] // groups, -1)
-    if op_type == "ConvTranspose":  # whose weight is stored as (in, out / groups, *kernel)
-        split = error.reshape(groups, error.shape[0] // groups, error.shape[1], -1)
-        blocks = split.swapaxes(1, 2).reshape(groups, error.shape[1], -1)
+    weight = canonical_weight(error, groups) if op_type == "ConvTranspose" else error
+    blocks = weight.reshape(groups, weight.shape[0] // groups, -1)
     return WeightError(ratio=ratio, norm=max((spectral_norm(m) for m in blocks), default=0.0))
 
 

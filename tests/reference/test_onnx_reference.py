@@ -14,8 +14,8 @@ import onnx.parser
 import pytest
 
 from spdexport.errors import ExampleInputError
+from spdexport.ort.sessions import SessionSettings, open_session
 from spdexport.reference.onnx_reference import NoiseSpec, OnnxReference, ReferenceUnavailable
-from spdexport.runtime import SessionSettings, open_session
 
 rng = np.random.default_rng(0)
 

@@ -7,7 +7,8 @@ from results import SPEC, check, conversion, edge, inspection, layer, left, veri
 from spdexport.conv import Skipped
 from spdexport.errors import UsageError
 from spdexport.folding import Folding
-from spdexport.report.json_report import to_json, write_json
+from spdexport.report.json_report import as_text, to_json
+from spdexport.report.written import write_text
 from spdexport.rewrite.fold_result import FoldedChain
 from spdexport.verification.result import Status
 
@@ -101,14 +102,14 @@ def test_a_folded_layer_has_its_cost_for_one_location_only():
     assert (folded["macs_before"], folded["macs_before_per_location"]) == (None, 10)
 
 
-def test_write_json_replaces_the_file_whole(tmp_path):
+def test_writing_replaces_the_file_whole(tmp_path):
     path = tmp_path / "r.json"
     path.write_text("before")
-    write_json(to_json(conversion(layer("schicht.äöü"))), path)
+    write_text(path, as_text(conversion(layer("schicht.äöü"))))
     assert json.loads(path.read_text(encoding="utf-8"))["layers"][0]["name"] == "schicht.äöü"
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
 
 
-def test_write_json_where_it_cannot(tmp_path):
+def test_writing_where_it_cannot(tmp_path):
     with pytest.raises(UsageError, match="folder of the output does not exist"):
-        write_json({}, tmp_path / "no" / "r.json")
+        write_text(tmp_path / "no" / "r.json", "{}")

@@ -8,7 +8,8 @@ from results import WEIGHTS_FAIL, conversion, inspection, layer, verification, w
 from spdexport.errors import OutputError, SpdExportError, UsageError
 from spdexport.files.writing import refused
 from spdexport.report import repro, written
-from spdexport.report.unfinished import FORMATS, NOT_OVER, Failure, unfinished
+from spdexport.report.formats import FORMATS
+from spdexport.report.unfinished import NOT_OVER, Failure
 from spdexport.report.written import ReportFiles
 
 NAMES = {"report": "r.json", "junit": "r.xml", "html": "r.html", "repro": "r.npz"}
@@ -49,8 +50,8 @@ def test_while_the_work_goes_on_no_older_report_is_there(tmp_path):
     for name in NAMES.values():
         (tmp_path / name).write_text("of an earlier run")
     ReportFiles(paths(tmp_path)).begin()
-    for option in FORMATS:
-        assert error_of(tmp_path / NAMES[option]) == NOT_OVER.what
+    for row in FORMATS:
+        assert error_of(tmp_path / NAMES[row.option]) == NOT_OVER.what
     assert (tmp_path / "r.npz").read_text() == "of an earlier run"  # it is no result
     assert {p.name for p in tmp_path.iterdir()} == set(NAMES.values())
 
@@ -136,6 +137,6 @@ def test_where_nothing_ran_there_is_no_input_to_save(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("option", FORMATS)
-def test_an_unfinished_report_is_utf_8(option):
-    unfinished(option, Failure.of(UsageError("漢字 \udc80", where="", hint=""))).encode()
+@pytest.mark.parametrize("row", FORMATS, ids=lambda row: row.option)
+def test_an_unfinished_report_is_utf_8(row):
+    row.of_failure(Failure.of(UsageError("漢字 \udc80", where="", hint=""))).encode()

@@ -6,8 +6,8 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
+from spdexport.ort.sessions import SessionSettings, open_session
 from spdexport.rewrite.onnx_lanes import pad_lanes
-from spdexport.runtime import SessionSettings, open_session
 
 RNG = np.random.default_rng(0)
 SHAPES = {"v": (6, 3, 3, 3), "v.bias": (6,), "u": (5, 6, 1, 1), "u.bias": (5,)}

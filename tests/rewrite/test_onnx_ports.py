@@ -5,12 +5,12 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_models import unsqueezes
 
-from spdexport.forms import Role, RuntimeInput
+from spdexport.forms import LiveInput, Role
 from spdexport.rewrite.onnx_ports import name_inputs
 
 
 def test_a_default_has_a_batch_symbol_of_its_own_as_far_as_it_goes() -> None:
-    wanted = RuntimeInput(role=Role.MASK, layer="a", per_location=False, channels=3)
+    wanted = LiveInput(role=Role.MASK, layer="a", per_location=False, channels=3)
     for required in (False, True):
         model = unsqueezes(["batch", 3], [-1], [-1])
         name_inputs(model, [wanted], required=required)

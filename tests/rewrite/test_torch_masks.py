@@ -19,7 +19,7 @@ from spdexport.export import export_onnx
 from spdexport.forms import GateMode
 from spdexport.gates import GateFunction, GateKind, GateLayer, Sigmoid
 from spdexport.planning import PlanOptions, make_plan
-from spdexport.planning.runtime import RuntimeOptions, masked_source, with_runtime
+from spdexport.planning.live_masks import LiveMasks, LiveOptions
 from spdexport.reference.masked_reference import evaluate_masked
 from spdexport.reference.torch_reference import evaluate
 from spdexport.rewrite.torch_graph import CONVOLUTIONS, list_sites
@@ -93,9 +93,8 @@ def placed(module: nn.Module, x: torch.Tensor, functions: dict[str, GateFunction
     """The dense program, the one with gates, and its plan."""
     program = torch.export.export(module.eval(), (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     sites, skipped = list_sites(program)
-    runtime = RuntimeOptions(importances=True, **options)
-    plan = make_plan(sites, skipped, masked_source(svd_source, runtime, functions), PlanOptions())
-    plan = with_runtime(plan, runtime, functions)
+    live_masks = LiveMasks(options=LiveOptions(gate_outputs=True, **options), gates=functions)
+    plan = make_plan(sites, skipped, svd_source, PlanOptions(), live_masks=live_masks)
     changed = [d.site.node for d in plan.decisions if d.changes]
     return program, place_forms(program, plan.forms(), changed=changed, gated=plan.exactly_gated), plan
 

@@ -8,6 +8,7 @@ import small_nets
 from subjects import DIGITS, make_subject
 
 from spdexport.verification import recipes
+from spdexport.verification.check import Check
 from spdexport.verification.run import Subject, verify_subject
 
 if TYPE_CHECKING:
@@ -47,4 +48,4 @@ def five_convs(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 def check(monkeypatch: pytest.MonkeyPatch) -> Callable[[Subject, Path], Verification]:
     """Verifies another file in a subject's place, on the first two kinds of generated input alone."""
     monkeypatch.setattr(recipes, "RECIPES", recipes.RECIPES[:2])
-    return lambda subject, file: verify_subject(replace(subject, file=file), providers=(), seed=0)
+    return lambda subject, file: verify_subject(replace(subject, file=file), Check())

@@ -12,7 +12,8 @@ from small_nets import five_convs, two_outputs
 from spdexport import pipeline
 from spdexport.content import content_hash
 from spdexport.errors import ExampleInputError, SourceError, UsageError
-from spdexport.runtime import Provider, provider_status
+from spdexport.ort.providers import CUDA
+from spdexport.ort.sessions import provider_status
 from spdexport.verification.result import Status
 
 if TYPE_CHECKING:
@@ -146,12 +147,12 @@ def test_an_operator_without_reference_is_inconclusive(tmp_path: Path) -> None:
     assert "RandomNormalLike" in edge(found, "export").reason
 
 
-@pytest.mark.skipif(provider_status(Provider.CUDA) is None, reason="CUDA runs here")
+@pytest.mark.skipif(provider_status(CUDA) is None, reason="CUDA runs here")
 def test_a_provider_that_cannot_run_is_inconclusive(file: Path) -> None:
     found = pipeline.verify(file, providers=["cuda"])
     assert found.verdict is Status.INCONCLUSIVE
     assert edge(found, "device").provider == "cuda"
-    assert edge(found, "device").reason == provider_status(Provider.CUDA)
+    assert edge(found, "device").reason == provider_status(CUDA)
 
 
 def test_files_that_cannot_be_used_are_errors(file: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from small_nets import two_outputs
 
 from spdexport import pipeline
 from spdexport.conv import ConvSpec
+from spdexport.verification.check import Check
 from spdexport.verification.per_layer import largest_patch
 from spdexport.verification.result import Status
 from spdexport.verification.run import verify_subject
@@ -33,7 +34,7 @@ def by_name(found: Verification) -> dict[str, LayerResult]:
 
 
 def checked(subject: Subject, file: Path | None = None, *, thorough: bool = False) -> Verification:
-    return verify_subject(replace(subject, file=file or subject.file), providers=(), seed=0, thorough=thorough)
+    return verify_subject(replace(subject, file=file or subject.file), Check(thorough=thorough))
 
 
 def test_every_layer_of_the_plan_has_its_weights_and_bound(digits: Subject) -> None:

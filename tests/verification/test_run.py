@@ -10,6 +10,7 @@ from subjects import make_subject
 
 from spdexport.loading.model import ExampleInputs
 from spdexport.verification import recipes
+from spdexport.verification.check import Check
 from spdexport.verification.result import Status
 from spdexport.verification.run import verify_subject
 
@@ -23,23 +24,23 @@ def test_approximation_is_of_the_users_inputs_else_of_ordinary_ones(
     digits: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recipes, "RECIPES", recipes.RECIPES[:1])
-    normal = verify_subject(digits, providers=(), seed=0).approximation
+    normal = verify_subject(digits, Check()).approximation
     large = recipes.Recipe("large", 1, lambda shape, random: 1e3 * random.standard_normal(shape))
     monkeypatch.setattr(recipes, "RECIPES", (*recipes.RECIPES, large))
-    found = verify_subject(digits, providers=(), seed=0)
+    found = verify_subject(digits, Check())
     assert len(found.inputs) == 2
     assert found.approximation == normal
     assert normal is not None
 
     own = ExampleInputs(args=(torch.full((4, 1, 16, 16), 0.5),), origin="mine")
-    given = verify_subject(replace(digits, example=own, own_inputs=True), providers=(), seed=0)
+    given = verify_subject(replace(digits, example=own, own_inputs=True), Check())
     assert given.inputs[0] == "given by mine"
     assert given.approximation is not None
     assert given.approximation.max_abs < normal.max_abs
 
 
 def test_a_program_has_no_capture_edge(conv_bn: Subject) -> None:
-    found = verify_subject(replace(conv_bn, module=None), providers=(), seed=0)
+    found = verify_subject(replace(conv_bn, module=None), Check())
     capture = found.edges[0]
     assert (capture.edge, capture.status) == ("capture", Status.NOT_RUN)
     assert "the source is a program already" in capture.reason
@@ -49,23 +50,21 @@ def test_a_program_has_no_capture_edge(conv_bn: Subject) -> None:
 def test_another_module_fails_at_capture(conv_bn: Subject) -> None:
     assert conv_bn.module is not None
     module = torch.nn.Sequential(*conv_bn.module.children(), torch.nn.Softmax(-1)).eval()
-    found = verify_subject(replace(conv_bn, module=module), providers=(), seed=0)
+    found = verify_subject(replace(conv_bn, module=module), Check())
     assert found.edges[0].status is Status.FAIL
     assert all(e.status is not Status.FAIL for e in found.edges[1:])
 
 
 def test_another_rewrite_fails_at_rewrite_and_names_the_layer(five_convs: Subject, tmp_path: Path) -> None:
     other = make_subject(tmp_path, _one_weight_off(five_convs), {"inputs": image(size=8)})
-    found = {
-        e.edge: e for e in verify_subject(replace(five_convs, effective=other.effective), providers=(), seed=0).edges
-    }
+    found = {e.edge: e for e in verify_subject(replace(five_convs, effective=other.effective), Check()).edges}
     assert found["rewrite"].status is Status.FAIL
     assert found["rewrite"].first_divergence == "4"
 
 
 def test_nan_in_the_users_inputs_is_inconclusive(conv_bn: Subject) -> None:
     own = ExampleInputs(args=(torch.full((2, 3, 12, 12), torch.nan),), origin="mine")
-    found = {e.edge: e for e in verify_subject(replace(conv_bn, example=own), providers=(), seed=0).edges}
+    found = {e.edge: e for e in verify_subject(replace(conv_bn, example=own), Check()).edges}
     assert found["weights"].status is Status.PASS
     for edge in ("capture", "rewrite", "export", "optimize"):
         assert found[edge].status is Status.INCONCLUSIVE
@@ -104,7 +103,7 @@ def test_outputs_that_cannot_be_compared_are_inconclusive(
     module: torch.nn.Module, x: torch.Tensor, why: str, tmp_path: Path
 ) -> None:
     subject = make_subject(tmp_path, module, {"inputs": x})
-    found = {e.edge: e for e in verify_subject(subject, providers=(), seed=0).edges}
+    found = {e.edge: e for e in verify_subject(subject, Check()).edges}
     for edge in ("capture", "rewrite", "export", "optimize"):
         assert found[edge].status is Status.INCONCLUSIVE
         assert found[edge].reason.startswith(why)
@@ -117,5 +116,5 @@ def test_a_transposed_layer_as_wide_as_it_is_deep_is_exchanged_in_the_layout_tha
     module = torch.nn.ConvTranspose2d(4, 4, 3)
     subject = make_subject(tmp_path, module, {"inputs": torch.randn(2, 4, 8, 8), "rank": 2})
     assert subject.plan.approximates
-    found = {e.edge: e for e in verify_subject(subject, providers=(), seed=0).edges}
+    found = {e.edge: e for e in verify_subject(subject, Check()).edges}
     assert found["capture"].status is Status.PASS

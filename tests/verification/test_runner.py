@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from spdexport.reference.onnx_reference import NoiseSpec
+from spdexport.verification.check import Check
 from spdexport.verification.compare import Tolerance
 from spdexport.verification.edge import Edge
 from spdexport.verification.result import Status
-from spdexport.verification.runner import Check, NotTakenError, Runner
+from spdexport.verification.runner import NotTakenError, Runner
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -3,12 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from planting import to_tf32
 
 from spdexport import pipeline
-from spdexport.runtime import PlacedNode, Provider, RuntimeFailure, SessionSettings, provider_status
+from spdexport.ort.providers import CPU, CUDA, OPENVINO, PROVIDERS, TENSORRT, Provider, Purpose
+from spdexport.ort.sessions import PlacedNode, RuntimeFailure, SessionSettings, provider_status
 from spdexport.verification import sessions
 from spdexport.verification.result import EdgeResult, Status
 from spdexport.verification.sessions import SessionEdges
@@ -48,7 +50,7 @@ class FakeSession:
 def run(
     monkeypatch: pytest.MonkeyPatch,
     compute: Any,
-    provider: Provider = Provider.CUDA,
+    provider: Provider = CUDA,
     placed: str | None = None,
 ) -> list[EdgeResult]:
     """The device results with sessions that compute what they are told to."""
@@ -61,20 +63,53 @@ def run(
     return [e for e in edges.results() if e.edge == "device"]
 
 
+def to_bfloat16(value: Array) -> Array:
+    return value.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
+COARSE = {"TF32": to_tf32, "bfloat16": to_bfloat16}
+"""How a coarse format of the table rounds what it multiplies."""
+
+
 def rounded(settings: SessionSettings) -> Array:
-    on = settings.provider is not Provider.CPU and settings.tf32 is not False
-    return to_tf32(X) @ to_tf32(W) if on else X @ W
+    coarse = settings.provider.coarse
+    if coarse is None or (settings.purpose is Purpose.CHECK and settings.provider.check is not None):
+        return X @ W
+    to_coarse = COARSE[coarse.name]
+    return to_coarse(X) @ to_coarse(W)
 
 
-def test_tf32_is_named_and_is_no_failure_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    check, deployed = run(monkeypatch, rounded)
+CHECKED = [row for row in PROVIDERS.values() if row.check is not None]
+
+
+@pytest.mark.parametrize("provider", CHECKED, ids=lambda p: p.name)
+def test_a_coarse_format_is_named_and_is_no_failure_of_the_model(
+    monkeypatch: pytest.MonkeyPatch, provider: Provider
+) -> None:
+    assert provider.coarse is not None
+    check, deployed = run(monkeypatch, rounded, provider)
     assert check.status is Status.PASS
-    assert check.reason.startswith("TF32 off: ")
+    assert check.reason.startswith(f"{provider.coarse.name} off: ")
     assert deployed.status is Status.PASS
     assert deployed.noise_ratio is not None
     assert deployed.noise_ratio > 8
     assert deployed.reason.startswith("the provider's own settings: y[")
-    assert "this is TF32, not the model: use_tf32=0" in deployed.reason
+    assert f"this is {provider.coarse.name}, not the model: {provider.coarse.advice}" in deployed.reason
+
+
+@pytest.mark.parametrize("provider", CHECKED, ids=lambda p: p.name)
+def test_a_fault_beside_a_coarse_format_still_fails(monkeypatch: pytest.MonkeyPatch, provider: Provider) -> None:
+    check, deployed = run(monkeypatch, lambda s: rounded(s) * 1.25, provider)
+    assert (check.status, deployed.status) == (Status.FAIL, Status.FAIL)
+
+
+def test_a_provider_without_settings_for_a_check_has_one_result_that_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    for provider in PROVIDERS.values():
+        if provider.check is None and provider is not CPU:
+            (deployed,) = run(monkeypatch, lambda _: X @ W, provider)
+            assert deployed.status is Status.PASS
+            (deployed,) = run(monkeypatch, lambda s: X @ W * (1 if s.provider is CPU else 1.25), provider)
+            assert deployed.status is Status.FAIL
 
 
 def test_a_fault_beside_tf32_still_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,18 +119,18 @@ def test_a_fault_beside_tf32_still_fails(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_fault_that_only_a_deployment_has_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    check, deployed = run(monkeypatch, lambda s: rounded(s) * (1.05 if s.tf32 is None else 1))
+    check, deployed = run(monkeypatch, lambda s: rounded(s) * (1.05 if s.purpose is Purpose.DEPLOYMENT else 1))
     assert (check.status, deployed.status) == (Status.PASS, Status.FAIL)
 
 
 def test_a_difference_that_tf32_alone_does_not_show_is_inconclusive(monkeypatch: pytest.MonkeyPatch) -> None:
-    check, deployed = run(monkeypatch, lambda s: rounded(s) if s.tf32 is None else X @ W)
+    check, deployed = run(monkeypatch, lambda s: rounded(s) if s.purpose is Purpose.DEPLOYMENT else X @ W)
     assert (check.status, deployed.status) == (Status.PASS, Status.INCONCLUSIVE)
     assert "the convolution algorithm that was chosen may" in deployed.reason
 
 
 def test_tensorrt_has_one_result_and_cannot_tell_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
-    (deployed,) = run(monkeypatch, rounded, Provider.TENSORRT)
+    (deployed,) = run(monkeypatch, rounded, TENSORRT)
     assert deployed.status is Status.INCONCLUSIVE
     assert "NVIDIA_TF32_OVERRIDE=0" in deployed.reason
 
@@ -104,6 +139,22 @@ def test_a_provider_that_left_products_to_another_is_inconclusive(monkeypatch: p
     for result in run(monkeypatch, rounded, placed="CPUExecutionProvider"):
         assert result.status is Status.INCONCLUSIVE
         assert "cuda did not run all convolutions: node_MatMul_0 (MatMul) ran on CPUExecutionProvider" in result.reason
+
+
+def test_a_provider_that_ran_nothing_of_a_file_without_products_is_inconclusive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(FakeSession, "placed_nodes", lambda _: (PlacedNode("CPUExecutionProvider", "n", "Relu", ""),))
+    for result in run(monkeypatch, rounded, OPENVINO):
+        assert result.status is Status.INCONCLUSIVE
+        assert "openvino ran none of the 1 nodes of the file" in result.reason
+
+
+def test_a_placement_that_cannot_be_read_is_inconclusive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeSession, "placed_nodes", lambda _: None)
+    for result in run(monkeypatch, rounded, OPENVINO):
+        assert result.status is Status.INCONCLUSIVE
+        assert "does not say which provider ran which node: 1.24 and later do" in result.reason
 
 
 def test_a_kernel_that_is_missing_says_nothing_about_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,16 +169,16 @@ def test_a_kernel_that_is_missing_says_nothing_about_the_model(monkeypatch: pyte
     assert refuse("[ONNXRuntimeError] : 1 : FAIL : bad") == [Status.FAIL] * 2
 
 
-@pytest.mark.skipif(provider_status(Provider.CUDA) is None, reason="CUDA runs here")
+@pytest.mark.skipif(provider_status(CUDA) is None, reason="CUDA runs here")
 def test_cuda_that_is_missing_is_inconclusive_with_what_is_missing(five_convs: Subject) -> None:
-    edges = SessionEdges(five_convs.file, [Provider.CUDA])
+    edges = SessionEdges(five_convs.file, [CUDA])
     (device,) = [e for e in edges.results() if e.edge == "device"]
     assert device.status is Status.INCONCLUSIVE
-    assert device.reason == provider_status(Provider.CUDA)
+    assert device.reason == provider_status(CUDA)
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(provider_status(Provider.CUDA) is not None, reason=str(provider_status(Provider.CUDA)))
+@pytest.mark.skipif(provider_status(CUDA) is not None, reason=str(provider_status(CUDA)))
 def test_a_correct_file_passes_on_cuda_and_tf32_is_only_named(five_convs: Subject, tmp_path: Path) -> None:
     found = pipeline.verify(five_convs.file, providers=["cuda"])
     check, deployed = (e for e in found.edges if e.edge == "device")
@@ -150,7 +201,7 @@ class Counted:
         self._shifts = list(shifts)
 
     def __call__(self, settings: SessionSettings) -> Array:
-        if settings.provider is Provider.CPU or settings.tf32 is None:
+        if settings.provider is CPU or settings.purpose is Purpose.DEPLOYMENT:
             return X @ W
         return X @ W + np.float32(self._shifts.pop(0) if self._shifts else 0)
 
@@ -180,7 +231,7 @@ def test_a_second_run_that_fails_is_inconclusive(monkeypatch: pytest.MonkeyPatch
     calls = iter((False, True))
 
     def compute(settings: SessionSettings) -> Array:
-        if settings.provider is Provider.CUDA and settings.tf32 is False and next(calls):
+        if settings.provider is CUDA and settings.purpose is Purpose.CHECK and next(calls):
             raise RuntimeFailure("out of memory")
         return X @ W
 

@@ -11,7 +11,8 @@ from planting import double_output, planted, rename_output, weight, with_nan
 
 from spdexport import pipeline
 from spdexport.errors import UsageError
-from spdexport.runtime import SessionSettings, open_session
+from spdexport.ort.sessions import SessionSettings, open_session
+from spdexport.verification.check import Check
 from spdexport.verification.compare import Tolerance, compare
 from spdexport.verification.result import Status
 from spdexport.verification.run import verify_subject
@@ -74,22 +75,22 @@ def test_a_tolerance_is_of_outputs_and_reported(conv_bn: Subject, tmp_path: Path
     assert conv_bn.file is not None
     file = planted(conv_bn.file, weight("8.V", lambda v: v * 1.001), tmp_path / "p.onnx")
     subject = replace(conv_bn, file=file)
-    found = verify_subject(subject, providers=(), seed=0, atol=1e6)
+    found = verify_subject(subject, Check(tolerance=Tolerance.of(1e6, None)))
     assert (found.atol, found.rtol) == (1e6, 0)
     assert statuses(found)["export"] is Status.PASS
     assert "within the user's --atol 1e+06" in next(e for e in found.edges if e.edge == "export").reason
     # The weights are what they are.
     assert statuses(found)["weights"] is Status.FAIL
-    assert verify_subject(conv_bn, providers=(), seed=0).atol is None
+    assert verify_subject(conv_bn, Check()).atol is None
     for fault in (weight("8.V", with_nan), rename_output, double_output):
         broken = replace(conv_bn, file=planted(conv_bn.file, fault, tmp_path / "p.onnx"))
-        assert statuses(verify_subject(broken, providers=(), seed=0, atol=1e6, rtol=1e6))["export"] is Status.FAIL
+        assert statuses(verify_subject(broken, Check(tolerance=Tolerance.of(1e6, 1e6))))["export"] is Status.FAIL
 
 
 def test_the_worst_case_can_be_run_again(five_convs: Subject, tmp_path: Path) -> None:
     assert five_convs.file is not None
     file = planted(five_convs.file, weight("4.U", lambda u: u * 1.01), tmp_path / "p.onnx")
-    found = verify_subject(replace(five_convs, file=file), providers=(), seed=0)
+    found = verify_subject(replace(five_convs, file=file), Check())
     worst = found.worst
     assert worst is not None
     assert worst.status is Status.FAIL
@@ -108,7 +109,7 @@ def test_the_worst_case_can_be_run_again(five_convs: Subject, tmp_path: Path) ->
 
 
 def test_a_pass_has_a_worst_case_too(five_convs: Subject) -> None:
-    worst = verify_subject(five_convs, providers=(), seed=0).worst
+    worst = verify_subject(five_convs, Check()).worst
     assert worst is not None
     assert worst.status is Status.PASS
     assert worst.noise_ratio < 8

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from spdexport import timing
-from spdexport.timing import Spread, interleaved, ratio_of
+from spdexport.ort import timing
+from spdexport.ort.timing import Spread, interleaved, ratio_of
 
 
 def test_spread():

@@ -6,9 +6,9 @@ import types
 
 import pytest
 
-from spdexport import installed
 from spdexport.errors import RuntimeMissingError
-from spdexport.installed import import_onnxruntime, versions
+from spdexport.ort import installed
+from spdexport.ort.installed import import_onnxruntime, versions
 
 
 def with_installed(monkeypatch, **present: str) -> None:
@@ -31,6 +31,19 @@ def test_two_packages_at_once_are_refused_with_the_commands_to_run(monkeypatch):
     assert len(str(caught.value).splitlines()) == 3
     assert "pip uninstall -y onnxruntime onnxruntime-gpu" in caught.value.hint
     assert caught.value.exit_status == 2
+
+
+def test_packages_of_other_providers_are_told_apart_too(monkeypatch):
+    with_installed(monkeypatch, onnxruntime="1.31.1", onnxruntime_gpu="1.31.1", onnxruntime_openvino="1.24.1")
+    with pytest.raises(RuntimeMissingError, match="are all installed") as caught:
+        import_onnxruntime()
+    assert "`pip uninstall -y onnxruntime onnxruntime-gpu onnxruntime-openvino`" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["onnxruntime_openvino", "onnxruntime_webgpu"])
+def test_the_package_of_another_provider_is_among_the_versions(monkeypatch, name):
+    with_installed(monkeypatch, **{name: "1.24.1"})
+    assert versions()["onnxruntime"] == f"{name.replace('_', '-')} 1.24.1"
 
 
 def test_a_missing_package_is_told(monkeypatch):

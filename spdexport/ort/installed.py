@@ -11,13 +11,15 @@ import sys
 import warnings
 from typing import TYPE_CHECKING
 
-from spdexport import cuda
 from spdexport.errors import RuntimeMissingError
+from spdexport.ort import cuda
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
+DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-webgpu")
+"""The packages that bring the module ``onnxruntime``, of which an environment can have one."""
+
 FATAL = 4  # ONNX Runtime's log severities run from 0 (verbose) to 4; what matters of the rest reaches us as exceptions
 
 
@@ -30,9 +32,10 @@ def import_onnxruntime() -> ModuleType:
     installed = [name for name in DISTRIBUTIONS if version(name) is not None]
     if len(installed) > 1:
         raise RuntimeMissingError(
-            "onnxruntime and onnxruntime-gpu are both installed, and overwrite each other's files.",
+            f"{' and '.join(installed)} are {'both' if len(installed) == 2 else 'all'} installed, "
+            "and overwrite each other's files.",
             where=sys.prefix,
-            hint="Run `pip uninstall -y onnxruntime onnxruntime-gpu`, then install one of the two: "
+            hint=f"Run `pip uninstall -y {' '.join(installed)}`, then install one of them: "
             "`pip install onnxruntime-gpu` for NVIDIA GPUs, else `pip install onnxruntime`.",
         )
     # It keeps an identity for telemetry below the user's home, which it makes where it is missing.

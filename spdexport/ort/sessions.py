@@ -1,4 +1,4 @@
-"""What ONNX Runtime can run here, and sessions that say what they did.
+"""Which providers run here, and sessions that say what they did.
 
 ONNX Runtime is forgiving where a proof must not be. Asked for CUDA on a machine without it, it makes a CPU session;
 when a provider fails during a run, it retries on another one and prints a line. Here both are failures: a session is
@@ -11,10 +11,7 @@ import contextlib
 import ctypes
 import dataclasses
 import functools
-import io
 import re
-import warnings
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,33 +19,16 @@ import ml_dtypes
 import numpy as np
 import onnx
 
-from spdexport import cuda
 from spdexport.errors import UsageError
-from spdexport.installed import DISTRIBUTIONS, FATAL, import_onnxruntime
-from spdexport.installed import version as version_of
+from spdexport.ort.installed import DISTRIBUTIONS, FATAL, import_onnxruntime
+from spdexport.ort.installed import version as version_of
+from spdexport.ort.providers import CPU, DEFAULT, Provider, Purpose, provider_named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import ModuleType
 
     from spdexport.conv import Array
-
-
-class Provider(StrEnum):
-    """Where a session runs."""
-
-    CPU = "cpu"
-    CUDA = "cuda"
-    TENSORRT = "tensorrt"
-
-    @property
-    def ort_name(self) -> str:
-        """ONNX Runtime's own name of the provider."""
-        return {
-            "cpu": "CPUExecutionProvider",
-            "cuda": "CUDAExecutionProvider",
-            "tensorrt": "TensorrtExecutionProvider",
-        }[self.value]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,16 +38,15 @@ class SessionSettings:
     Attributes:
         provider: Where the nodes are to run.
         optimized: Whether graph optimizations run, all of them or none.
-        tf32: For CUDA: False for a check (float32 means float32, the convolution algorithm pinned), True for the same
-            with TF32, None for the provider's own defaults, which a deployment has.
+        purpose: What it is for, which decides about the provider's options.
         threads: The number of threads of one operator; None leaves it to ONNX Runtime.
         spinning: Whether idle threads spin. Off where sessions are timed side by side, for their threads would
             fight for the cores.
     """
 
-    provider: Provider = Provider.CPU
+    provider: Provider = CPU
     optimized: bool = False
-    tf32: bool | None = False
+    purpose: Purpose = Purpose.CHECK
     threads: int | None = None
     spinning: bool = True
 
@@ -113,49 +92,60 @@ def provider_status(provider: Provider) -> str | None:
         RuntimeMissingError: As in `import_onnxruntime`.
     """
     ort = import_onnxruntime()
-    if provider is not Provider.CPU and (missing := _missing(ort, provider)):
+    if provider.ort_name not in ort.get_available_providers():
+        package = next((name for name in DISTRIBUTIONS if version_of(name)), "onnxruntime")
+        return (
+            f"the installed {package} has no {provider.ort_name}: run `pip uninstall -y {package}`, "
+            f"then `pip install {provider.package}`"
+        )
+    if missing := provider.missing(ort):
         return missing
-    fault: str | None = None
     try:
         session = _create(ort, _probe_model(), SessionSettings(provider=provider))
         session.run({"x": np.ones((1, 8, 8, 8), np.float32)})
-        ran_on = ", ".join(node.provider for node in session.placed_nodes())
-        if ran_on != provider.ort_name:
-            fault = f"ONNX Runtime ran a small convolution on {ran_on} when asked for {provider.ort_name}"
+        placed = session.placed_nodes()
     except RuntimeFailure as failure:
         fault = f"ONNX Runtime's {provider.ort_name} failed on a small convolution: {failure}"
-    if (
-        fault
-        and provider is not Provider.CPU
-        and (missing := cuda.missing_libraries(cuda.CUDNN_LIBRARIES, _major(ort)))
-    ):
-        return missing
-    return fault
+        return provider.missing_kernels(ort) or fault
+    if placed is None:
+        # A file is judged on its own placement, and that edge says that it cannot be read.
+        return None
+    ran_on = ", ".join(node.provider for node in placed)
+    if ran_on == provider.ort_name:
+        return None
+    fault = f"ONNX Runtime ran a small convolution on {ran_on} when asked for {provider.ort_name}"
+    return provider.missing_kernels(ort) or fault
+
+
+def usable_provider(name: str) -> Provider:
+    """Return the provider of a name, which can run here.
+
+    Raises:
+        UsageError: There is none of that name, or it cannot run here; the error says what is missing.
+        RuntimeMissingError: As in `import_onnxruntime`.
+    """
+    provider = provider_named(name)
+    if missing := provider_status(provider):
+        raise UsageError(
+            f"The provider cannot run here: {missing}.", where=f"--provider {name}", hint="Name a provider that can."
+        )
+    return provider
 
 
 def parse_providers(names: str | Sequence[str] | None) -> tuple[Provider, ...]:
     """The providers beside the CPU that a check runs on.
 
     Args:
-        names: One or more of ``cpu``, ``cuda``, ``tensorrt``; None for CUDA where it can run.
+        names: One or more of the names in ``PROVIDERS``; None for ``DEFAULT`` where it can run.
 
     Raises:
         UsageError: A name is none of these.
         RuntimeMissingError: As in `import_onnxruntime`.
     """
     if names is None:
-        return (Provider.CUDA,) if provider_status(Provider.CUDA) is None else ()
-    names = (names,) if isinstance(names, str) else names
-    try:
-        asked = [Provider(name) for name in names]
-    except ValueError:
-        allowed = ", ".join(p.value for p in Provider)
-        raise UsageError(
-            f"There is no provider among {', '.join(names)} that spdexport knows by that name.",
-            where="--provider",
-            hint=f"Choose from {allowed}.",
-        ) from None
-    return tuple(dict.fromkeys(p for p in asked if p is not Provider.CPU))
+        return (DEFAULT,) if provider_status(DEFAULT) is None else ()
+    asked = map(provider_named, (names,) if isinstance(names, str) else names)
+    return tuple(dict.fromkeys(provider for provider in asked if provider is not CPU))
 
 
 def open_session(model: bytes | Path, settings: SessionSettings) -> Session:
@@ -171,7 +161,7 @@ def open_session(model: bytes | Path, settings: SessionSettings) -> Session:
         RuntimeMissingError: As in `import_onnxruntime`.
     """
     ort = import_onnxruntime()
-    if settings.provider is not Provider.CPU and (missing := provider_status(settings.provider)):
+    if settings.provider is not CPU and (missing := provider_status(settings.provider)):
         raise RuntimeFailure(missing)
     return _create(ort, model, settings)
 
@@ -238,12 +228,14 @@ class Session:
 
         return run
 
-    def placed_nodes(self) -> tuple[PlacedNode, ...]:
-        """The nodes with the provider that ONNX Runtime assigned each to.
+    def placed_nodes(self) -> tuple[PlacedNode, ...] | None:
+        """The nodes with the provider that ONNX Runtime assigned each to; None where ONNX Runtime does not tell.
 
         Assignment comes before most fusions, so nearly all nodes of the file are there under their own names even if
         one kernel computes several of them; nodes that constant folding removed are not.
         """
+        if not hasattr(self._inference, "get_provider_graph_assignment_info"):
+            return None  # before 1.24
         return tuple(
             PlacedNode(subgraph.ep_name, node.name, node.op_type, node.domain)
             for subgraph in self._inference.get_provider_graph_assignment_info()
@@ -251,9 +243,9 @@ class Session:
         )
 
     def placement(self) -> dict[str, tuple[str, ...]]:
-        """The names of the nodes by ONNX Runtime's name of the provider they were assigned to."""
+        """The names of the nodes by ONNX Runtime's name of the provider they were assigned to; none if not told."""
         placed: dict[str, list[str]] = {}
-        for node in self.placed_nodes():
+        for node in self.placed_nodes() or ():
             placed.setdefault(node.provider, []).append(node.name)
         return {provider: tuple(names) for provider, names in placed.items()}
 
@@ -264,28 +256,6 @@ class Session:
             bits = array.view(np.uint16)
             return self._ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, onnx.TensorProto.BFLOAT16)
         return self._ort.OrtValue.ortvalue_from_numpy(array)
-
-
-def _major(ort: ModuleType) -> str:
-    """The major version of CUDA that the installed ONNX Runtime is built for; empty for a build without CUDA."""
-    return str(getattr(ort, "cuda_version", None) or "").partition(".")[0]
-
-
-def _missing(ort: ModuleType, provider: Provider) -> str | None:
-    """What must be there before a session on a GPU is worth a try."""
-    if provider.ort_name not in ort.get_available_providers():
-        package = next((name for name in DISTRIBUTIONS if version_of(name)), "onnxruntime")
-        return (
-            f"the installed {package} has no {provider.ort_name}: run `pip uninstall -y {package}`, "
-            "then `pip install onnxruntime-gpu`"
-        )
-    # Finds the libraries inside the pip packages of NVIDIA, where the system's loader does not look; it prints.
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
-        ort.preload_dlls()
-    libraries = cuda.CUDA_LIBRARIES
-    if provider is Provider.TENSORRT:
-        libraries = (*libraries, *cuda.CUDNN_LIBRARIES, *cuda.TENSORRT_LIBRARIES)
-    return cuda.missing(libraries, _major(ort))
 
 
 def _probe_model() -> bytes:
@@ -311,25 +281,11 @@ def _create(ort: ModuleType, model: bytes | Path, settings: SessionSettings) -> 
         options.add_session_config_entry(f"session.{pool}_op.allow_spinning", "1" if settings.spinning else "0")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     source = str(model) if isinstance(model, Path) else model
+    providers = settings.provider.chain(settings.purpose, settings.threads)
     with _failures(ort):
-        inference = ort.InferenceSession(source, options, providers=_providers(settings), enable_fallback=0)
+        inference = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
     inference.disable_fallback()
     return Session(ort, inference, settings)
-
-
-def _providers(settings: SessionSettings) -> list[tuple[str, dict[str, str]]]:
-    cpu: tuple[str, dict[str, str]] = (Provider.CPU.ort_name, {})
-    if settings.provider is Provider.CPU:
-        return [cpu]
-    cuda: dict[str, str] = {}
-    if settings.tf32 is not None:
-        # EXHAUSTIVE, the default, times the algorithms and takes the fastest of the day: Winograd or FFT among them,
-        # whose rounding is several times that of direct sums. DEFAULT is one fixed algorithm.
-        cuda = {"use_tf32": "1" if settings.tf32 else "0", "cudnn_conv_algo_search": "DEFAULT"}
-    providers = [(Provider.CUDA.ort_name, cuda), cpu]
-    if settings.provider is Provider.TENSORRT:
-        providers.insert(0, (Provider.TENSORRT.ort_name, {}))
-    return providers
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import sys
 import warnings
 
@@ -12,18 +13,18 @@ import onnx
 import onnx.parser
 import pytest
 
-from spdexport import cuda, runtime
-from spdexport.installed import import_onnxruntime, versions
-from spdexport.runtime import (
+from spdexport.errors import UsageError
+from spdexport.ort import cuda
+from spdexport.ort.installed import import_onnxruntime, versions
+from spdexport.ort.providers import CPU, CUDA, OPENVINO, PROVIDERS, TENSORRT, WEBGPU, Provider, Purpose
+from spdexport.ort.sessions import (
     PlacedNode,
-    Provider,
     RuntimeFailure,
     SessionSettings,
     open_session,
     provider_status,
+    usable_provider,
 )
-
-HAS_CUDA_BUILD = "CUDAExecutionProvider" in import_onnxruntime().get_available_providers()
 
 
 def parse(text: str, **initializers: np.ndarray) -> onnx.ModelProto:
@@ -44,31 +45,36 @@ def convolution() -> bytes:
 # ---- what can run ----
 
 
-@pytest.fixture
-def fresh_status():
-    provider_status.cache_clear()
-    yield
-    provider_status.cache_clear()
-
-
 def test_the_cpu_runs():
-    assert provider_status(Provider.CPU) is None
+    assert provider_status(CPU) is None
 
 
-@pytest.mark.skipif(HAS_CUDA_BUILD, reason="onnxruntime-gpu is installed")
-def test_a_cpu_build_says_which_package_to_install():
-    assert provider_status(Provider.CUDA) == (
-        "the installed onnxruntime has no CUDAExecutionProvider: run `pip uninstall -y onnxruntime`, "
-        "then `pip install onnxruntime-gpu`"
+@pytest.mark.parametrize("provider", [CUDA, TENSORRT, OPENVINO, WEBGPU], ids=lambda p: p.name)
+def test_a_build_without_a_provider_says_which_package_to_install(provider):
+    if provider.ort_name in import_onnxruntime().get_available_providers():
+        pytest.skip("it is in this build")
+    package = versions()["onnxruntime"].split()[0]
+    assert provider_status(provider) == (
+        f"the installed {package} has no {provider.ort_name}: run `pip uninstall -y {package}`, "
+        f"then `pip install {provider.package}`"
     )
 
 
+def test_a_provider_that_cannot_run_is_refused_by_name():
+    provider = next(row for row in PROVIDERS.values() if provider_status(row) is not None)
+    with pytest.raises(UsageError) as caught:
+        usable_provider(provider.name)
+    assert str(provider_status(provider)) in caught.value.what
+    with pytest.raises(UsageError, match="no provider 'gpu'"):
+        usable_provider("gpu")
+
+
 def test_cuda_that_cannot_run_is_a_failure_and_no_cpu_session(convolution):
-    reason = provider_status(Provider.CUDA)
+    reason = provider_status(CUDA)
     if reason is None:
         pytest.skip("CUDA runs here")
     with warnings.catch_warnings(action="error"), pytest.raises(RuntimeFailure) as caught:
-        open_session(convolution, SessionSettings(provider=Provider.CUDA))
+        open_session(convolution, SessionSettings(provider=CUDA))
     assert str(caught.value) == reason
 
 
@@ -143,21 +149,29 @@ def test_nothing_missing_is_none_and_the_device_is_named(monkeypatch):
     assert versions()["cuda_device"] == "NVIDIA Test"
 
 
-def test_a_session_that_ran_on_another_provider_is_told(monkeypatch, fresh_status):
-    # What onnxruntime-gpu does when the CUDA provider does not start: a CPU session, and no error.
-    monkeypatch.setattr(runtime, "_missing", lambda *_: None)
-    monkeypatch.setattr(cuda, "missing_libraries", lambda *_: None)
-    monkeypatch.setattr(runtime, "_providers", lambda _: [("CPUExecutionProvider", {})])
-    assert provider_status(Provider.CUDA) == (
-        "ONNX Runtime ran a small convolution on CPUExecutionProvider when asked for CUDAExecutionProvider"
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch, provider: Provider) -> Provider:
+    """A row like another one that seems to be all there, and whose sessions are the CPU's.
+
+    So it is with onnxruntime-gpu where the CUDA provider does not start: a CPU session, and no error.
+    """
+    available = [*import_onnxruntime().get_available_providers(), provider.ort_name]
+    monkeypatch.setattr(import_onnxruntime(), "get_available_providers", lambda: available)
+    monkeypatch.setattr(Provider, "chain", lambda *_: [("CPUExecutionProvider", {})])
+    return dataclasses.replace(provider, missing=lambda _: None)
+
+
+@pytest.mark.parametrize("provider", [CUDA, TENSORRT, OPENVINO, WEBGPU], ids=lambda p: p.name)
+def test_a_session_that_ran_on_another_provider_is_told(monkeypatch, provider):
+    row = dataclasses.replace(on_the_cpu(monkeypatch, provider), missing_kernels=lambda _: None)
+    assert provider_status(row) == (
+        f"ONNX Runtime ran a small convolution on CPUExecutionProvider when asked for {provider.ort_name}"
     )
 
 
-def test_cudnn_is_blamed_only_where_the_convolution_did_not_run(monkeypatch, fresh_status):
-    monkeypatch.setattr(runtime, "_missing", lambda *_: None)
-    monkeypatch.setattr(runtime, "_providers", lambda _: [("CPUExecutionProvider", {})])
+def test_cudnn_is_blamed_only_where_the_convolution_did_not_run(monkeypatch):
+    row = on_the_cpu(monkeypatch, CUDA)
     with_libraries(monkeypatch, FakeDriver())
-    status = provider_status(Provider.CUDA)
+    status = provider_status(row)
     assert status is not None
     assert status.startswith("missing libcudnn.so.9: `pip install nvidia-cudnn-cu")
 
@@ -174,6 +188,13 @@ def test_a_session_tells_its_ports_placement_and_settings(convolution, optimized
     assert session.placed_nodes()[0] == PlacedNode("CPUExecutionProvider", "conv_0", "Conv", "")
     assert session.settings == {"CPUExecutionProvider": {}}
     assert session.requested.optimized is optimized
+
+
+def test_a_runtime_that_does_not_tell_where_nodes_ran_gives_no_placement(convolution):
+    session = open_session(convolution, SessionSettings())
+    session._inference = object()  # as before ONNX Runtime 1.24
+    assert session.placed_nodes() is None
+    assert session.placement() == {}
 
 
 def test_outputs_come_by_name_in_the_order_asked_for():
@@ -256,28 +277,12 @@ def test_a_file_that_is_no_model_is_a_failure(tmp_path):
         open_session(tmp_path / "absent.onnx", SessionSettings())
 
 
-def test_checks_pin_cuda_and_deployments_do_not():
-    def options(tf32, provider=Provider.CUDA):
-        return dict(runtime._providers(SessionSettings(provider=provider, tf32=tf32)))
-
-    pinned = {"use_tf32": "0", "cudnn_conv_algo_search": "DEFAULT"}
-    assert options(False) == {"CUDAExecutionProvider": pinned, "CPUExecutionProvider": {}}
-    assert options(True)["CUDAExecutionProvider"]["use_tf32"] == "1"
-    assert options(None)["CUDAExecutionProvider"] == {}
-    assert list(options(False, Provider.TENSORRT)) == [
-        "TensorrtExecutionProvider",
-        "CUDAExecutionProvider",
-        "CPUExecutionProvider",
-    ]
-    assert options(False, Provider.CPU) == {"CPUExecutionProvider": {}}
-
-
 # ---- on a GPU ----
 
 
 @pytest.fixture
 def needs_cuda():
-    if reason := provider_status(Provider.CUDA):
+    if reason := provider_status(CUDA):
         pytest.skip(reason)
 
 
@@ -304,7 +309,7 @@ def test_the_cpu_is_within_float32_rounding_of_the_reference(wide_convolution):
 @pytest.mark.gpu
 def test_cuda_without_tf32_runs_the_nodes_within_float32_rounding(needs_cuda, wide_convolution):
     model, inputs = wide_convolution
-    settings = SessionSettings(provider=Provider.CUDA, tf32=False)
+    settings = SessionSettings(provider=CUDA, purpose=Purpose.CHECK)
     session = open_session(model.SerializeToString(), settings)
     assert session.placement() == {"CUDAExecutionProvider": ("conv_0", "relu_1")}
     assert session.settings["CUDAExecutionProvider"]["use_tf32"] == "0"
@@ -314,8 +319,8 @@ def test_cuda_without_tf32_runs_the_nodes_within_float32_rounding(needs_cuda, wi
 
 @pytest.mark.gpu
 def test_tf32_differs_by_more(needs_cuda, wide_convolution):
-    exact = relative_error(*wide_convolution, SessionSettings(provider=Provider.CUDA, tf32=False))
-    tf32 = relative_error(*wide_convolution, SessionSettings(provider=Provider.CUDA, tf32=True))
+    exact = relative_error(*wide_convolution, SessionSettings(provider=CUDA, purpose=Purpose.CHECK))
+    tf32 = relative_error(*wide_convolution, SessionSettings(provider=CUDA, purpose=Purpose.COARSE))
     assert tf32 > 10 * exact
 
 
