@@ -170,6 +170,9 @@ def fuzz(name: str, work: Path, seconds: float) -> int:
             about = json.dumps({"what": what, "content": content.hex()})
             (work / f"finding.{abs(hash(what))}.json").write_text(about)
 
+    for seed in sorted((work / "corpus").glob("seed-*")):
+        once(seed.read_bytes())  # what it imports must not be taken for a hang
+
     def mutate(content: bytes, largest: int, seed: int) -> bytes:
         random = Random(seed)
         if damage is not None and random.random() < 0.5:
