@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING
 import torch
 import transformers as hf
 from memory import resident
-from spdexport.ort.installed import versions
 from torch import nn
 from watching import Highest
 
 from spdexport import pipeline
+from spdexport.ort.installed import versions
 from spdexport.rewrite.torch_graph import list_sites
 from spdexport.sources.svd import svd_source
 
