@@ -123,8 +123,8 @@ def test_a_delta_that_is_not_added(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert spdexport.convert(Net(), tmp_path / "m.onnx", **options).verdict is Status.PASS
     factorized = Prepared.factorized
 
-    def without(self: Prepared) -> Any:
-        program = factorized(self)
+    def without(self: Prepared, *forms: Any) -> Any:
+        program = factorized(self, *forms)
         program.state_dict["fc.delta"].data.zero_()
         return program
 
