@@ -46,6 +46,10 @@ Exit status:
 """
 
 
+_asked_to_end: list[int] = []
+"""The signals that asked this run to end, the first of them first."""
+
+
 class TerminatedError(BaseException):
     """A signal asked the program to end. No ``Exception``, so that nothing on the way takes it for a fault."""
 
@@ -90,7 +94,10 @@ def _unwound_when_terminated() -> Iterator[None]:
         yield
         return
 
+    _asked_to_end.clear()
+
     def terminate(number: int, _frame: object) -> NoReturn:
+        _asked_to_end.append(number)
         for other in numbers:  # one is enough, and another would end the unwinding
             signal.signal(other, signal.SIG_IGN)
         raise TerminatedError(number)
@@ -119,6 +126,9 @@ def _end(
     """
     from spdexport.report.unfinished import Failure
 
+    if _asked_to_end and isinstance(error, Exception):
+        # A library on the way made an exception of its own of the one that unwinds.
+        error = TerminatedError(_asked_to_end[0])
     match error:
         case KeyboardInterrupt() | click.Abort():  # what click makes of the former
             failure = Failure.of_end("interrupted", INTERRUPTED)

@@ -106,13 +106,14 @@ class Deferred(io.RawIOBase):
     def __init__(self, file: BinaryIO) -> None:
         super().__init__()
         self._file = file
-        self._error: OSError | None = None
+        self._error: BaseException | None = None
 
     def check(self) -> None:
         """Raise what was kept.
 
         Raises:
             OSError: Something was not written.
+            BaseException: A signal came meanwhile.
         """
         if self._error is not None:
             raise self._error
@@ -130,7 +131,7 @@ class Deferred(io.RawIOBase):
         if self._error is None:
             try:
                 self._file.write(data)
-            except OSError as error:
+            except BaseException as error:  # a signal's too, which ends the run a little later
                 self._error = error
         return memoryview(data).nbytes
 
