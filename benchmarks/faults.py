@@ -232,8 +232,9 @@ class Trial:
             end = wait(running)
             excused = self._unasked(folder) if which == signal.SIGKILL else before
             self._judge(which.name, folder, end, statuses, excused=excused)
-            if end.status == 0:
-                # Its files are whole; the next run is to meet those of the earlier one again.
+            if end.status == 0 or self._is_replaced(folder):
+                # Its files are whole, even where the signal came after them; the next run is to meet those of the
+                # earlier one again. Data of a finished model are kept when another one takes its place.
                 for name in self._names:
                     (folder / name).unlink(missing_ok=True)
                 self._fill(folder)
@@ -241,6 +242,11 @@ class Trial:
         # Data of a model that was not finished have to be gone, too, which otherwise are no litter.
         self._names = {path.name for path in self._earlier.iterdir()}
         self._judge("the run after all kills", folder, after, {0})
+
+    def _is_replaced(self, folder: Path) -> bool:
+        """Return whether a model of the earlier run has given way to a new one."""
+        models = [path.name for path in self._earlier.iterdir() if path.suffix == ".onnx"]
+        return any(digest(folder / name) != digest(self._earlier / name) for name in models)
 
     def _fill(self, folder: Path) -> Path:
         shutil.copytree(self._earlier, folder, dirs_exist_ok=True)

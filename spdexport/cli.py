@@ -89,7 +89,10 @@ class _Program(click.Group):
 
 @contextlib.contextmanager
 def _unwound_when_terminated() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the program as an exception does, so that what was begun is undone on the way."""
+    """Let signals end the program as an exception does, so that what was begun is undone on the way.
+
+    SIGINT stays the ``KeyboardInterrupt`` that it is, and is remembered like the others.
+    """
     if threading.current_thread() is not threading.main_thread():  # who alone gets signals
         yield
         return
@@ -100,10 +103,10 @@ def _unwound_when_terminated() -> Iterator[None]:
         _asked_to_end.append(number)
         for other in numbers:  # one is enough, and another would end the unwinding
             signal.signal(other, signal.SIG_IGN)
-        raise TerminatedError(number)
+        raise KeyboardInterrupt if number == signal.SIGINT else TerminatedError(number)
 
-    # Who runs a program under nohup has it ignore that the terminal goes.
-    wanted = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # Who runs a program under nohup has it ignore that the terminal goes; a shell's background job ignores Ctrl-C.
+    wanted = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     numbers = [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, terminate) for number in numbers}
     try:
@@ -128,7 +131,8 @@ def _end(
 
     if _asked_to_end and isinstance(error, Exception):
         # A library on the way made an exception of its own of the one that unwinds.
-        error = TerminatedError(_asked_to_end[0])
+        first = _asked_to_end[0]
+        error = KeyboardInterrupt() if first == signal.SIGINT else TerminatedError(first)
     match error:
         case KeyboardInterrupt() | click.Abort():  # what click makes of the former
             failure = Failure.of_end("interrupted", INTERRUPTED)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from pathlib import Path
 
+import onnxscript._framework_apis.torch_2_5
+import pytest
 from hypothesis import settings
+
+# Workers share the cores: threads of each for every core wait for one another. Programs that tests start inherit it.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -17,3 +24,18 @@ for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
 # How long an example takes says nothing about what it shows, and machines are shared.
 settings.register_profile("spdexport", deadline=None)
 settings.load_profile("spdexport")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _exporters_functions_are_parsed_once():
+    """Keep torch's exporter from parsing its 500 functions at every export, which took half of the time of a small one.
+
+    The functions are constants of onnxscript, and the exporter copies what it changes.
+    """
+    apis = onnxscript._framework_apis.torch_2_5
+    with pytest.MonkeyPatch.context() as patch:
+        kept = functools.cache(apis.get_torchlib_ops)
+        for name, module in list(sys.modules.items()):  # those of newer versions take it from the oldest's
+            if name.startswith("onnxscript._framework_apis.torch_"):
+                patch.setattr(module, "get_torchlib_ops", kept)
+        yield

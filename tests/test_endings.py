@@ -213,6 +213,19 @@ def make():
 """
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_a_library_makes_an_exception_of_its_own_of(folder, monkeypatch, number, status):
+    def wraps(*_args, **_options):
+        try:
+            signal.raise_signal(number)
+        except BaseException as error:
+            raise RuntimeError("could not run the node") from error
+
+    monkeypatch.setattr(package, "verify", wraps)
+    assert spdexport("verify", "m.onnx", *ASKED).exit_code == status
+    assert "was ended before" in error(folder)
+
+
 def test_a_verdict_is_told_whatever_becomes_of_the_reports(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "reports").mkdir()
