@@ -80,6 +80,7 @@ def test_the_second_example_shows_what_its_commands_print(tmp_path: Path) -> Non
     assert {"report.xml", "report.html", "worst.npz"} <= {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.long
 def test_the_third_example_shows_what_its_commands_print(folder: Path) -> None:
     folder = folder.rename(folder.with_name("01_digits")).with_name("03_masks_and_ablation")
     shutil.copytree(MASKS_FOLDER, folder, ignore=shutil.ignore_patterns("*.onnx", "*.npz"))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from small_nets import SMALL, TRANSFORMERS, deep, image, near_100, settled
+from small_nets import SMALL, TRANSFORMERS, deep, image, mobilenet, near_100, settled
 
 from spdexport import pipeline
 from spdexport.verification.compare import FACTOR
@@ -46,7 +46,9 @@ def test_a_correct_file_passes_alone(make: Callable[[], Net], tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", TRANSFORMERS, ids=name)
+@pytest.mark.parametrize(
+    "make", [pytest.param(m, marks=pytest.mark.long if m is mobilenet else ()) for m in TRANSFORMERS], ids=name
+)
 def test_a_correct_conversion_of_a_transformers_model_passes(make: Callable[[], Net], tmp_path: Path) -> None:
     module, inputs = make()
     done = pipeline.convert(module, tmp_path / "m.onnx", inputs=inputs)
@@ -109,7 +111,7 @@ def test_outputs_near_100_are_near_100() -> None:
         assert 30 < module(*inputs).abs().max() < 1000
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_model_200_layers_deep_passes(tmp_path: Path) -> None:
     module, inputs = deep()
     done = pipeline.convert(module, tmp_path / "m.onnx", inputs=inputs, thorough=True)
