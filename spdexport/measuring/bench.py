@@ -34,6 +34,7 @@ from spdexport.verification.file_inputs import (
     guesses,
     input_ports,
     read_arrays,
+    told,
     varies_in_batch,
 )
 from spdexport.verification.recipes import RECIPES
@@ -268,9 +269,7 @@ def _feeds(
         except RuntimeFailure as error:
             failure = failure or error
             continue
-        return feeds, () if guess is None else (
-            f"{guess} was taken as the size of {', '.join(sizes)}: --input-shape tells other sizes",
-        )
+        return feeds, () if guess is None else (f"{told(guess, sizes)}: --input-shape tells other sizes",)
     raise ExampleInputError(
         f"ONNX Runtime takes none of the inputs that were made for the file: {failure}",
         where="the file's inputs",

@@ -22,6 +22,7 @@ from spdexport.verification.file_inputs import (
     guesses,
     input_ports,
     output_ports,
+    told,
 )
 from spdexport.verification.inner import Evaluated, first_divergent, layer_ratios
 from spdexport.verification.layers import judged
@@ -241,9 +242,7 @@ class FileRun(Runner[FileCase]):
                     # Other sizes would cost as much again.
                     break
                 continue
-            self._notes.append(
-                f"{guess} was taken as the size of {', '.join(sizes)}: verify --inputs FILE tells other sizes"
-            )
+            self._notes.append(f"{told(guess, sizes)}: verify --inputs FILE tells other sizes")
             return sizes
         assert first is not None, "some size was tried"
         raise first

@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     from spdexport.conv import Array
     from spdexport.loading.model import ExampleInputs
 
-SIZES = (32, 64, 224, 16, 8, 4, 2, 1)
+SIZES = (32, 64, 224, 512, 2048, 16, 8, 4, 2, 1)
 """Sizes tried for dynamic axes other than the batch, where no example tells one that the model takes."""
+
+FOLLOWS_BATCH = -1
+"""The size of an axis that is as long as the batch, whatever that is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +208,8 @@ def guesses(ports: Sequence[Port], example: Mapping[str, Array] | None) -> Itera
         example: Inputs whose sizes are known to be right, or None.
 
     Yields:
-        The size that was guessed for all of them (None where nothing is guessed), and the size of each by its name.
+        The size that was guessed for all of them (None where nothing is guessed), and the size of each by its name. Such
+        axes of further inputs, as of the states of a recurrent network, may be ``FOLLOWS_BATCH``.
     """
     batch = _batch_key(ports)
     keys = [key for port in ports for axis in range(len(port.shape or ())) if (key := _key(port, axis)) is not None]
@@ -218,18 +222,24 @@ def guesses(ports: Sequence[Port], example: Mapping[str, Array] | None) -> Itera
     if not unknown:
         yield None, known
         return
-    for size in SIZES:
-        guessed = known | dict.fromkeys(unknown, size)
+    # States of recurrent networks are as long as the batch, and often have no name for that axis.
+    leading = {_key(port, axis) for port in ports[:1] for axis in range(len(port.shape or ()))}
+    tied = dict.fromkeys([key for key in unknown if key not in leading], FOLLOWS_BATCH)
+    guessed = [(size, known | dict.fromkeys(unknown, size)) for size in SIZES]
+    if batch is not None and tied:
+        guessed += [(size, sizes | tied) for size, sizes in (guessed if len(tied) < len(unknown) else guessed[-1:])]
+    for size, named in guessed:
         # Of inputs with many dynamic axes a size that is usual for two of them is more than the memory holds.
-        elements = [math.prod(_sample_shape(port, guessed, batch)) for port in ports]
+        elements = [math.prod(_sample_shape(port, named, batch)) for port in ports]
         if size == 1 or all(8 * number <= limit("value") * GIB for number in elements):
-            yield size, guessed
+            yield size, named
 
 
 def _sample_shape(port: Port, sizes: Mapping[str, int], batch: str | None) -> list[int]:
     """The shape of a single sample of an input."""
     keys = [_key(port, axis) for axis in range(len(port.shape or ()))]
-    named = {**sizes, "": 1} | ({} if batch is None else {batch: 1})
+    named = {key: 1 if size == FOLLOWS_BATCH else size for key, size in sizes.items()}
+    named |= {"": 1} if batch is None else {"": 1, batch: 1}
     return [d if isinstance(d, int) else named[key or ""] for d, key in zip(port.shape or (), keys, strict=True)]
 
 
@@ -264,9 +274,10 @@ def generated(
     """Inputs of one recipe by name; the other arguments as for ``file_cases``."""
     batch = _batch_key(ports)
     inputs = {}
+    following = {key for key, size in sizes.items() if size == FOLLOWS_BATCH} | {batch}
     for port in ports:
         shape = tuple(
-            d if isinstance(d, int) else recipe.batch if _key(port, axis) == batch else sizes[str(_key(port, axis))]
+            d if isinstance(d, int) else recipe.batch if _key(port, axis) in following else sizes[str(_key(port, axis))]
             for axis, d in enumerate(_known_shape(port, example))
         )
         span = span_of(example[port.name]) if example is not None else (0, 1)
@@ -293,6 +304,14 @@ def _key(port: Port, axis: int) -> str | None:
         return None
     # Axes without a name are each their own, but for the first ones, which in practice are the batch.
     return dim or ("?" if axis == 0 else f"{port.name}:{axis}")
+
+
+def told(size: int, sizes: Mapping[str, int]) -> str:
+    """Return what was guessed, in words: ``32 was taken as the size of x:2``."""
+    followers = [key for key, value in sizes.items() if value == FOLLOWS_BATCH]
+    others = [key for key in sizes if key not in followers]
+    parts = ((str(size), others), ("the batch's size", followers))
+    return "; ".join(f"{what} was taken as the size of {', '.join(keys)}" for what, keys in parts if keys)
 
 
 def _batch_key(ports: Sequence[Port]) -> str | None:

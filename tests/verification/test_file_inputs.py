@@ -6,7 +6,7 @@ import pytest
 
 from spdexport.errors import ExampleInputError
 from spdexport.verification.approximation import Change, approximation
-from spdexport.verification.file_inputs import SIZES, Port, file_cases, given_by_name, guesses
+from spdexport.verification.file_inputs import FOLLOWS_BATCH, SIZES, Port, file_cases, given_by_name, guesses, told
 from spdexport.verification.recipes import RECIPES, draw, generators
 
 X = Port(name="x", dtype=np.dtype(np.float32), shape=("batch", 3, "h", 8))
@@ -37,6 +37,19 @@ def test_unknown_sizes_are_guessed_and_known_ones_are_not() -> None:
     assert [(g, s) for g, s in guesses([X, IDS], None)] == [(size, {"h": size}) for size in SIZES]
     example = {"x": np.zeros((1, 3, 5, 8), np.float32), "ids": np.zeros((1, 4), np.int64)}
     assert [(g, s["h"]) for g, s in guesses([X, IDS], example)] == [(None, 5)]
+
+
+def test_states_are_as_long_as_the_batch() -> None:
+    """As in files of recurrent networks, whose states have axes without a name."""
+    sound = Port(name="x", dtype=np.dtype(np.float32), shape=(None, None))
+    state = Port(name="h", dtype=np.dtype(np.float32), shape=(2, None, 4))
+    tied = [sizes for _, sizes in guesses([sound, state], None) if sizes["h:1"] == FOLLOWS_BATCH]
+    assert [sizes["x:1"] for sizes in tied] == list(SIZES)
+    for case in file_cases([sound, state], tied[0], None, seed=0):
+        assert case.inputs["h"].shape == (2, len(case.inputs["x"]), 4)
+    assert told(32, tied[0]) == "32 was taken as the size of x:1; the batch's size was taken as the size of h:1"
+    fixed = Port(name="x", dtype=np.dtype(np.float32), shape=(None, 8))
+    assert list(guesses([fixed, state], None))[-1] == (1, {"h:1": FOLLOWS_BATCH})
 
 
 def test_inputs_are_matched_by_name_and_position() -> None:
