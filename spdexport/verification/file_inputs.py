@@ -208,8 +208,8 @@ def guesses(ports: Sequence[Port], example: Mapping[str, Array] | None) -> Itera
         example: Inputs whose sizes are known to be right, or None.
 
     Yields:
-        The size that was guessed for all of them (None where nothing is guessed), and the size of each by its name. Such
-        axes of further inputs, as of the states of a recurrent network, may be ``FOLLOWS_BATCH``.
+        The size that was guessed for all of them (None where nothing is guessed), and the size of each by its name.
+        Such axes of further inputs, as of the states of a recurrent network, may be ``FOLLOWS_BATCH``.
     """
     batch = _batch_key(ports)
     keys = [key for port in ports for axis in range(len(port.shape or ())) if (key := _key(port, axis)) is not None]
