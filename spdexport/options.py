@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict
 
 from spdexport.errors import UsageError
 from spdexport.forms import GateMode
+from spdexport.gates.sigmoids import Sigmoid
 from spdexport.planning import Delta, FormChoice, Objective, PlanOptions, PlanRecord, check_truncation, read_plan
 from spdexport.planning.live_masks import LiveOptions, MaskInputs
 
@@ -41,6 +42,7 @@ class OptionsDict(TypedDict, total=False):
     dynamic_batch: bool
     dynamic: Sequence[str]
     components: str | Path | None
+    sigmoid: str | None
     masks: str | Path | None
     mask_threshold: float | None
     keep_masks: bool
@@ -81,6 +83,7 @@ class ModelOptions:
         dynamic_batch: Whether axis 0 of the inputs may change at run time, where the model can.
         dynamic: Further dynamic axes as ``NAME:AXIS=DIM``.
         components: A file or run with V and U; where None, those of the source itself, or else the exact SVD.
+        sigmoid: The ``sigmoid_type`` of the run's causal-importance functions, where its configuration does not tell it.
         masks: A file of fixed masks, one (C,) for each layer it names.
         mask_threshold: Where given, components are kept where their mask exceeds it.
         target: The ONNX Runtime provider that latency is measured on; ``convert`` takes the first of its providers.
@@ -97,6 +100,7 @@ class ModelOptions:
     dynamic_batch: bool = True
     dynamic: tuple[str, ...] = ()
     components: Path | None = None
+    sigmoid: Sigmoid | None = None
     masks: Path | None = None
     mask_threshold: float | None = None
     target: str = "cpu"
@@ -249,7 +253,7 @@ def _names(group: type) -> tuple[str, ...]:
 
 
 RECORDED = tuple(
-    sorted((*_names(PlanOptions), *_names(LiveOptions), "dynamic", "dynamic_batch", "mask_threshold", "opset", "seed"))
+    sorted((*_names(PlanOptions), *_names(LiveOptions), "dynamic", "dynamic_batch", "mask_threshold", "opset", "seed", "sigmoid"))
 )
 """The options that a file's metadata keeps: those that change what is in it, no path and no permission."""
 
@@ -262,6 +266,7 @@ CHOICES: Mapping[str, Any] = {
     "optimize_for": Objective,
     "gates": GateMode,
     "mask_inputs": MaskInputs,
+    "sigmoid": Sigmoid,
 }
 """The options with a few values that have names."""
 

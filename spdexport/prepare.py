@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +19,13 @@ from spdexport.loading.inputs import check_shapes, inputs_from_file, inputs_from
 from spdexport.loading.load import no_keys
 from spdexport.loading.model import LABELS
 from spdexport.masks import fit_masks, read_masks
+from spdexport.names import layer_of_call
 from spdexport.ort.providers import provider_named
 from spdexport.planning import FactorSource, Objective, Plan, check_patterns, make_plan, matches
 from spdexport.planning.live_masks import LiveMasks, live_notes
 from spdexport.rewrite.torch_graph import list_sites
 from spdexport.rewrite.torch_place import place_forms
+from spdexport.rewrite.torch_tokens import over_tokens
 from spdexport.sources.match import check_target, match_components, match_gates
 from spdexport.sources.spd import load_components
 from spdexport.sources.svd import svd_source
@@ -53,6 +55,7 @@ class Prepared:
         components: Where V and U come from: ``spd``, ``file`` or ``svd``.
         hashes: SHA-256 of source, components and masks, as far as there are any.
         notes: What the user should know.
+        run: The run or file that V and U come from; None for the SVD.
     """
 
     loaded: LoadedModel
@@ -61,13 +64,15 @@ class Prepared:
     components: str
     hashes: Mapping[str, str]
     notes: tuple[str, ...]
+    run: ComponentSet | None = None
 
     def factorized(self, forms: Iterable[tuple[ConvSite, Form]] | None = None) -> ExportedProgram:
         """The program with every layer in the form that the plan names; ``forms`` are those, where they are made."""
         gated = self.plan.exactly_gated
         changed = [d.site.node for d in self.plan.decisions if d.changes] if gated else ()
         taken = self.plan.forms() if forms is None else forms
-        return place_forms(self.captured.program, taken, changed=changed, gated=gated)
+        share = self.plan.global_share
+        return place_forms(self.captured.program, taken, changed=changed, gated=gated, share=share)
 
     def effective(self, forms: Iterable[tuple[ConvSite, Form]] | None = None) -> ExportedProgram:
         """The traced program with dense effective weights; the traced program itself where no weight changes.
@@ -96,8 +101,16 @@ def prepare(source: Source, options: Options, progress: Callable[[str], None] = 
     progress("tracing")
     inputs = _with_labels(example_inputs(options), loaded)
     captured = capture(loaded, inputs, DynamicAxes.parse(options.dynamic, batch=options.dynamic_batch))
-    sites, skipped = list_sites(captured.program)
-    decided = decide(sites, skipped, loaded.components, options, progress)
+    components = components_of(loaded.components, options)
+    if components is not None or options.asks_for_live_masks:
+        captured = replace(captured, program=over_tokens(captured.program))
+    named = frozenset(() if components is None else components.components)
+    dashed = components is not None and components.dashed
+    sites, skipped = list_sites(
+        captured.program,
+        looks_up=lambda name: (layer_of_call(name).replace(".", "-") if dashed else layer_of_call(name)) in named,
+    )
+    decided = decide(sites, skipped, components, options, progress, beside=loaded.components is None)
     source_hash = loaded.sha256 or sha256_tensors(_weights(captured.program))
     return Prepared(
         loaded=loaded,
@@ -106,6 +119,7 @@ def prepare(source: Source, options: Options, progress: Callable[[str], None] = 
         components=decided.components,
         hashes={"source": source_hash, **decided.hashes},
         notes=(*loaded.notes, *captured.notes, *live_notes(decided.plan)),
+        run=components,
     )
 
 
@@ -127,31 +141,33 @@ class Decided:
 def decide(
     sites: Sequence[ConvSite],
     skipped: Sequence[Skipped],
-    own: ComponentSet | None,
+    components: ComponentSet | None,
     options: Options,
     progress: Callable[[str], None],
+    *,
+    beside: bool = True,
 ) -> Decided:
     """Match the layers of a model, of whichever kind its graph is, with components and masks, and plan.
 
     Args:
         sites: The layers.
         skipped: Those that are left alone.
-        own: The components that the source itself brought, or None.
+        components: Those of the source itself, or of the user's choice; None for the SVD.
         options: What the user wants.
         progress: Told what is being done.
+        beside: Whether they come from elsewhere than the source, so that it may be another model.
 
     Raises:
         UsageError: Options that do not go together, or that name nothing.
         InputError: Components or masks that cannot be used.
     """
     progress("matching components")
-    components = _components(own, options)
     masks = read_masks(options.masks, threshold=options.mask_threshold) if options.masks else None
     if components is None:
         factor_source = _svd_with_masks(sites, options, masks)
     else:
-        factor_source = _from_components(components, sites, skipped, options, masks, beside=own is None)
-    gates = match_gates(components, sites) if components is not None and options.gates else {}
+        factor_source = _from_components(components, sites, skipped, options, masks, beside=beside)
+    gates = match_gates(components, sites, options.sigmoid) if components is not None and options.gates else {}
     progress("planning")
     others = () if components is None else (*components.components, *components.identity)
     hashes = {
@@ -267,7 +283,13 @@ def check_labels(inputs: ExampleInputs) -> None:
         )
 
 
-def _components(own: ComponentSet | None, options: Options) -> ComponentSet | None:
+def components_of(own: ComponentSet | None, options: Options) -> ComponentSet | None:
+    """The components that the source itself brought, or those of the user's choice; None for the SVD.
+
+    Raises:
+        UsageError: There are both.
+        ComponentsError: The file cannot be used.
+    """
     if options.components is None:
         return own
     if own is not None:

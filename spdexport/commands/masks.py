@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from spdexport.cli_options import keyword, model_options, report_options, source_argument, talk_options
+from spdexport.cli_options import keyword, model_options, report_options, sigmoid_option, source_argument, talk_options
 from spdexport.commands.running import Reporting, reporting
 from spdexport.errors import UsageError
 from spdexport.report.formats import LISTS
@@ -22,6 +22,7 @@ MEASURES = ("peak", "mean", "frequency")
 @model_options
 @keyword("--components", type=click.Path(path_type=Path), help="The SPD run or checkpoint, for a dense SOURCE.")
 @keyword("--exclude", multiple=True, metavar="PATTERN", help="Leave these layers alone, such as 'head*'. Repeatable.")
+@sigmoid_option
 @click.option("--by", type=click.Choice(MEASURES), default="peak", show_default=True, help="What is judged.")
 @click.option(
     "--threshold",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -19,6 +19,7 @@ from spdexport.files.batches import UNNAMED, DataSet, open_data
 from spdexport.files.hashing import sha256_file
 from spdexport.files.reading import reading
 from spdexport.files.writing import writing
+from spdexport.gates import GlobalShare, evaluate_global
 from spdexport.gates import evaluate as evaluate_gate
 from spdexport.importance.result import DerivedMasks, LayerMask
 from spdexport.importance.statistics import Importances, Measure, Rule, Running
@@ -32,7 +33,7 @@ from spdexport.reference.torch_reference import evaluate
 from spdexport.rewrite.torch_graph import operands
 from spdexport.rewrite.torch_place import convolution
 from spdexport.sources.match import match_gates
-from spdexport.sources.spd import load_components
+from spdexport.sources.spd_gates import Gates
 from spdexport.verification.inputs import input_names
 
 if TYPE_CHECKING:
@@ -43,12 +44,22 @@ if TYPE_CHECKING:
     from spdexport.factors import Factors
     from spdexport.gates import GateFunction
     from spdexport.loading.model import ExampleInputs
-    from spdexport.planning import Decision
     from spdexport.prepare import Prepared, Source
 
 BATCH = 64
 
 Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Gated:
+    """A layer whose importances are computed."""
+
+    site: ConvSite
+    factors: Factors
+    gate: GateFunction | GlobalShare
+
+
 Data = Iterable[Mapping[str, "Array"]] | Iterable["Array"]
 """Batches: arrays by input name, or one array for a model with one input; axis 0 counts the samples."""
 
@@ -109,7 +120,7 @@ def derive_masks(
         options = {**options, "inputs": _example(first, origin)}
     chosen = Options.of(options)
     prepared = prepare(source, chosen, progress)
-    gated, note = _gated(prepared, chosen)
+    gated, further = _gated(prepared, chosen)
     found, samples = _run(prepared, gated, first, batches, rule, opened, origin, progress)
     layers = tuple(LayerMask(name=name, importances=found[name], mask=found[name].mask(rule)) for name in gated)
     written: tuple[Path, ...] = ()
@@ -121,7 +132,7 @@ def derive_masks(
         rule=rule,
         samples=samples,
         outputs=written,
-        notes=(*prepared.notes, *([] if note is None else [note])),
+        notes=(*prepared.notes, *further),
         hashes={**prepared.hashes, **_hashes(opened), **{p.name: sha256_file(p) for p in written}},
         seed=chosen.seed,
         versions=versions(),
@@ -168,13 +179,12 @@ def _inputs(batch: Mapping[str, Array], origin: str) -> ExampleInputs:
     return inputs_by_name(tensors, origin)
 
 
-def _gated(prepared: Prepared, options: Options) -> tuple[dict[str, tuple[Decision, GateFunction]], str | None]:
-    """The layers that have components and a function, by name; and what had to be guessed of the functions."""
-    components = prepared.loaded.components
-    if options.components is not None:
-        components = load_components(options.components)
-    gates = {} if components is None else match_gates(components, [d.site for d in prepared.plan.decisions])
-    found: dict[str, tuple[Decision, GateFunction]] = {}
+def _gated(prepared: Prepared, options: Options) -> tuple[dict[str, _Gated], tuple[str, ...]]:
+    """The layers that have components and a function, by name; and what the user should know of the functions."""
+    components = prepared.run
+    sites = [d.site for d in prepared.plan.decisions]
+    gates = {} if components is None else match_gates(components, sites, options.sigmoid)
+    found: dict[str, _Gated] = {}
     for decision in prepared.plan.decisions:
         layer = layer_of_call(decision.site.name)
         if decision.factors is None or layer not in gates:
@@ -185,20 +195,26 @@ def _gated(prepared: Prepared, options: Options) -> tuple[dict[str, tuple[Decisi
                 where=f"layer {layer}",
                 hint=f"Leave the layer out with --exclude '{layer}*'.",
             )
-        found[layer] = (decision, gates[layer])
+        found[layer] = _Gated(site=decision.site, factors=decision.factors, gate=gates[layer])
     if not found:
         raise ComponentsError(
             "There are no causal-importance functions to derive masks from.",
             where=str(options.components or prepared.loaded.path or "the source"),
             hint="Give an SPD run or checkpoint, as the source or as --components.",
         )
-    note = getattr(None if components is None else components.gates, "note", None)
-    return found, note
+    notes = []
+    if components is not None and isinstance(components.gates, Gates):
+        functions = components.gates.with_sigmoid(options.sigmoid)
+        notes += [] if functions.note is None else [functions.note]
+        alive = functions.alive_above
+        if alive is not None:
+            notes.append(f"the run's own configuration counts a component as alive above {alive:g}")
+    return found, tuple(notes)
 
 
 def _run(
     prepared: Prepared,
-    gated: Mapping[str, tuple[Decision, GateFunction]],
+    gated: Mapping[str, _Gated],
     first: Mapping[str, Array],
     rest: Iterable[Mapping[str, Array]],
     rule: Rule,
@@ -207,7 +223,7 @@ def _run(
     progress: Progress,
 ) -> tuple[dict[str, Importances], int]:
     program = prepared.captured.program
-    running = {name: Running(gate.components, rule.threshold) for name, (_, gate) in gated.items()}
+    running = {name: Running(one.gate.components, rule.threshold) for name, one in gated.items()}
     fixed = _fixed_batch(program)
     done = 0
     for batch in _chain(first, rest):
@@ -255,7 +271,7 @@ class _EnoughError(Exception):
 
 def _take(
     program: ExportedProgram,
-    gated: Mapping[str, tuple[Decision, GateFunction]],
+    gated: Mapping[str, _Gated],
     running: Mapping[str, Running],
     batch: Mapping[str, Array],
     number: int,
@@ -265,18 +281,23 @@ def _take(
     inputs = _inputs(batch, origin)
     if not all(np.isfinite(to_numpy(t)).all() for t in inputs.tensors() if t.is_floating_point()):
         raise ExampleInputError("The data hold NaN or infinity.", where=origin, hint="Mend or remove these samples.")
+    share = next((one.gate for one in gated.values() if isinstance(one.gate, GlobalShare)), None)
+    sites = [one.site for one in gated.values()] if share is None else [one.site for one in share.inputs]
     readers: dict[str, list[str]] = {}
     nodes = {node.name: node for node in program.graph.nodes}
-    for layer, (decision, _) in gated.items():
-        readers.setdefault(operands(nodes[decision.site.node]).data.name, []).append(layer)
+    for site in sites:
+        readers.setdefault(operands(nodes[site.node]).data.name, []).append(site.name)
     waiting = set(readers)
+    read: dict[str, torch.Tensor] = {}
 
     def see(name: str, value: torch.Tensor) -> None:
         for layer in readers.get(name, ()):
-            decision, gate = gated[layer]
-            assert decision.factors is not None, "layers with gates have components"
-            found = _importances(decision.site, decision.factors, gate, value)
-            running[layer].add(found[:number])
+            if share is not None:
+                read[layer] = value
+            else:
+                one = gated[layer]
+                found = _importances(one, value)
+                running[layer].add(found[:number])
         waiting.discard(name)
         if not waiting:
             raise _EnoughError
@@ -288,18 +309,38 @@ def _take(
                 see(name, tensor)
         evaluate(program, inputs.args, inputs.kwargs, float64=False, watch=see)
     except _EnoughError:
-        return
+        pass
     except (RuntimeError, TypeError, ValueError) as error:
         raise ExampleInputError(
             f"The model does not take the data: {str(error).splitlines()[0]}",
             where=origin,
             hint="Save them by the names of the model's inputs, with the shapes that it was traced with.",
         ) from error
+    if share is not None:
+        for layer, found in _shared(share, read, origin).items():
+            if layer in running:
+                running[layer].add(found[:number].astype(gated[layer].site.weight.dtype))
 
 
-def _importances(site: ConvSite, factors: Factors, gate: GateFunction, value: torch.Tensor) -> Array:
+def _shared(share: GlobalShare, read: Mapping[str, torch.Tensor], origin: str) -> Mapping[str, Array]:
+    """The importances of all layers, of what each reads."""
+    try:
+        return evaluate_global(share.function, {one.layer: one.read(to_numpy(read[one.layer])) for one in share.inputs})
+    except ValueError as error:
+        raise ComponentsError(
+            f"The causal-importance function of all layers does not take what they read: {error}.",
+            where=origin,
+            hint="Give data of the kind that SPD trained on: (batch, channels) or (batch, tokens, channels).",
+        ) from error
+
+
+def _importances(one: _Gated, value: torch.Tensor) -> Array:
     """Of what a layer reads: shape (batch, ..., C), rounded to the layer's dtype as SPD computes it."""
-    if not site.spec.axes:
+    site, factors, gate = one.site, one.factors, one.gate
+    assert not isinstance(gate, GlobalShare), "those are computed together"
+    if site.is_lookup:
+        activation = to_torch(np.ascontiguousarray(factors.V))[value]
+    elif not site.spec.axes:
         activation = value @ to_torch(np.ascontiguousarray(factors.V))
     else:
         spec = replace(site.spec, out_channels=factors.components)
