@@ -136,7 +136,7 @@ def _read(
         Exception: tensorstore raises whatever it trips over.
     """
     name = ".".join(names)
-    place: dict[str, Any] = {"driver": "ocdbt", "base": f"file://{folder.resolve()}/", "path": f"{name}/"}
+    place: dict[str, Any] = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder.resolve()}/"}, "path": f"{name}/"}
     if not uses_ocdbt:
         if re.search(r"[/\\\0]", name) or name.startswith("."):
             raise ValueError(f"the array {name!r} is in no folder of its own")
