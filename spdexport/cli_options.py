@@ -134,6 +134,12 @@ factor_options = _together(
     keyword(
         "--masks", type=_PATH, help="Fixed masks over components, also by location: .safetensors, .npz, .json, .pt."
     ),
+    keyword(
+        "--edit",
+        type=_PATH,
+        metavar="F.json",
+        help='Edit components for good: {"layer:3": {"scale": 0}, "layer:7": {"U": [...]}}.',
+    ),
     keyword("--mask-threshold", type=float, metavar="T", help="Keep components whose mask is above T."),
     keyword("--keep-masks", is_flag=True, help="Leave the masks visible between V and U."),
     keyword(

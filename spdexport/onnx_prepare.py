@@ -135,7 +135,7 @@ def prepare_onnx(path: Path, options: Options, progress: Callable[[str], None] =
         plan=decided.plan,
         components=decided.components,
         hashes={"source": sha256_file(path), **data, **decided.hashes},
-        notes=tuple(notes),
+        notes=(*notes, *decided.notes),
     )
 
 

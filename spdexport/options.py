@@ -44,6 +44,7 @@ class OptionsDict(TypedDict, total=False):
     components: str | Path | None
     sigmoid: str | None
     masks: str | Path | None
+    edit: str | Path | Mapping[str, Any] | None
     mask_threshold: float | None
     keep_masks: bool
     delta: str
@@ -85,6 +86,7 @@ class ModelOptions:
         components: A file or run with V and U; where None, those of the source itself, or else the exact SVD.
         sigmoid: The ``sigmoid_type`` of the run's causal-importance functions, where its configuration does not tell it.
         masks: A file of fixed masks, one (C,) for each layer it names.
+        edit: A JSON file of edits of components, or what it holds: ``{"layer:3": {"scale": 0}, "layer:7": {"U": [...]}}``.
         mask_threshold: Where given, components are kept where their mask exceeds it.
         target: The ONNX Runtime provider that latency is measured on; ``convert`` takes the first of its providers.
         plan: A plan file to repeat, or what it holds; it brings the options of the plan with it.
@@ -102,6 +104,7 @@ class ModelOptions:
     components: Path | None = None
     sigmoid: Sigmoid | None = None
     masks: Path | None = None
+    edit: Path | Mapping[str, Any] | None = None
     mask_threshold: float | None = None
     target: str = "cpu"
     plan: PlanRecord | None = None
@@ -139,6 +142,8 @@ class Options(LiveOptions, PlanOptions, ModelOptions):
         for name in ("components", "masks"):
             if values.get(name) is not None:
                 values[name] = Path(values[name])
+        if isinstance(values.get("edit"), str):
+            values["edit"] = Path(values["edit"])
         given = values.get("inputs")
         if isinstance(given, str | Path):
             values["inputs"] = Path(given)
@@ -257,7 +262,7 @@ RECORDED = tuple(
 )
 """The options that a file's metadata keeps: those that change what is in it, no path and no permission."""
 
-NOT_RECORDED = ("components", "factory", "input_shape", "inputs", "masks", "plan", "state_key", "target", "trust")
+NOT_RECORDED = ("components", "edit", "factory", "input_shape", "inputs", "masks", "plan", "state_key", "target", "trust")
 """The others: where the source is, what may be done with it, how it is measured. A file has no say in that."""
 
 CHOICES: Mapping[str, Any] = {

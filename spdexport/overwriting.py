@@ -198,6 +198,7 @@ READS: Mapping[str, Callable[[object], Iterator[Read]]] = {
     "inputs": _data("--inputs"),
     "data": _data("--inputs"),
     "masks": _file("--masks"),
+    "edit": _file("--edit"),
     "plan": _file("--plan"),
     "sets": _file("--sets"),
     "baseline": _baseline,

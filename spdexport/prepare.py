@@ -11,6 +11,7 @@ import torch
 from torch.export import ExportedProgram
 
 from spdexport.capture import Captured, DynamicAxes, capture
+from spdexport.edits import apply_edits, edits_note, read_edits
 from spdexport.errors import ComponentsError, ExampleInputError, UsageError
 from spdexport.factors import Factors
 from spdexport.files.hashing import sha256_tensors
@@ -22,6 +23,7 @@ from spdexport.masks import fit_masks, read_masks
 from spdexport.names import layer_of_call
 from spdexport.ort.providers import provider_named
 from spdexport.planning import FactorSource, Objective, Plan, check_patterns, make_plan, matches
+from spdexport.planning.foreign import check_orders, hidden_notes
 from spdexport.planning.live_masks import LiveMasks, live_notes
 from spdexport.rewrite.torch_graph import list_sites
 from spdexport.rewrite.torch_place import place_forms
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
     from spdexport.conv import ConvSite, Skipped
     from spdexport.cost import CostModel
+    from spdexport.edits import EditSet
     from spdexport.forms import Form
     from spdexport.masks import MaskSet
     from spdexport.options import Options
@@ -118,7 +121,7 @@ def prepare(source: Source, options: Options, progress: Callable[[str], None] = 
         plan=decided.plan,
         components=decided.components,
         hashes={"source": source_hash, **decided.hashes},
-        notes=(*loaded.notes, *captured.notes, *live_notes(decided.plan)),
+        notes=(*loaded.notes, *captured.notes, *live_notes(decided.plan), *decided.notes),
         run=components,
     )
 
@@ -131,11 +134,13 @@ class Decided:
         plan: The decision for each.
         components: As ``Prepared.components``.
         hashes: SHA-256 of components and masks, as far as there are any.
+        notes: What the user should know of components and edits.
     """
 
     plan: Plan
     components: str
     hashes: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
 
 def decide(
@@ -163,16 +168,24 @@ def decide(
     """
     progress("matching components")
     masks = read_masks(options.masks, threshold=options.mask_threshold) if options.masks else None
+    edits = None if options.edit is None else read_edits(options.edit)
+    if components is None and edits is not None:
+        raise UsageError(
+            "Without components there is nothing to edit: those of the SVD are in no order that stays.",
+            where="--edit",
+            hint="Give an SPD run as the source, or --components.",
+        )
     if components is None:
         factor_source = _svd_with_masks(sites, options, masks)
     else:
-        factor_source = _from_components(components, sites, skipped, options, masks, beside=beside)
+        factor_source = _from_components(components, sites, skipped, options, masks, edits, beside=beside)
     gates = match_gates(components, sites, options.sigmoid) if components is not None and options.gates else {}
     progress("planning")
     others = () if components is None else (*components.components, *components.identity)
     hashes = {
         "components": None if components is None else components.sha256,
         "masks": None if masks is None else masks.sha256,
+        "edit": None if edits is None else edits.sha256,
     }
     plan = make_plan(
         sites,
@@ -184,7 +197,12 @@ def decide(
         cost_model=_measured(options, progress),
         record=options.plan,
     )
+    notes = [] if edits is None else [edits_note(edits)]
+    if components is not None:
+        check_orders(plan, str(components.path or "the components"))
+        notes += hidden_notes(plan)
     return Decided(
+        notes=tuple(notes),
         plan=plan,
         components="svd" if components is None else components.kind,
         hashes={k: v for k, v in hashes.items() if v is not None},
@@ -319,6 +337,7 @@ def _from_components(
     skipped: Sequence[Skipped],
     options: Options,
     masks: MaskSet | None,
+    edits: EditSet | None,
     *,
     beside: bool,
 ) -> FactorSource:
@@ -337,6 +356,8 @@ def _from_components(
             where=str(components.path or "the components"),
             hint="Look at the names with spdexport inspect.",
         )
+    if edits is not None:
+        factors = apply_edits(edits, factors, layers=names, excluded=excluded)
     if masks is not None:
         factors = fit_masks(masks, factors, layers=names, excluded=excluded)
     return _lookup(factors)

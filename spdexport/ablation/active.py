@@ -53,7 +53,7 @@ def read_active(model: ir.Model, masked: Collection[str]) -> Active:
     hashes = metadata.get("sha256")
     if isinstance(hashes, dict) and "masks" in hashes:
         told.append("the fixed masks that the file was made with")
-    if isinstance(hashes, dict) and "edits" in hashes:
+    if isinstance(hashes, dict) and "edit" in hashes:
         told.append("the edits that the file was made with")
     return Active(has_gates=has_gates, told=tuple(told))
 

@@ -213,10 +213,11 @@ class Decision:
 
     @property
     def changes(self) -> bool:
-        """Whether the effective weight is another than the layer's own: by a mask, truncation, or a delta left out."""
+        """Whether the effective weight is not the layer's own: by a mask, edit, truncation, or a delta left out."""
         if self.factors is None:
             return False
-        return self.factors.mask is not None or not self.keep_delta or self.layer.truncation is not None
+        is_other = self.factors.mask is not None or self.factors.is_edited
+        return is_other or not self.keep_delta or self.layer.truncation is not None
 
     def effective(self) -> FloatArray:
         """The dense weight that the layer stands for, float64, shape ``site.spec.weight_shape``."""
