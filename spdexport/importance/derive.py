@@ -132,7 +132,7 @@ def derive_masks(
         rule=rule,
         samples=samples,
         outputs=written,
-        notes=(*prepared.notes, *further),
+        notes=(*prepared.loaded.notes, *prepared.captured.notes, *further),
         hashes={**prepared.hashes, **_hashes(opened), **{p.name: sha256_file(p) for p in written}},
         seed=chosen.seed,
         versions=versions(),

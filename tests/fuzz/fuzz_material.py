@@ -293,6 +293,8 @@ def _write_arrays(folder: Path) -> None:
     (folder / "model.py").write_text(MODEL)
     made = {"tuple": [{"tiny": True}, {"tuple": [{"tensor": [2, 1, 4, 4], "dtype": "float32"}]}]}
     (folder / "made.json").write_text(json.dumps(made))
+    edits = {"conv:2": {"scale": 0.5}, "fc:1": {"U": [1.0, -2.0, 0.25]}}
+    (folder / "edit.json").write_text(json.dumps(edits))
     (folder / "sets.json").write_text(json.dumps({"one": ["conv:0", "fc:1"], "other": ["conv:2", "conv:3"]}))
 
 
