@@ -168,9 +168,7 @@ def apply_edits(
             continue
         if layer not in known:
             alone = ", which has no components" if name in layers else ", and the model has no such layer"
-            raise InputError(
-                f"There is an edit of {name}{alone}.", where=edits.where, hint=did_you_mean(name, known)
-            )
+            raise InputError(f"There is an edit of {name}{alone}.", where=edits.where, hint=did_you_mean(name, known))
         for site in factors:
             if layer_of_call(site) == layer:
                 result[site] = _edited(layer, factors[site], values, edits.where)

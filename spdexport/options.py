@@ -258,11 +258,33 @@ def _names(group: type) -> tuple[str, ...]:
 
 
 RECORDED = tuple(
-    sorted((*_names(PlanOptions), *_names(LiveOptions), "dynamic", "dynamic_batch", "mask_threshold", "opset", "seed", "sigmoid"))
+    sorted(
+        (
+            *_names(PlanOptions),
+            *_names(LiveOptions),
+            "dynamic",
+            "dynamic_batch",
+            "mask_threshold",
+            "opset",
+            "seed",
+            "sigmoid",
+        )
+    )
 )
 """The options that a file's metadata keeps: those that change what is in it, no path and no permission."""
 
-NOT_RECORDED = ("components", "edit", "factory", "input_shape", "inputs", "masks", "plan", "state_key", "target", "trust")
+NOT_RECORDED = (
+    "components",
+    "edit",
+    "factory",
+    "input_shape",
+    "inputs",
+    "masks",
+    "plan",
+    "state_key",
+    "target",
+    "trust",
+)
 """The others: where the source is, what may be done with it, how it is measured. A file has no say in that."""
 
 CHOICES: Mapping[str, Any] = {

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from spdexport import Status, convert
 from spdexport.edits import apply_edits, read_edits
-from spdexport.errors import ComponentsError, InputError, UsageError
+from spdexport.errors import ComponentsError, InputError
 from spdexport.factors import Factors, delta
 
 DATA = Path(__file__).parent / "data" / "spd_kinds"
@@ -84,7 +84,9 @@ def test_an_edit_without_the_delta_and_under_masks(x, tmp_path):
 def test_the_command_and_what_a_file_remembers(x, tmp_path):
     (tmp_path / "edits.json").write_text(json.dumps(EDITS))
     given = ("--factory", MODEL["factory"], "--inputs", MODEL["inputs"])
-    done = spdexport("convert", RUN, *given, "--edit", tmp_path / "edits.json", "-o", tmp_path / "m.onnx", "--no-verify")
+    done = spdexport(
+        "convert", RUN, *given, "--edit", tmp_path / "edits.json", "-o", tmp_path / "m.onnx", "--no-verify"
+    )
     assert done.exit_code == 0, done.output
     assert "3 components edited for good" in " ".join(done.stdout.split())
     recorded = {entry.key: entry.value for entry in onnx.load(tmp_path / "m.onnx").metadata_props}
@@ -213,5 +215,3 @@ def test_the_delta_is_told_by_what_was_trained():
     weight = (V @ U).T + 0.1
     edited = apply_edits(read_edits({"a:1": {"scale": 4}}), {"a": Factors(V=V, U=U)})["a"]
     np.testing.assert_allclose(delta(weight, edited, spec), np.full((8, 6), 0.1), atol=1e-12)
-
-

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
-import safetensors.numpy
 
 from spdexport.arrays import to_numpy, to_torch
 from spdexport.conv import stored_weight
 from spdexport.errors import ComponentsError, ExampleInputError, UsageError
 from spdexport.factors import v_filters
-from spdexport.files.atomic import replacing
 from spdexport.files.batches import UNNAMED, DataSet, open_data
 from spdexport.files.hashing import sha256_file
 from spdexport.files.reading import reading
-from spdexport.files.writing import writing
 from spdexport.gates import GlobalShare, evaluate_global
 from spdexport.gates import evaluate as evaluate_gate
+from spdexport.importance.derive_listed import Listed, derive_listed
 from spdexport.importance.result import DerivedMasks, LayerMask
 from spdexport.importance.statistics import Importances, Measure, Rule, Running
+from spdexport.importance.written import check_name, write_masks
 from spdexport.loading.inputs import inputs_by_name
 from spdexport.names import layer_of_call
 from spdexport.options import Options, OptionsDict
@@ -68,9 +67,14 @@ def derive_masks(
     source: Source,
     output: str | Path | None = None,
     *,
-    data: str | Path | Data,
-    by: str = Measure.PEAK.value,
-    threshold: float = 0.1,
+    data: str | Path | Data | None = None,
+    harvest: str | Path | None = None,
+    names: str | Path | None = None,
+    labels: str | Path | None = None,
+    label: Sequence[str] = (),
+    remove: bool = False,
+    by: str | None = None,
+    threshold: float | None = None,
     min_frequency: float = 0.0,
     top: int | None = None,
     batch: int = BATCH,
@@ -79,13 +83,22 @@ def derive_masks(
 ) -> DerivedMasks:
     """Run a data set through the dense model, and keep the components that the run's gates find important.
 
+    In the place of the data, a file may tell which components are kept: no model runs then, and none is needed.
+
     Args:
         source: As for ``convert``; its components are those of an SPD run with causal-importance functions.
         output: The masks' file, safetensors; the importances are written beside it, as ``<layer>/peak``,
             ``<layer>/mean`` and ``<layer>/frequency`` in ``OUT.importances.safetensors``. None to write nothing.
         data: A .npz, .npy or safetensors file or a folder of such, or batches of arrays.
-        by: ``peak``, ``mean`` or ``frequency`` of the importance.
+        harvest: A ``harvest.db`` of SPD's code, with the firing density and mean importance of each component.
+        names: A JSON file of the components to keep: ``["layer:3", ...]``, or objects of such lists.
+        labels: A table of components and their labels: CSV, TSV, JSON or SQLite.
+        label: Patterns (fnmatch) of the labels whose components are kept.
+        remove: Whether what ``names`` or ``label`` tell is removed, and all else of the layers that they name is kept.
+        by: ``peak``, ``mean`` or ``frequency`` of the importance; None for the peak, and for the firing density of a
+            harvest.
         threshold: Kept where the peak or mean is greater; for ``frequency``, an importance above it counts as firing.
+            None for 0.1; the mean of a harvest has to be given one.
         min_frequency: For ``frequency``, the least share of samples and locations.
         top: The number of components that each layer keeps, in the place of a limit.
         batch: Samples that are run together, of a file; batches that are given are taken as they are.
@@ -98,17 +111,25 @@ def derive_masks(
         InputError: A file that cannot be used.
         CaptureError: The model cannot be traced.
     """
-    rule = _rule(by, threshold, min_frequency, top)
+    _check_one(data=data, harvest=harvest, names=names, labels=labels)
+
+    def rule_of(measure: str) -> Rule:
+        return _rule(measure, 0.1 if threshold is None else threshold, min_frequency, top)
+
     if batch < 1:
         raise UsageError(f"A batch of {batch} holds nothing.", where="--batch", hint="Give a number of at least 1.")
     path = None if output is None else Path(output)
-    if path is not None and path.suffix != ".safetensors":
-        raise UsageError(
-            f"Masks are written as safetensors, and {path.name!r} does not end so.",
-            where=f"-o {path}",
-            hint="Name it OUT.safetensors.",
-        )
-    check_overwriting({"source": source, "output": path, "data": data, **options})
+    if path is not None:
+        check_name(path)
+    files = {"harvest": harvest, "names": names, "labels": labels}
+    check_overwriting({"source": source, "output": path, "data": data, **files, **options})
+    if data is None:
+        given = {name: None if file is None else Path(file) for name, file in files.items()}
+        listed = Listed(**given, patterns=(label,) if isinstance(label, str) else tuple(label), remove=remove)
+        progress("masks")
+        return derive_listed(source, path, listed, rule_of=rule_of, by=by, threshold=threshold, options=options)
+    Listed(patterns=tuple(label)).check()
+    rule = rule_of(by or Measure.PEAK.value)
     beside = None if path is None else importances_name(path)
     opened = open_data(data) if isinstance(data, str | Path) else None
     batches = iter(_named(data) if opened is None else opened.batches(batch))  # type: ignore[arg-type]
@@ -126,7 +147,7 @@ def derive_masks(
     written: tuple[Path, ...] = ()
     if path is not None and beside is not None:
         written = (path, beside)
-        _write(layers, path, beside)
+        write_masks(layers, path, beside)
     return DerivedMasks(
         layers=layers,
         rule=rule,
@@ -137,6 +158,22 @@ def derive_masks(
         seed=chosen.seed,
         versions=versions(),
     )
+
+
+def _check_one(**given: object) -> None:
+    """Refuse all but one answer to where masks come from.
+
+    Raises:
+        UsageError: There is none, or more than one.
+    """
+    told = [name for name, value in given.items() if value is not None]
+    if len(told) != 1:
+        options = [f"--{'inputs' if name == 'data' else name}" for name in told or given]
+        raise UsageError(
+            "Masks come from one thing." if told else "There are no data, and no file to make masks from.",
+            where=" and ".join(options) if told else "the command",
+            hint="Give one of --inputs, --harvest, --names and --labels.",
+        )
 
 
 def _rule(by: str, threshold: float, min_frequency: float, top: int | None) -> Rule:
@@ -350,23 +387,6 @@ def _importances(one: _Gated, value: torch.Tensor) -> Array:
     given: Any = to_numpy(value).astype(np.float64) if gate.kind.reads_input else None
     found = evaluate_gate(gate, to_numpy(activation).astype(np.float64), given)
     return found.astype(site.weight.dtype)
-
-
-def _write(layers: tuple[LayerMask, ...], path: Path, beside: Path) -> None:
-    """Both files, whole or not at all."""
-    statistics = {
-        f"{layer.name}/{measure.value}": getattr(layer.importances, measure.value).astype(np.float32)
-        for layer in layers
-        for measure in Measure
-    }
-    with replacing(path) as masks, replacing(beside) as importances:
-        for final, file, arrays in (
-            (path, masks, {layer.name: layer.mask for layer in layers}),
-            (beside, importances, statistics),
-        ):
-            content = safetensors.numpy.save(arrays)
-            with writing(final, size=len(content)):
-                file.write_bytes(content)
 
 
 def _hashes(opened: DataSet | None) -> dict[str, str]:

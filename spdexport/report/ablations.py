@@ -31,7 +31,9 @@ def title(result: Ablations) -> str:
     """What was done to what."""
     how = "alone kept in its layers" if result.kept else "removed"
     what = count(len(result.found), "ablation")
-    whole = f"{what}, each {how}, on {count(result.samples, 'sample')}: change of {result.output} from {result.baseline}"
+    whole = (
+        f"{what}, each {how}, on {count(result.samples, 'sample')}: change of {result.output} from {result.baseline}"
+    )
     return f"{whole}; at work throughout: {'; '.join(result.active)}" if result.active else whole
 
 

@@ -140,9 +140,7 @@ class GlobalGateNodes:
 
         def turned(z: torch.fx.Node) -> torch.fx.Node:
             half = attention.head // 2
-            first, second = (
-                self._call(aten.slice.Tensor, z, -1, begin, begin + half) for begin in (0, half)
-            )
+            first, second = (self._call(aten.slice.Tensor, z, -1, begin, begin + half) for begin in (0, half))
             crossed = self._call(aten.cat.default, [self._call(aten.neg.default, second), first], -1)
             kept = self._call(aten.mul.Tensor, z, cosine)
             return self._call(aten.add.Tensor, kept, self._call(aten.mul.Tensor, crossed, sine))

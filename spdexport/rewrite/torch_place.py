@@ -125,7 +125,9 @@ class _Placement:
             data = self._masks.read_by_gate(mask, self._data)
             is_shared = isinstance(mask.gate, GlobalShare)
             if data is not self._data and (mask.shows_activation or not is_shared):
-                activation = self._edit.call(*self._stage_call(data, stage, first=True), self._node, f"{stage.name}_dense")
+                activation = self._edit.call(
+                    *self._stage_call(data, stage, first=True), self._node, f"{stage.name}_dense"
+                )
             nodes = GateNodes(self._edit, self._site.spec, self._node, self._store)
             if isinstance(mask.gate, GlobalShare):
                 gate = self._masks.shared(mask.gate)

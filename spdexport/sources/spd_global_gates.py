@@ -198,7 +198,11 @@ def _as_listed(layers: Sequence[str], config: RunConfig) -> list[str]:
     """Layers in the order of the patterns that name them in the configuration, those of one pattern as they are."""
     patterns = [
         f"{entry['module_pattern']}{suffix}"
-        for key, suffix in (("module_info", ""), ("decomposition_targets", ""), ("identity_module_info", f".{INSERTED}"))
+        for key, suffix in (
+            ("module_info", ""),
+            ("decomposition_targets", ""),
+            ("identity_module_info", f".{INSERTED}"),
+        )
         for entry in config.list(key)
         if isinstance(entry, Mapping) and "module_pattern" in entry
     ]

@@ -105,7 +105,11 @@ def _factor_keys(content: Mapping[str, Any], folder: Path) -> list[tuple[str, ..
         if not isinstance(parts, list) or not all(isinstance(p, dict) and isinstance(p.get("key"), str) for p in parts):
             raise ComponentsError(f"{_DAMAGED}: an array has no key.", where=str(path), hint=_AGAIN)
         names = tuple(part["key"] for part in parts)
-        if len(names) >= 4 and names[-4:-2] in (("components", "vu"), ("components", "stacks")) and names[-1] in _FACTORS:
+        if (
+            len(names) >= 4
+            and names[-4:-2] in (("components", "vu"), ("components", "stacks"))
+            and names[-1] in _FACTORS
+        ):
             found.append((*names[:-4], *names[-4:]))
     if not found:
         raise ComponentsError(
@@ -136,7 +140,11 @@ def _read(
         Exception: tensorstore raises whatever it trips over.
     """
     name = ".".join(names)
-    place: dict[str, Any] = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder.resolve()}/"}, "path": f"{name}/"}
+    place: dict[str, Any] = {
+        "driver": "ocdbt",
+        "base": {"driver": "file", "path": f"{folder.resolve()}/"},
+        "path": f"{name}/",
+    }
     if not uses_ocdbt:
         if re.search(r"[/\\\0]", name) or name.startswith("."):
             raise ValueError(f"the array {name!r} is in no folder of its own")

@@ -34,8 +34,6 @@ def but(*quick):
     return [run if run in quick else pytest.param(run, marks=pytest.mark.long) for run in KINDS]
 
 
-
-
 def model(run):
     return {"factory": f"{DATA / 'targets.py'}:{TARGETS[run]}", "inputs": DATA / f"{run}.x.npz"}
 
@@ -113,9 +111,7 @@ def test_inspect_and_fixed_masks(run, tmp_path):
     assert not plan.skipped
     save_file({name: np.ones(V.shape[1], np.float32) for name, (V, _) in own.items()}, tmp_path / "ones.safetensors")
     verified = run == "embed"
-    made = convert(
-        DATA / run, tmp_path / "m.onnx", **model(run), masks=tmp_path / "ones.safetensors", verify=verified
-    )
+    made = convert(DATA / run, tmp_path / "m.onnx", **model(run), masks=tmp_path / "ones.safetensors", verify=verified)
     assert made.verdict is (Status.PASS if verified else Status.NOT_RUN)
     found = run_file(tmp_path / "m.onnx", run)
     np.testing.assert_allclose(next(iter(found.values())), right["y1"], rtol=0, atol=CLOSE)

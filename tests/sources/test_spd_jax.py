@@ -60,7 +60,7 @@ def test_a_run_of_jax_is_converted_with_the_factorys_weights(store, tmp_path):
 
 
 def test_stacks(store, tmp_path):
-    with pytest.raises(ComponentsError, match="V and U of 2 layers .* nothing tells which they are"):
+    with pytest.raises(ComponentsError, match=r"V and U of 2 layers .* nothing tells which they are"):
         load_components(JAX / "stacks")
     shutil.copytree(JAX / "stacks", tmp_path / "run")
     targets = [{"module_pattern": name, "C": 10} for name in ("h.10.fc", "h.2.fc", "head")]

@@ -86,9 +86,9 @@ def dotted(state: State) -> tuple[dict[str, str], State]:
     """The names of decomposed layers by their dashed forms, and the dense weights."""
     dense = {k.removeprefix("target_model."): t for k, t in state.items() if k.startswith("target_model.")}
     layers = {k.split(".")[1] for k in state if k.startswith("_components.")}
-    return {
-        n.rpartition(".")[0].replace(".", "-"): n.rpartition(".")[0] for n in dense if n.endswith(".weight")
-    } | {x: x for x in layers if "-" not in x}, dense
+    return {n.rpartition(".")[0].replace(".", "-"): n.rpartition(".")[0] for n in dense if n.endswith(".weight")} | {
+        x: x for x in layers if "-" not in x
+    }, dense
 
 
 def in_tree(state: State) -> State:
