@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ from spdexport.files.sniff import read_text
 from spdexport.names import count, did_you_mean, layer_of_call, some
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping
 
     from spdexport.conv import Array, FloatArray
     from spdexport.factors import Factors
@@ -187,7 +186,8 @@ def _edited(layer: str, factors: Factors, values: Mapping[int, Edit], where: str
             )
         if edit.U is not None and edit.U.shape != rows[index].shape:
             raise InputError(
-                f"The edit of {layer}:{index} writes {edit.U.size} values, and the layer has {rows[index].size} outputs.",
+                f"The edit of {layer}:{index} writes {edit.U.size} values, and the layer has {rows[index].size} "
+                "outputs.",
                 where=where,
                 hint="Give one number for each output of the layer, or of its group.",
             )

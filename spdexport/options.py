@@ -84,9 +84,9 @@ class ModelOptions:
         dynamic_batch: Whether axis 0 of the inputs may change at run time, where the model can.
         dynamic: Further dynamic axes as ``NAME:AXIS=DIM``.
         components: A file or run with V and U; where None, those of the source itself, or else the exact SVD.
-        sigmoid: The ``sigmoid_type`` of the run's causal-importance functions, where its configuration does not tell it.
+        sigmoid: The ``sigmoid_type`` of the run's causal-importance functions, where no configuration tells it.
         masks: A file of fixed masks, one (C,) for each layer it names.
-        edit: A JSON file of edits of components, or what it holds: ``{"layer:3": {"scale": 0}, "layer:7": {"U": [...]}}``.
+        edit: A JSON file of edits of components, or what is in it, such as ``{"layer:3": {"scale": 0}}``.
         mask_threshold: Where given, components are kept where their mask exceeds it.
         target: The ONNX Runtime provider that latency is measured on; ``convert`` takes the first of its providers.
         plan: A plan file to repeat, or what it holds; it brings the options of the plan with it.

@@ -68,7 +68,7 @@ class Ablations:
         file: The file's name.
         found: In the order of layers and components, or of the sets.
         kept: Whether all else in the layers concerned was removed instead.
-        baseline: What the outputs are compared with: ``ones``, ``gates``, the name of a file of masks, or both of these.
+        baseline: What the outputs are compared with: ``ones``, ``gates``, the name of a file of masks, or both.
         active: What was at work in the baseline and in each ablation alike, in clauses.
         output: The output that was compared.
         samples: How many.

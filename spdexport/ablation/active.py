@@ -1,4 +1,4 @@
-"""What of a file's masks is at work whatever an ablation does: gates, weight deltas, fixed masks. Told in every report."""
+"""What is at work in a file whatever an ablation does: gates, weight deltas, fixed masks. Every report tells it."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ MEASURES = ("peak", "mean", "frequency")
 @click.option(
     "--labels",
     type=click.Path(path_type=Path),
-    help="A table of components and labels, likewise: CSV, TSV, JSON, SQLite.",
+    help="A table of components and labels, likewise: CSV, TSV, JSON or SQLite.",
 )
 @click.option("--label", multiple=True, metavar="PATTERN", help="Keep what has such a label in --labels. Repeatable.")
 @click.option("--remove", is_flag=True, help="Remove what --names or --label tell, and keep all else of those layers.")
@@ -40,7 +40,8 @@ MEASURES = ("peak", "mean", "frequency")
     "--threshold",
     type=float,
     metavar="T",
-    help="Keep components whose peak or mean importance is above T; for frequency, what is above T fires. Default: 0.1.",
+    help="Keep components whose peak or mean importance is above T; for frequency, what is above T fires. "
+    "Default: 0.1.",
 )
 @click.option(
     "--min-frequency",

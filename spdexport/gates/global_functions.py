@@ -7,8 +7,8 @@ by its blocks, and gives the importances of the same layers, x being a layer's i
     r = r + attention(norm(r));  r = r + mlp(norm(r))     for each block
     importances = sigmoid(read(norm(r)))                  split among the layers
 
-``global_shared_mlp`` is one stage without a projection, ``global_shared_transformer`` one stage that norms what it reads,
-``global_reverse_residual`` one stage for each group of layers.
+``global_shared_mlp`` is one stage without a projection, ``global_shared_transformer`` one stage that norms what it
+reads, ``global_reverse_residual`` one stage for each group of layers.
 """
 
 from __future__ import annotations

@@ -137,10 +137,9 @@ def _number(key: str, column: str, value: object, path: Path) -> float:
         with reading(where, error=MaskError, what="Its mean_activations are no JSON", hint="Harvest the run again."):
             content = json.loads(value if isinstance(value, str | bytes) else "null")
         value = content.get("causal_importance") if isinstance(content, dict) else None
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**53
-    if not is_number or not np.isfinite(value):  # type: ignore[arg-type]
-        raise MaskError(f"The {column} of {key} is no finite number.", where=where, hint="Harvest the run again.")
-    return float(value)  # type: ignore[arg-type]
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**53:
+        return float(value)
+    raise MaskError(f"The {column} of {key} is no finite number.", where=where, hint="Harvest the run again.")
 
 
 def harvest_measure(by: str | None, found: Mapping[str, Importances]) -> Measure:
@@ -203,8 +202,8 @@ def read_labels(path: Path, run: Run, patterns: Sequence[str]) -> dict[str, set[
     """Read the components whose label matches a pattern, by layer; layers whose labels all do not are there, empty.
 
     Args:
-        path: A table with a header (CSV or TSV), JSON (an object from components to labels, or a list of objects), or an
-            SQLite file with a table of them: ``component_key`` and ``label``.
+        path: A table with a header (CSV or TSV), JSON (an object from components to labels, or a list of objects), or
+            an SQLite file with a table of them: ``component_key`` and ``label``.
         run: The run.
         patterns: As of fnmatch, whatever the case of letters.
 

@@ -71,7 +71,7 @@ def _oriented(module: torch.nn.Module, components: ComponentSet) -> Mapping[str,
 
 def _layer(name: str, module: torch.nn.Module, components: ComponentSet, where: str) -> str:
     """The module's own name of a layer that a run names in its way."""
-    known = [layer for layer, _ in module.named_modules() if layer]
+    known: list[str] = [layer for layer, _ in module.named_modules() if layer]
     found = [layer for layer in known if (layer.replace(".", "-") if components.dashed else layer) == name]
     if len(found) != 1:
         what = f"may mean {' or '.join(found)}" if found else "is no layer of the model"

@@ -41,10 +41,11 @@ def hidden_notes(plan: Plan) -> tuple[str, ...]:
         return ()
     largest, where = max(kept)
     names = some([name for _, name in kept])
-    return (
+    told = (
         f"the weight delta, {largest:.1%} of the weight's norm in {where}, is added back in {names}: whatever V and U "
-        "were changed to beside an unchanged weight, it takes away again; --edit changes components for good",
+        "were changed to beside an unchanged weight, it takes away again; --edit changes components for good"
     )
+    return (told,)
 
 
 def check_orders(plan: Plan, where: str) -> None:

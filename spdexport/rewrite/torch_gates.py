@@ -129,7 +129,7 @@ class GateNodes:
 
 
 def squashed(call: Callable[..., torch.fx.Node], x: torch.fx.Node, sigmoid: Sigmoid) -> torch.fx.Node:
-    """The importances of what a function gives, of any shape; ``call`` makes a node of an operator and its arguments."""
+    """The importances of what a function gives, of any shape; ``call`` makes a node of an operator and arguments."""
 
     def swish(z: torch.fx.Node) -> torch.fx.Node:
         return call(aten.mul.Tensor, z, call(aten.sigmoid.default, call(aten.mul.Tensor, z, SWISH_BETA)))

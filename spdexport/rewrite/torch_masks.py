@@ -107,9 +107,8 @@ class MaskNodes:
         self._batch = edit.batch
         self._global: GlobalGateNodes | None = None
         if share is not None:
-            assert dense is not None and dense.anchor is not None, (
-                "layers with gates are changed, and read the dense pass"
-            )
+            assert dense is not None, "layers with gates read the dense pass"
+            assert dense.anchor is not None, "layers with gates are changed"
             self._global = GlobalGateNodes(edit, share, dense.of, dense.anchor)
 
     def shared(self, share: GlobalShare) -> torch.fx.Node:

@@ -142,7 +142,7 @@ class _Placement:
         return self._masks.product(mask, x, gate, stage.spec, self._node, self._store)
 
     def _stage_call(self, x: Any, stage: Stage, *, first: bool) -> tuple[Any, tuple[Any, ...]]:
-        """The operator and arguments of one stage, on the value ``x``, which is the layer's input for a ``first`` one."""
+        """The operator and arguments of one stage, on the value ``x``; that of a ``first`` one is the layer's input."""
         if first and self._site.is_lookup:
             table = self._store(stage.name, np.ascontiguousarray(np.asarray(stage.weight).T), InputKind.PARAMETER)
             return LOOKUP, (table, x)

@@ -1,7 +1,8 @@
 """Matrix products over flattened tokens as the linear layers that they are.
 
-Hugging Face's ``Conv1D`` reshapes (batch, tokens, in) to rows, adds a product to its bias, and reshapes back. A mask for
-each sample, the importances of each token and a function that sees all tokens need the axes that are lost in between.
+Hugging Face's ``Conv1D`` reshapes (batch, tokens, in) to rows, adds a product to its bias, and reshapes back. A mask
+for each sample, the importances of each token and a function that sees all tokens need the axes that are lost in
+between.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class ComponentSet:
         layout: Which generation of SPD's key layout it is, for the summary; None for ``file``.
         gates: The causal-importance functions by the file's own layer name; empty where the file holds none. Reading
             one raises ``ComponentsError`` where it is of no known kind.
-        no_gates: Why the causal-importance functions cannot be had, in a clause; None where they can, or there are none.
+        no_gates: Why causal-importance functions cannot be had, in a clause; None where they can, or are not there.
         path: The file that was read.
         sha256: Hash of that file's content.
     """

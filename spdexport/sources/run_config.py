@@ -73,7 +73,7 @@ class RunConfig:
 
 
 def read_config(*folders: Path) -> RunConfig:
-    """Read the configuration files of the run that a folder holds, or one of several; without one, what it says is empty.
+    """Read the configuration files of the run in the first of some folders that has any; without one, it says nothing.
 
     Raises:
         ComponentsError: One is there and no YAML mapping.

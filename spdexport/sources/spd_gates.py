@@ -165,8 +165,8 @@ class Gates(Mapping[str, GateFunction]):
             raise ComponentsError(
                 "Nothing tells the sigmoid of the run's causal-importance functions, and each gives other importances.",
                 where=f"{self._where}: {self._config.told} has a sigmoid_type",
-                hint="Put the run's configuration beside the checkpoint, or give --sigmoid leaky_hard (SPD's default) or "
-                "another.",
+                hint="Put the run's configuration beside the checkpoint, or give --sigmoid leaky_hard (SPD's default) "
+                "or another.",
             )
         if told is not None and self._chosen is not None and told != self._chosen:
             raise UsageError(
@@ -174,7 +174,7 @@ class Gates(Mapping[str, GateFunction]):
                 where=f"--sigmoid {self._chosen}, {self._where}",
                 hint="Leave the option out.",
             )
-        return Sigmoid(told or self._chosen)
+        return Sigmoid(told) if told is not None or self._chosen is None else self._chosen
 
     @property
     def _kind(self) -> GateKind | None:

@@ -48,6 +48,7 @@ def global_function(
     names = tuple(sorted(components))
     sizes = tuple(components[name] for name in names)
     longest = config.number("max_len")
+    stages: tuple[Stage, ...]
     if nano:
         kind, stages = GlobalKind.SHARED_TRANSFORMER, (_nano(arrays, names, sizes, config),)
     elif any(name.startswith("_input_projector.") for name in arrays):

@@ -1,8 +1,9 @@
 """The components that SPD's JAX code saves: orbax checkpoints, read by ``tensorstore`` and without JAX.
 
 A checkpoint has V and U of each site, ``components.vu.<site>.{0,1}``, or stacks of sites with equal shapes,
-``components.stacks.<group>.{0,1}``, V of shape (stack, d_in, C) and U of shape (stack, C, d_out). Which entry of a stack
-is which layer, and what experts' blocks belong to, is in the configuration alone. The dense weights are not saved.
+``components.stacks.<group>.{0,1}``, V of shape (stack, d_in, C) and U of shape (stack, C, d_out). Which entry of a
+stack is which layer, and what experts' blocks belong to, is in the configuration alone. The dense weights are not
+saved.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from spdexport.arrays import to_torch
 from spdexport.errors import ComponentsError, RuntimeMissingError
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
     from types import ModuleType
+
+    import torch
 
     from spdexport.sources.run_config import RunConfig
 

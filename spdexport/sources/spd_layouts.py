@@ -76,7 +76,7 @@ class Layout:
         )
 
     def dense(self, state: State) -> dict[str, torch.Tensor]:
-        """The dense weights by the model's own parameter names; none where the checkpoint holds what was learned alone."""
+        """The dense weights by the model's own parameter names; none where only what was learned is there."""
         layers = frozenset(read.layer for key in state if (read := self.read(key)) is not None)
         return self.dense_of(state, layers)
 
