@@ -111,18 +111,18 @@ def derive_masks(
         InputError: A file that cannot be used.
         CaptureError: The model cannot be traced.
     """
-    _check_one(data=data, harvest=harvest, names=names, labels=labels)
+    path = None if output is None else Path(output)
+    files = {"harvest": harvest, "names": names, "labels": labels}
+    check_overwriting({"source": source, "output": path, "data": data, **files, **options})
+    _check_one(data=data, **files)
 
     def rule_of(measure: str) -> Rule:
         return _rule(measure, 0.1 if threshold is None else threshold, min_frequency, top)
 
     if batch < 1:
         raise UsageError(f"A batch of {batch} holds nothing.", where="--batch", hint="Give a number of at least 1.")
-    path = None if output is None else Path(output)
     if path is not None:
         check_name(path)
-    files = {"harvest": harvest, "names": names, "labels": labels}
-    check_overwriting({"source": source, "output": path, "data": data, **files, **options})
     if data is None:
         given = {name: None if file is None else Path(file) for name, file in files.items()}
         listed = Listed(**given, patterns=(label,) if isinstance(label, str) else tuple(label), remove=remove)

@@ -174,7 +174,10 @@ class Gates(Mapping[str, GateFunction]):
                 where=f"--sigmoid {self._chosen}, {self._where}",
                 hint="Leave the option out.",
             )
-        return Sigmoid(told) if told is not None or self._chosen is None else self._chosen
+        if told is not None:
+            return Sigmoid(told)
+        assert self._chosen is not None, "one of the two is there"
+        return self._chosen
 
     @property
     def _kind(self) -> GateKind | None:
