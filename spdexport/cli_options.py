@@ -26,6 +26,7 @@ FORMS = ("factorized", "dense", "auto")
 OBJECTIVES = ("macs", "params", "latency")
 MASK_INPUTS = ("optional", "required")
 GATES = ("exact", "local")
+SIGMOIDS = ("leaky_hard", "normal", "hard", "upper_leaky_hard", "lower_leaky_hard", "swish_hard", "paper")
 PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino", "webgpu")
 """The names of ``ort.providers.PROVIDERS``, which has everything else about them."""
 
@@ -117,14 +118,27 @@ model_options = _together(
 )
 """What tells the model and how it is traced."""
 
+sigmoid_option = keyword(
+    "--sigmoid",
+    type=click.Choice(SIGMOIDS),
+    help="The sigmoid of a run's causal-importance functions, where no configuration is beside the checkpoint.",
+)
+
 factor_options = _together(
     keyword(
         "--components",
         type=_PATH,
         help="V and U for a dense SOURCE: an SPD run, a checkpoint, or a file. Default: the exact SVD.",
     ),
+    sigmoid_option,
     keyword(
         "--masks", type=_PATH, help="Fixed masks over components, also by location: .safetensors, .npz, .json, .pt."
+    ),
+    keyword(
+        "--edit",
+        type=_PATH,
+        metavar="F.json",
+        help='Edit components for good: {"layer:3": {"scale": 0}, "layer:7": {"U": [...]}}.',
     ),
     keyword("--mask-threshold", type=float, metavar="T", help="Keep components whose mask is above T."),
     keyword("--keep-masks", is_flag=True, help="Leave the masks visible between V and U."),

@@ -189,6 +189,8 @@ class ConvSite:
             they are not known.
         padding_mode: ``zeros``, or the mode of a padding in front of the layer that belongs to the same module.
         is_product: Whether the graph has a plain matrix product there, with the weight transposed, and no linear layer.
+        is_lookup: Whether it is an embedding: the linear layer of its transposed table, whose input tells by a number
+            which of its entries is one, the others being zero. Its matrix product takes a row, and costs nothing.
     """
 
     name: str
@@ -201,10 +203,18 @@ class ConvSite:
     is_product: bool = False
     input_positions: int | None = None
     input_size: tuple[int, ...] | None = None
+    is_lookup: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The layer's kind as PyTorch names it."""
+        return "embedding" if self.is_lookup else self.spec.kind
 
     @property
     def applications(self) -> int:
         """How often one sample takes the kernel: at each output location; transposed, at each input location."""
+        if self.is_lookup:
+            return 0
         if not self.spec.transposed:
             return self.positions
         if self.input_positions is not None:

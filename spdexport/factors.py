@@ -21,7 +21,7 @@ class Factors:
     The invariant, with d = 1 where the weight delta is kept and 0 where it is dropped::
 
         W_effective = (V diag(m) U)^T reshaped to (out, in / groups, *kernel)  +  d * delta
-        delta       = W - (V U)^T reshaped
+        delta       = W - (V U)^T reshaped, with the U that was there before any edit
 
     Attributes:
         V: Shape (patch, C), patch = in / groups * prod(kernel) in the order (in, *kernel): column c is the patch that
@@ -30,6 +30,7 @@ class Factors:
         mask: Shape (C,), or (groups, C); None means all ones.
         located: A further mask for each output location, shape (*locations, groups * C), which no effective weight
             holds; None for none.
+        unedited: U as it was before the user edited it, of U's shape; None where it was not edited.
 
     Where groups keep different numbers of components, each is padded with zero components to the largest.
     """
@@ -38,6 +39,7 @@ class Factors:
     U: Array
     mask: Array | None = None
     located: Array | None = None
+    unedited: Array | None = None
 
     def __post_init__(self) -> None:
         if self.V.ndim != self.U.ndim or self.V.ndim not in (2, 3):
@@ -56,6 +58,16 @@ class Factors:
     def live(self) -> int:
         """Components whose mask is not zero; the largest number of any group."""
         return self.components if self.mask is None else int((self.mask != 0).sum(axis=-1).max())
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether the user changed what components write."""
+        return self.unedited is not None
+
+    @property
+    def as_trained(self) -> Factors:
+        """The same without mask and edits: what the weight delta is told by."""
+        return replace(self, mask=None, U=self.U if self.unedited is None else self.unedited, unedited=None)
 
     @property
     def effective_mask(self) -> FloatArray:
@@ -82,8 +94,8 @@ def masked_weight(factors: Factors, spec: ConvSpec) -> FloatArray:
 
 
 def delta(weight: Array, factors: Factors, spec: ConvSpec) -> FloatArray:
-    """The weight minus the unmasked product of V and U: shape ``spec.weight_shape``, float64."""
-    result: FloatArray = np.asarray(weight, dtype=np.float64) - masked_weight(replace(factors, mask=None), spec)
+    """The weight minus the product of V and U without mask and edits: shape ``spec.weight_shape``, float64."""
+    result: FloatArray = np.asarray(weight, dtype=np.float64) - masked_weight(factors.as_trained, spec)
     return result
 
 
@@ -106,7 +118,7 @@ def delta_is_rounding(weight: Array, factors: Factors, spec: ConvSpec, *, known:
     """
     u = unit_rounding(weight.dtype)
     W = np.abs(np.asarray(weight, dtype=np.float64))
-    magnitude = masked_weight(Factors(V=np.abs(factors.V), U=np.abs(factors.U)), spec)
+    magnitude = masked_weight(Factors(V=np.abs(factors.V), U=np.abs(factors.as_trained.U)), spec)
     norms = np.linalg.norm(W.reshape(spec.groups, -1), axis=1).repeat(spec.group_out)
     computed = 4 * np.finfo(np.float64).eps * max(spec.patch, spec.group_out) * norms
     bound = (2 * u + u * u) * magnitude + u * W + computed.reshape(-1, *(1,) * (W.ndim - 1))

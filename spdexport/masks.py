@@ -131,6 +131,8 @@ def fit_masks(
     result = dict(factors)
     for name, values in masks.values.items():
         sites = [site for site in factors if name in (site, layer_of_call(site))]
+        # A file about an SPD run may have its names, with '-' for '.'; the model's own come first.
+        sites = sites or [site for site in factors if name == layer_of_call(site).replace(".", "-")]
         where = f"{masks.path or 'masks'}, layer {name}"
         if not sites and excluded(name):
             continue

@@ -19,7 +19,7 @@ from spdexport.files.onnx_reading import external_files, load_onnx
 from spdexport.loading.load import no_keys
 from spdexport.loading.model import LABELS
 from spdexport.model_files import INLINE_UP_TO, METADATA_PREFIX
-from spdexport.prepare import check_labels, decide, example_inputs
+from spdexport.prepare import check_labels, components_of, decide, example_inputs
 from spdexport.rewrite.onnx_graph import is_operator
 from spdexport.rewrite.onnx_rewrite import place_onnx_forms
 from spdexport.rewrite.onnx_sites import LAYERS, list_onnx_sites, node_keys, source_of
@@ -117,7 +117,7 @@ def prepare_onnx(path: Path, options: Options, progress: Callable[[str], None] =
     given = None if inputs is None else given_tensors(ports, inputs)
     sizes = _sizes(model, given)
     sites, skipped = list_onnx_sites(model, sizes)
-    decided = decide(sites, skipped, None, options, progress)
+    decided = decide(sites, skipped, components_of(None, options), options, progress)
     _refuse_runtime(decided.plan, path)
     nodes = node_keys(model.graph)
     if unknown := [site.name for site in sites if nodes[site.node].outputs[0].name not in sizes]:
@@ -135,7 +135,7 @@ def prepare_onnx(path: Path, options: Options, progress: Callable[[str], None] =
         plan=decided.plan,
         components=decided.components,
         hashes={"source": sha256_file(path), **data, **decided.hashes},
-        notes=tuple(notes),
+        notes=(*notes, *decided.notes),
     )
 
 

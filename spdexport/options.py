@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict
 
 from spdexport.errors import UsageError
 from spdexport.forms import GateMode
+from spdexport.gates.sigmoids import Sigmoid
 from spdexport.planning import Delta, FormChoice, Objective, PlanOptions, PlanRecord, check_truncation, read_plan
 from spdexport.planning.live_masks import LiveOptions, MaskInputs
 
@@ -41,7 +42,9 @@ class OptionsDict(TypedDict, total=False):
     dynamic_batch: bool
     dynamic: Sequence[str]
     components: str | Path | None
+    sigmoid: str | None
     masks: str | Path | None
+    edit: str | Path | Mapping[str, Any] | None
     mask_threshold: float | None
     keep_masks: bool
     delta: str
@@ -81,7 +84,9 @@ class ModelOptions:
         dynamic_batch: Whether axis 0 of the inputs may change at run time, where the model can.
         dynamic: Further dynamic axes as ``NAME:AXIS=DIM``.
         components: A file or run with V and U; where None, those of the source itself, or else the exact SVD.
+        sigmoid: The ``sigmoid_type`` of the run's causal-importance functions, where no configuration tells it.
         masks: A file of fixed masks, one (C,) for each layer it names.
+        edit: A JSON file of edits of components, or what is in it, such as ``{"layer:3": {"scale": 0}}``.
         mask_threshold: Where given, components are kept where their mask exceeds it.
         target: The ONNX Runtime provider that latency is measured on; ``convert`` takes the first of its providers.
         plan: A plan file to repeat, or what it holds; it brings the options of the plan with it.
@@ -97,7 +102,9 @@ class ModelOptions:
     dynamic_batch: bool = True
     dynamic: tuple[str, ...] = ()
     components: Path | None = None
+    sigmoid: Sigmoid | None = None
     masks: Path | None = None
+    edit: Path | Mapping[str, Any] | None = None
     mask_threshold: float | None = None
     target: str = "cpu"
     plan: PlanRecord | None = None
@@ -135,6 +142,8 @@ class Options(LiveOptions, PlanOptions, ModelOptions):
         for name in ("components", "masks"):
             if values.get(name) is not None:
                 values[name] = Path(values[name])
+        if isinstance(values.get("edit"), str):
+            values["edit"] = Path(values["edit"])
         given = values.get("inputs")
         if isinstance(given, str | Path):
             values["inputs"] = Path(given)
@@ -249,11 +258,33 @@ def _names(group: type) -> tuple[str, ...]:
 
 
 RECORDED = tuple(
-    sorted((*_names(PlanOptions), *_names(LiveOptions), "dynamic", "dynamic_batch", "mask_threshold", "opset", "seed"))
+    sorted(
+        (
+            *_names(PlanOptions),
+            *_names(LiveOptions),
+            "dynamic",
+            "dynamic_batch",
+            "mask_threshold",
+            "opset",
+            "seed",
+            "sigmoid",
+        )
+    )
 )
 """The options that a file's metadata keeps: those that change what is in it, no path and no permission."""
 
-NOT_RECORDED = ("components", "factory", "input_shape", "inputs", "masks", "plan", "state_key", "target", "trust")
+NOT_RECORDED = (
+    "components",
+    "edit",
+    "factory",
+    "input_shape",
+    "inputs",
+    "masks",
+    "plan",
+    "state_key",
+    "target",
+    "trust",
+)
 """The others: where the source is, what may be done with it, how it is measured. A file has no say in that."""
 
 CHOICES: Mapping[str, Any] = {
@@ -262,6 +293,7 @@ CHOICES: Mapping[str, Any] = {
     "optimize_for": Objective,
     "gates": GateMode,
     "mask_inputs": MaskInputs,
+    "sigmoid": Sigmoid,
 }
 """The options with a few values that have names."""
 

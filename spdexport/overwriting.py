@@ -13,7 +13,7 @@ from spdexport.errors import SpdExportError, UsageError
 from spdexport.files.atomic import failed_name
 from spdexport.files.guard import NamedFile, NamedFolder, check_outputs
 from spdexport.files.sniff import FileKind, sniff
-from spdexport.sources.run_files import CONFIG, is_run_file
+from spdexport.sources.run_files import CONFIGS, EXPORT, config_folders, is_run_file
 
 Read: TypeAlias = NamedFile | NamedFolder
 
@@ -78,10 +78,15 @@ def _model(option: str) -> Callable[[object], Iterator[Read]]:
             if path.is_dir():
                 yield NamedFolder(path=path, option=option, takes=is_run_file)
                 yield from _inside(path, option, is_run_file)
+                if (path / EXPORT).is_dir():
+                    yield NamedFolder(path=path / EXPORT, option=option, takes=is_run_file)
+                    yield from _inside(path / EXPORT, option, is_run_file)
             else:
                 yield NamedFile(path=path, option=option, is_model=option in ("SOURCE", "FILE"))
                 if is_run_file(path.name):
-                    yield NamedFile(path=path.with_name(CONFIG), option=option)
+                    for folder in config_folders(path.parent):
+                        for name in CONFIGS:
+                            yield NamedFile(path=folder / name, option=option)
 
     return expand
 
@@ -193,6 +198,10 @@ READS: Mapping[str, Callable[[object], Iterator[Read]]] = {
     "inputs": _data("--inputs"),
     "data": _data("--inputs"),
     "masks": _file("--masks"),
+    "edit": _file("--edit"),
+    "harvest": _file("--harvest"),
+    "names": _file("--names"),
+    "labels": _file("--labels"),
     "plan": _file("--plan"),
     "sets": _file("--sets"),
     "baseline": _baseline,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import torch
 from torch.export import ExportedProgram
 
 from spdexport.capture import Captured, DynamicAxes, capture
+from spdexport.edits import apply_edits, edits_note, read_edits
 from spdexport.errors import ComponentsError, ExampleInputError, UsageError
 from spdexport.factors import Factors
 from spdexport.files.hashing import sha256_tensors
@@ -19,11 +20,14 @@ from spdexport.loading.inputs import check_shapes, inputs_from_file, inputs_from
 from spdexport.loading.load import no_keys
 from spdexport.loading.model import LABELS
 from spdexport.masks import fit_masks, read_masks
+from spdexport.names import layer_of_call
 from spdexport.ort.providers import provider_named
 from spdexport.planning import FactorSource, Objective, Plan, check_patterns, make_plan, matches
+from spdexport.planning.foreign import check_orders, hidden_notes
 from spdexport.planning.live_masks import LiveMasks, live_notes
 from spdexport.rewrite.torch_graph import list_sites
 from spdexport.rewrite.torch_place import place_forms
+from spdexport.rewrite.torch_tokens import over_tokens
 from spdexport.sources.match import check_target, match_components, match_gates
 from spdexport.sources.spd import load_components
 from spdexport.sources.svd import svd_source
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
 
     from spdexport.conv import ConvSite, Skipped
     from spdexport.cost import CostModel
+    from spdexport.edits import EditSet
     from spdexport.forms import Form
     from spdexport.masks import MaskSet
     from spdexport.options import Options
@@ -53,6 +58,7 @@ class Prepared:
         components: Where V and U come from: ``spd``, ``file`` or ``svd``.
         hashes: SHA-256 of source, components and masks, as far as there are any.
         notes: What the user should know.
+        run: The run or file that V and U come from; None for the SVD.
     """
 
     loaded: LoadedModel
@@ -61,13 +67,15 @@ class Prepared:
     components: str
     hashes: Mapping[str, str]
     notes: tuple[str, ...]
+    run: ComponentSet | None = None
 
     def factorized(self, forms: Iterable[tuple[ConvSite, Form]] | None = None) -> ExportedProgram:
         """The program with every layer in the form that the plan names; ``forms`` are those, where they are made."""
         gated = self.plan.exactly_gated
         changed = [d.site.node for d in self.plan.decisions if d.changes] if gated else ()
         taken = self.plan.forms() if forms is None else forms
-        return place_forms(self.captured.program, taken, changed=changed, gated=gated)
+        share = self.plan.global_share
+        return place_forms(self.captured.program, taken, changed=changed, gated=gated, share=share)
 
     def effective(self, forms: Iterable[tuple[ConvSite, Form]] | None = None) -> ExportedProgram:
         """The traced program with dense effective weights; the traced program itself where no weight changes.
@@ -96,8 +104,16 @@ def prepare(source: Source, options: Options, progress: Callable[[str], None] = 
     progress("tracing")
     inputs = _with_labels(example_inputs(options), loaded)
     captured = capture(loaded, inputs, DynamicAxes.parse(options.dynamic, batch=options.dynamic_batch))
-    sites, skipped = list_sites(captured.program)
-    decided = decide(sites, skipped, loaded.components, options, progress)
+    components = components_of(loaded.components, options)
+    if components is not None or options.asks_for_live_masks:
+        captured = replace(captured, program=over_tokens(captured.program))
+    named = frozenset(() if components is None else components.components)
+    dashed = components is not None and components.dashed
+    sites, skipped = list_sites(
+        captured.program,
+        looks_up=lambda name: (layer_of_call(name).replace(".", "-") if dashed else layer_of_call(name)) in named,
+    )
+    decided = decide(sites, skipped, components, options, progress, beside=loaded.components is None)
     source_hash = loaded.sha256 or sha256_tensors(_weights(captured.program))
     return Prepared(
         loaded=loaded,
@@ -105,7 +121,8 @@ def prepare(source: Source, options: Options, progress: Callable[[str], None] = 
         plan=decided.plan,
         components=decided.components,
         hashes={"source": source_hash, **decided.hashes},
-        notes=(*loaded.notes, *captured.notes, *live_notes(decided.plan)),
+        notes=(*loaded.notes, *captured.notes, *live_notes(decided.plan), *decided.notes),
+        run=components,
     )
 
 
@@ -117,46 +134,58 @@ class Decided:
         plan: The decision for each.
         components: As ``Prepared.components``.
         hashes: SHA-256 of components and masks, as far as there are any.
+        notes: What the user should know of components and edits.
     """
 
     plan: Plan
     components: str
     hashes: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
 
 def decide(
     sites: Sequence[ConvSite],
     skipped: Sequence[Skipped],
-    own: ComponentSet | None,
+    components: ComponentSet | None,
     options: Options,
     progress: Callable[[str], None],
+    *,
+    beside: bool = True,
 ) -> Decided:
     """Match the layers of a model, of whichever kind its graph is, with components and masks, and plan.
 
     Args:
         sites: The layers.
         skipped: Those that are left alone.
-        own: The components that the source itself brought, or None.
+        components: Those of the source itself, or of the user's choice; None for the SVD.
         options: What the user wants.
         progress: Told what is being done.
+        beside: Whether they come from elsewhere than the source, so that it may be another model.
 
     Raises:
         UsageError: Options that do not go together, or that name nothing.
         InputError: Components or masks that cannot be used.
     """
     progress("matching components")
-    components = _components(own, options)
     masks = read_masks(options.masks, threshold=options.mask_threshold) if options.masks else None
+    edits = None if options.edit is None else read_edits(options.edit)
+    if components is None and edits is not None:
+        raise UsageError(
+            "Without components there is nothing to edit: those of the SVD are in no order that stays.",
+            where="--edit",
+            hint="Give an SPD run as the source, or --components.",
+        )
     if components is None:
         factor_source = _svd_with_masks(sites, options, masks)
     else:
-        factor_source = _from_components(components, sites, skipped, options, masks, beside=own is None)
-    gates = match_gates(components, sites) if components is not None and options.gates else {}
+        factor_source = _from_components(components, sites, skipped, options, masks, edits, beside=beside)
+    gates = match_gates(components, sites, options.sigmoid) if components is not None and options.gates else {}
     progress("planning")
     others = () if components is None else (*components.components, *components.identity)
     hashes = {
         "components": None if components is None else components.sha256,
         "masks": None if masks is None else masks.sha256,
+        "edit": None if edits is None else edits.sha256,
     }
     plan = make_plan(
         sites,
@@ -168,7 +197,12 @@ def decide(
         cost_model=_measured(options, progress),
         record=options.plan,
     )
+    notes = [] if edits is None else [edits_note(edits)]
+    if components is not None:
+        check_orders(plan, str(components.path or "the components"))
+        notes += hidden_notes(plan)
     return Decided(
+        notes=tuple(notes),
         plan=plan,
         components="svd" if components is None else components.kind,
         hashes={k: v for k, v in hashes.items() if v is not None},
@@ -267,7 +301,13 @@ def check_labels(inputs: ExampleInputs) -> None:
         )
 
 
-def _components(own: ComponentSet | None, options: Options) -> ComponentSet | None:
+def components_of(own: ComponentSet | None, options: Options) -> ComponentSet | None:
+    """The components that the source itself brought, or those of the user's choice; None for the SVD.
+
+    Raises:
+        UsageError: There are both.
+        ComponentsError: The file cannot be used.
+    """
     if options.components is None:
         return own
     if own is not None:
@@ -297,6 +337,7 @@ def _from_components(
     skipped: Sequence[Skipped],
     options: Options,
     masks: MaskSet | None,
+    edits: EditSet | None,
     *,
     beside: bool,
 ) -> FactorSource:
@@ -315,6 +356,8 @@ def _from_components(
             where=str(components.path or "the components"),
             hint="Look at the names with spdexport inspect.",
         )
+    if edits is not None:
+        factors = apply_edits(edits, factors, layers=names, excluded=excluded)
     if masks is not None:
         factors = fit_masks(masks, factors, layers=names, excluded=excluded)
     return _lookup(factors)

@@ -272,7 +272,7 @@ def check_given(options: Options, record: Record, source: object) -> None:
     brings_components = kind in (FileKind.DIRECTORY, FileKind.TORCH_ZIP, FileKind.PICKLE, FileKind.SAFETENSORS)
     made_with = [
         what
-        for what, given in (("components", options.components), ("masks", options.masks))
+        for what, given in (("components", options.components), ("masks", options.masks), ("edit", options.edit))
         if what in record.sha256 and given is None and not (what == "components" and brings_components)
     ]
     missing = [f"--{what} FILE" for what in made_with]
@@ -300,7 +300,7 @@ def check_hashes(hashes: Mapping[str, str], record: Record) -> None:
     Raises:
         UsageError: They are missing, too many, or others.
     """
-    for what in ("components", "masks"):
+    for what in ("components", "masks", "edit"):
         before, now = record.sha256.get(what), hashes.get(what)
         if before == now or not record.sha256:
             continue

@@ -33,6 +33,10 @@ FILES = {
     "plan": "plan.json",
     "sets": "sets.json",
     "baseline": "baseline.safetensors",
+    "edit": "edit.json",
+    "harvest": "harvest.db",
+    "names": "names.json",
+    "labels": "labels.csv",
 }
 """A file for each argument that is read. Nothing has to be valid: all is told before the first byte is read."""
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import safetensors.numpy
 
+from spdexport.ablation.active import Active, read_active
 from spdexport.ablation.effects import Baseline, Effect, Running
 from spdexport.ablation.masked_runs import BESIDE, MASK, MaskedRuns, RuntimeMask
 from spdexport.ablation.sets import ComponentsOf, each_of, read_sets
@@ -23,7 +24,6 @@ from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import load_onnx
 from spdexport.files.reading import reading
 from spdexport.files.safetensors_header import check_header
-from spdexport.model_files import read_metadata
 from spdexport.names import did_you_mean
 from spdexport.ort.installed import versions
 from spdexport.ort.providers import Purpose
@@ -68,7 +68,8 @@ class Ablations:
         file: The file's name.
         found: In the order of layers and components, or of the sets.
         kept: Whether all else in the layers concerned was removed instead.
-        baseline: What the outputs are compared with: ``ones``, ``gates`` or the name of a file of masks.
+        baseline: What the outputs are compared with: ``ones``, ``gates``, the name of a file of masks, or both.
+        active: What was at work in the baseline and in each ablation alike, in clauses.
         output: The output that was compared.
         samples: How many.
         components: C by layer.
@@ -82,6 +83,7 @@ class Ablations:
     found: tuple[Ablated, ...]
     kept: bool
     baseline: str
+    active: tuple[str, ...]
     output: str
     samples: int
     components: Mapping[str, int]
@@ -97,7 +99,7 @@ def ablate(
     inputs: str | Path,
     sets: str | Path | None = None,
     keep: bool = False,
-    baseline: str | Path = ONES,
+    baseline: str | Path | None = None,
     layers: Sequence[str] = (),
     output: str | None = None,
     provider: str = "cpu",
@@ -112,8 +114,9 @@ def ablate(
         inputs: The data: a .npz, .npy or safetensors file, or a folder of such.
         sets: A JSON file of named sets; None for every component by itself.
         keep: Whether to remove all other components of the layers concerned, and keep these.
-        baseline: What to start from: ``ones``; ``gates`` for the file's own importances, which run-time masks multiply;
-            or a file of fixed masks.
+        baseline: What to start from: ``ones``; ``gates`` for the file's own importances, which run-time masks multiply
+            and nothing turns off; or a file of fixed masks, which multiply the gates of a file that has them. None for
+            ``gates`` where the file has them, and else for ``ones``.
         layers: Patterns of the layers whose components are ablated; empty for all.
         output: The output to compare; None for the first float one.
         provider: A name in ``spdexport.ort.providers.PROVIDERS``, such as ``cpu``.
@@ -136,7 +139,8 @@ def ablate(
     masks = _masks(model, path)
     name = _output(model, output)
     components = {mask.layer: mask.channels for mask in masks.values()}
-    start = _baseline(baseline, masks, model)
+    active = read_active(model, components)
+    start, started = _baseline(baseline, masks, active)
     wanted = _wanted(sets, components, layers)
     live = [i for i, one in enumerate(wanted) if any(start[x][list(c)].any() for x, c in one.members.items())]
     data = open_data(inputs)
@@ -160,7 +164,8 @@ def ablate(
         file=path.name,
         found=tuple(Ablated(components=one, effect=effects.get(i)) for i, one in enumerate(wanted)),
         kept=keep,
-        baseline=str(baseline) if baseline in (ONES, GATES) else Path(baseline).name,
+        baseline=started,
+        active=active.told,
         output=name,
         samples=done,
         components=components,
@@ -216,20 +221,34 @@ def _output(model: ir.Model, wanted: str | None) -> str:
     raise UsageError(f"{what}.", where="--output", hint=f"The float outputs are {', '.join(floats) or 'none'}.")
 
 
-def _baseline(given: str | Path, masks: Mapping[str, RuntimeMask], model: ir.Model) -> dict[str, Array]:
-    """The masks to start from, (C,) by layer."""
+def _baseline(
+    given: str | Path | None, masks: Mapping[str, RuntimeMask], active: Active
+) -> tuple[dict[str, Array], str]:
+    """The masks to start from, (C,) by layer, and what the reports call that.
+
+    Raises:
+        UsageError: The file has no gates, or has some and cannot do without them.
+        MaskError: The file of masks cannot be used.
+    """
     start: dict[str, Array] = {mask.layer: np.ones(mask.channels) for mask in masks.values()}
+    if given is None:
+        return start, GATES if active.has_gates else ONES
     if given == ONES:
-        return start
+        if active.has_gates:
+            raise UsageError(
+                "The file has gates in its graph, which multiply every mask: no baseline of ones can be had of it.",
+                where="--baseline ones",
+                hint="Leave the option out to start from the gates, or convert without --gates.",
+            )
+        return start, ONES
     if given == GATES:
-        options = read_metadata(model).get("options")
-        if not (isinstance(options, dict) and options.get("gates")):
+        if not active.has_gates:
             raise UsageError(
                 "The file has no gates in its graph.",
                 where="--baseline gates",
                 hint="Convert with --gates beside --runtime-masks, or leave the option out.",
             )
-        return start
+        return start, GATES
     path = Path(given)
     check_header(path, error=MaskError)
     hint = "Give ones, gates, or a safetensors file of masks."
@@ -247,7 +266,7 @@ def _baseline(given: str | Path, masks: Mapping[str, RuntimeMask], model: ir.Mod
                 hint="Give masks that were made for these components.",
             )
         start[layer] = mask.astype(np.float64)
-    return start
+    return start, f"{GATES} and {path.name}" if active.has_gates else path.name
 
 
 def _wanted(sets: str | Path | None, components: Mapping[str, int], layers: Sequence[str]) -> tuple[ComponentsOf, ...]:

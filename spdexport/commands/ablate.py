@@ -22,10 +22,9 @@ from spdexport.report.formats import ABLATIONS
 @click.option("--keep", is_flag=True, help="Keep these alone, and remove all else in their layers.")
 @click.option(
     "--baseline",
-    default="ones",
-    show_default=True,
     metavar="ones|gates|FILE",
-    help="What to start from: all components, the file's own gates, or a file of fixed masks.",
+    help="What to start from: all components, the file's own gates, or a file of fixed masks, which multiply the gates "
+    "of a file that has them. Default: gates where the file has them, else ones.",
 )
 @click.option("--layers", multiple=True, metavar="PATTERN", help="Ablate components of these alone. Repeatable.")
 @click.option("--output", metavar="NAME", help="The output to compare. Default: the first float one.")

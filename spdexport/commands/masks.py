@@ -8,9 +8,8 @@ from typing import Any
 
 import click
 
-from spdexport.cli_options import keyword, model_options, report_options, source_argument, talk_options
+from spdexport.cli_options import keyword, model_options, report_options, sigmoid_option, source_argument, talk_options
 from spdexport.commands.running import Reporting, reporting
-from spdexport.errors import UsageError
 from spdexport.report.formats import LISTS
 
 MEASURES = ("peak", "mean", "frequency")
@@ -22,14 +21,27 @@ MEASURES = ("peak", "mean", "frequency")
 @model_options
 @keyword("--components", type=click.Path(path_type=Path), help="The SPD run or checkpoint, for a dense SOURCE.")
 @keyword("--exclude", multiple=True, metavar="PATTERN", help="Leave these layers alone, such as 'head*'. Repeatable.")
-@click.option("--by", type=click.Choice(MEASURES), default="peak", show_default=True, help="What is judged.")
+@sigmoid_option
+@click.option("--harvest", type=click.Path(path_type=Path), help="SPD's harvest.db, in the place of --inputs.")
+@click.option(
+    "--names", type=click.Path(path_type=Path), help='A JSON file of components to keep, ["layer:3", ...], likewise.'
+)
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    help="A table of components and labels, likewise: CSV, TSV, JSON or SQLite.",
+)
+@click.option("--label", multiple=True, metavar="PATTERN", help="Keep what has such a label in --labels. Repeatable.")
+@click.option("--remove", is_flag=True, help="Remove what --names or --label tell, and keep all else of those layers.")
+@click.option(
+    "--by", type=click.Choice(MEASURES), help="What is judged. Default: peak; of a harvest, the firing density."
+)
 @click.option(
     "--threshold",
     type=float,
-    default=0.1,
-    show_default=True,
     metavar="T",
-    help="Keep components whose peak or mean importance is above T; for frequency, what is above T fires.",
+    help="Keep components whose peak or mean importance is above T; for frequency, what is above T fires. "
+    "Default: 0.1.",
 )
 @click.option(
     "--min-frequency",
@@ -50,8 +62,13 @@ def masks(
     *,
     source: Path | None,
     output: Path,
-    by: str,
-    threshold: float,
+    harvest: Path | None,
+    names: Path | None,
+    labels: Path | None,
+    label: tuple[str, ...],
+    remove: bool,
+    by: str | None,
+    threshold: float | None,
     min_frequency: float,
     top: int | None,
     batch: int,
@@ -59,18 +76,22 @@ def masks(
     """Derive fixed masks for SOURCE from the data in --inputs: .npz, .npy, safetensors, or a folder of such.
 
     The data run through the dense model, and the run's causal-importance functions tell how important each component
-    is. The importances are written beside the masks.
+    is. The importances are written beside the masks. In the place of data, --harvest, --names or --labels tell which
+    components are kept: SOURCE is the run alone then, and no model is needed.
     """
     import spdexport
 
-    if given.get("inputs") is None:
-        raise UsageError("There are no data.", where="the command", hint="Give --inputs FILE or a folder.")
     options = {name: value for name, value in given.items() if name != "inputs"}
     with reports.run() as (progress, finish):
         result = spdexport.derive_masks(
             source,
             output,
-            data=given["inputs"],
+            data=given.get("inputs"),
+            harvest=harvest,
+            names=names,
+            labels=labels,
+            label=label,
+            remove=remove,
             by=by,
             threshold=threshold,
             min_frequency=min_frequency,

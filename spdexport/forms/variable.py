@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from spdexport.conv import Array
-    from spdexport.gates import GateFunction
+    from spdexport.gates import GateFunction, GlobalShare
 
 
 class Role(StrEnum):
@@ -68,7 +68,7 @@ class VariableMask:
         layer: The layer, without the number of a call.
         input: An input of the model, or None.
         located: A constant for each location, shape (*locations, channels), or None.
-        gate: The layer's causal-importance function, or None.
+        gate: The layer's causal-importance function, or its share of one of all layers; None for none.
         mode: Whose activations the gate reads.
         threshold: The importances become 1 where they are greater and 0 elsewhere; None leaves them as they are.
         shows_importance: Whether the importances are an output too.
@@ -78,7 +78,7 @@ class VariableMask:
     layer: str
     input: LiveInput | None = None
     located: Array | None = None
-    gate: GateFunction | None = None
+    gate: GateFunction | GlobalShare | None = None
     mode: GateMode = GateMode.EXACT
     threshold: float | None = None
     shows_importance: bool = False

@@ -87,6 +87,16 @@ class GateFunction:
         """C."""
         return int(self.layers[-1].weight.shape[-1 if self.kind is GateKind.SHARED_MLP else 0])
 
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates at one location."""
+        return sum(layer.weight.size for layer in self.layers)
+
+    @property
+    def parameters(self) -> int:
+        """The numbers that a model stores for it."""
+        return sum(layer.weight.size + layer.bias.size for layer in self.layers)
+
 
 def evaluate(gate: GateFunction, activations: FloatArray, inputs: FloatArray | None = None) -> FloatArray:
     """The importances, in float64.
@@ -107,7 +117,7 @@ def evaluate(gate: GateFunction, activations: FloatArray, inputs: FloatArray | N
     if gate.kind is GateKind.SHARED_MLP:
         value = np.asarray(inputs, np.float64)
         for number, layer in enumerate(gate.layers):
-            value = value if number == 0 else _gelu(value)
+            value = value if number == 0 else gelu(value)
             value = value @ layer.weight.astype(np.float64) + layer.bias.astype(np.float64)
         return squash(value, gate.sigmoid)
     if gate.kind.reads_input:
@@ -115,14 +125,14 @@ def evaluate(gate: GateFunction, activations: FloatArray, inputs: FloatArray | N
     else:
         value = np.asarray(activations, np.float64)[..., None]
     for number, layer in enumerate(gate.layers):
-        value = value if number == 0 else _gelu(value)
+        value = value if number == 0 else gelu(value)
         weight = layer.weight.astype(np.float64)
         # (..., C, 1, inner) @ (C, inner, outer): every component has its own map.
         value = (value[..., None, :] @ weight)[..., 0, :] + layer.bias.astype(np.float64)
     return squash(value[..., 0], gate.sigmoid)
 
 
-def _gelu(x: FloatArray) -> FloatArray:
+def gelu(x: FloatArray) -> FloatArray:
     """The exact GELU: x Phi(x), with the normal distribution function Phi."""
     error: FloatArray = torch.erf(torch.from_numpy(np.ascontiguousarray(x)) / 2**0.5).numpy()
     return np.asarray(0.5 * x * (1 + error))

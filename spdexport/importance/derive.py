@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
-import safetensors.numpy
 
 from spdexport.arrays import to_numpy, to_torch
 from spdexport.conv import stored_weight
 from spdexport.errors import ComponentsError, ExampleInputError, UsageError
 from spdexport.factors import v_filters
-from spdexport.files.atomic import replacing
 from spdexport.files.batches import UNNAMED, DataSet, open_data
 from spdexport.files.hashing import sha256_file
 from spdexport.files.reading import reading
-from spdexport.files.writing import writing
+from spdexport.gates import GlobalShare, evaluate_global
 from spdexport.gates import evaluate as evaluate_gate
+from spdexport.importance.derive_listed import Listed, derive_listed
 from spdexport.importance.result import DerivedMasks, LayerMask
 from spdexport.importance.statistics import Importances, Measure, Rule, Running
+from spdexport.importance.written import check_name, write_masks
 from spdexport.loading.inputs import inputs_by_name
 from spdexport.names import layer_of_call
 from spdexport.options import Options, OptionsDict
@@ -32,7 +32,7 @@ from spdexport.reference.torch_reference import evaluate
 from spdexport.rewrite.torch_graph import operands
 from spdexport.rewrite.torch_place import convolution
 from spdexport.sources.match import match_gates
-from spdexport.sources.spd import load_components
+from spdexport.sources.spd_gates import Gates
 from spdexport.verification.inputs import input_names
 
 if TYPE_CHECKING:
@@ -43,12 +43,22 @@ if TYPE_CHECKING:
     from spdexport.factors import Factors
     from spdexport.gates import GateFunction
     from spdexport.loading.model import ExampleInputs
-    from spdexport.planning import Decision
     from spdexport.prepare import Prepared, Source
 
 BATCH = 64
 
 Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Gated:
+    """A layer whose importances are computed."""
+
+    site: ConvSite
+    factors: Factors
+    gate: GateFunction | GlobalShare
+
+
 Data = Iterable[Mapping[str, "Array"]] | Iterable["Array"]
 """Batches: arrays by input name, or one array for a model with one input; axis 0 counts the samples."""
 
@@ -57,9 +67,14 @@ def derive_masks(
     source: Source,
     output: str | Path | None = None,
     *,
-    data: str | Path | Data,
-    by: str = Measure.PEAK.value,
-    threshold: float = 0.1,
+    data: str | Path | Data | None = None,
+    harvest: str | Path | None = None,
+    names: str | Path | None = None,
+    labels: str | Path | None = None,
+    label: Sequence[str] = (),
+    remove: bool = False,
+    by: str | None = None,
+    threshold: float | None = None,
     min_frequency: float = 0.0,
     top: int | None = None,
     batch: int = BATCH,
@@ -68,13 +83,22 @@ def derive_masks(
 ) -> DerivedMasks:
     """Run a data set through the dense model, and keep the components that the run's gates find important.
 
+    In the place of the data, a file may tell which components are kept: no model runs then, and none is needed.
+
     Args:
         source: As for ``convert``; its components are those of an SPD run with causal-importance functions.
         output: The masks' file, safetensors; the importances are written beside it, as ``<layer>/peak``,
             ``<layer>/mean`` and ``<layer>/frequency`` in ``OUT.importances.safetensors``. None to write nothing.
         data: A .npz, .npy or safetensors file or a folder of such, or batches of arrays.
-        by: ``peak``, ``mean`` or ``frequency`` of the importance.
+        harvest: A ``harvest.db`` of SPD's code, with the firing density and mean importance of each component.
+        names: A JSON file of the components to keep: ``["layer:3", ...]``, or objects of such lists.
+        labels: A table of components and their labels: CSV, TSV, JSON or SQLite.
+        label: Patterns (fnmatch) of the labels whose components are kept.
+        remove: Whether what ``names`` or ``label`` tell is removed, and all else of the layers that they name is kept.
+        by: ``peak``, ``mean`` or ``frequency`` of the importance; None for the peak, and for the firing density of a
+            harvest.
         threshold: Kept where the peak or mean is greater; for ``frequency``, an importance above it counts as firing.
+            None for 0.1; the mean of a harvest has to be given one.
         min_frequency: For ``frequency``, the least share of samples and locations.
         top: The number of components that each layer keeps, in the place of a limit.
         batch: Samples that are run together, of a file; batches that are given are taken as they are.
@@ -87,17 +111,25 @@ def derive_masks(
         InputError: A file that cannot be used.
         CaptureError: The model cannot be traced.
     """
-    rule = _rule(by, threshold, min_frequency, top)
+    path = None if output is None else Path(output)
+    files = {"harvest": harvest, "names": names, "labels": labels}
+    check_overwriting({"source": source, "output": path, "data": data, **files, **options})
+    _check_one(data=data, **files)
+
+    def rule_of(measure: str) -> Rule:
+        return _rule(measure, 0.1 if threshold is None else threshold, min_frequency, top)
+
     if batch < 1:
         raise UsageError(f"A batch of {batch} holds nothing.", where="--batch", hint="Give a number of at least 1.")
-    path = None if output is None else Path(output)
-    if path is not None and path.suffix != ".safetensors":
-        raise UsageError(
-            f"Masks are written as safetensors, and {path.name!r} does not end so.",
-            where=f"-o {path}",
-            hint="Name it OUT.safetensors.",
-        )
-    check_overwriting({"source": source, "output": path, "data": data, **options})
+    if path is not None:
+        check_name(path)
+    if data is None:
+        given = {name: None if file is None else Path(file) for name, file in files.items()}
+        listed = Listed(**given, patterns=(label,) if isinstance(label, str) else tuple(label), remove=remove)
+        progress("masks")
+        return derive_listed(source, path, listed, rule_of=rule_of, by=by, threshold=threshold, options=options)
+    Listed(patterns=tuple(label)).check()
+    rule = rule_of(by or Measure.PEAK.value)
     beside = None if path is None else importances_name(path)
     opened = open_data(data) if isinstance(data, str | Path) else None
     batches = iter(_named(data) if opened is None else opened.batches(batch))  # type: ignore[arg-type]
@@ -109,23 +141,39 @@ def derive_masks(
         options = {**options, "inputs": _example(first, origin)}
     chosen = Options.of(options)
     prepared = prepare(source, chosen, progress)
-    gated, note = _gated(prepared, chosen)
+    gated, further = _gated(prepared, chosen)
     found, samples = _run(prepared, gated, first, batches, rule, opened, origin, progress)
     layers = tuple(LayerMask(name=name, importances=found[name], mask=found[name].mask(rule)) for name in gated)
     written: tuple[Path, ...] = ()
     if path is not None and beside is not None:
         written = (path, beside)
-        _write(layers, path, beside)
+        write_masks(layers, path, beside)
     return DerivedMasks(
         layers=layers,
         rule=rule,
         samples=samples,
         outputs=written,
-        notes=(*prepared.notes, *([] if note is None else [note])),
+        notes=(*prepared.loaded.notes, *prepared.captured.notes, *further),
         hashes={**prepared.hashes, **_hashes(opened), **{p.name: sha256_file(p) for p in written}},
         seed=chosen.seed,
         versions=versions(),
     )
+
+
+def _check_one(**given: object) -> None:
+    """Refuse all but one answer to where masks come from.
+
+    Raises:
+        UsageError: There is none, or more than one.
+    """
+    told = [name for name, value in given.items() if value is not None]
+    if len(told) != 1:
+        options = [f"--{'inputs' if name == 'data' else name}" for name in told or given]
+        raise UsageError(
+            "Masks come from one thing." if told else "There are no data, and no file to make masks from.",
+            where=" and ".join(options) if told else "the command",
+            hint="Give one of --inputs, --harvest, --names and --labels.",
+        )
 
 
 def _rule(by: str, threshold: float, min_frequency: float, top: int | None) -> Rule:
@@ -168,13 +216,12 @@ def _inputs(batch: Mapping[str, Array], origin: str) -> ExampleInputs:
     return inputs_by_name(tensors, origin)
 
 
-def _gated(prepared: Prepared, options: Options) -> tuple[dict[str, tuple[Decision, GateFunction]], str | None]:
-    """The layers that have components and a function, by name; and what had to be guessed of the functions."""
-    components = prepared.loaded.components
-    if options.components is not None:
-        components = load_components(options.components)
-    gates = {} if components is None else match_gates(components, [d.site for d in prepared.plan.decisions])
-    found: dict[str, tuple[Decision, GateFunction]] = {}
+def _gated(prepared: Prepared, options: Options) -> tuple[dict[str, _Gated], tuple[str, ...]]:
+    """The layers that have components and a function, by name; and what the user should know of the functions."""
+    components = prepared.run
+    sites = [d.site for d in prepared.plan.decisions]
+    gates = {} if components is None else match_gates(components, sites, options.sigmoid)
+    found: dict[str, _Gated] = {}
     for decision in prepared.plan.decisions:
         layer = layer_of_call(decision.site.name)
         if decision.factors is None or layer not in gates:
@@ -185,20 +232,26 @@ def _gated(prepared: Prepared, options: Options) -> tuple[dict[str, tuple[Decisi
                 where=f"layer {layer}",
                 hint=f"Leave the layer out with --exclude '{layer}*'.",
             )
-        found[layer] = (decision, gates[layer])
+        found[layer] = _Gated(site=decision.site, factors=decision.factors, gate=gates[layer])
     if not found:
         raise ComponentsError(
             "There are no causal-importance functions to derive masks from.",
             where=str(options.components or prepared.loaded.path or "the source"),
             hint="Give an SPD run or checkpoint, as the source or as --components.",
         )
-    note = getattr(None if components is None else components.gates, "note", None)
-    return found, note
+    notes = []
+    if components is not None and isinstance(components.gates, Gates):
+        functions = components.gates.with_sigmoid(options.sigmoid)
+        notes += [] if functions.note is None else [functions.note]
+        alive = functions.alive_above
+        if alive is not None:
+            notes.append(f"the run's own configuration counts a component as alive above {alive:g}")
+    return found, tuple(notes)
 
 
 def _run(
     prepared: Prepared,
-    gated: Mapping[str, tuple[Decision, GateFunction]],
+    gated: Mapping[str, _Gated],
     first: Mapping[str, Array],
     rest: Iterable[Mapping[str, Array]],
     rule: Rule,
@@ -207,7 +260,7 @@ def _run(
     progress: Progress,
 ) -> tuple[dict[str, Importances], int]:
     program = prepared.captured.program
-    running = {name: Running(gate.components, rule.threshold) for name, (_, gate) in gated.items()}
+    running = {name: Running(one.gate.components, rule.threshold) for name, one in gated.items()}
     fixed = _fixed_batch(program)
     done = 0
     for batch in _chain(first, rest):
@@ -255,7 +308,7 @@ class _EnoughError(Exception):
 
 def _take(
     program: ExportedProgram,
-    gated: Mapping[str, tuple[Decision, GateFunction]],
+    gated: Mapping[str, _Gated],
     running: Mapping[str, Running],
     batch: Mapping[str, Array],
     number: int,
@@ -265,18 +318,23 @@ def _take(
     inputs = _inputs(batch, origin)
     if not all(np.isfinite(to_numpy(t)).all() for t in inputs.tensors() if t.is_floating_point()):
         raise ExampleInputError("The data hold NaN or infinity.", where=origin, hint="Mend or remove these samples.")
+    share = next((one.gate for one in gated.values() if isinstance(one.gate, GlobalShare)), None)
+    sites = [one.site for one in gated.values()] if share is None else [one.site for one in share.inputs]
     readers: dict[str, list[str]] = {}
     nodes = {node.name: node for node in program.graph.nodes}
-    for layer, (decision, _) in gated.items():
-        readers.setdefault(operands(nodes[decision.site.node]).data.name, []).append(layer)
+    for site in sites:
+        readers.setdefault(operands(nodes[site.node]).data.name, []).append(site.name)
     waiting = set(readers)
+    read: dict[str, torch.Tensor] = {}
 
     def see(name: str, value: torch.Tensor) -> None:
         for layer in readers.get(name, ()):
-            decision, gate = gated[layer]
-            assert decision.factors is not None, "layers with gates have components"
-            found = _importances(decision.site, decision.factors, gate, value)
-            running[layer].add(found[:number])
+            if share is not None:
+                read[layer] = value
+            else:
+                one = gated[layer]
+                found = _importances(one, value)
+                running[layer].add(found[:number])
         waiting.discard(name)
         if not waiting:
             raise _EnoughError
@@ -288,18 +346,38 @@ def _take(
                 see(name, tensor)
         evaluate(program, inputs.args, inputs.kwargs, float64=False, watch=see)
     except _EnoughError:
-        return
+        pass
     except (RuntimeError, TypeError, ValueError) as error:
         raise ExampleInputError(
             f"The model does not take the data: {str(error).splitlines()[0]}",
             where=origin,
             hint="Save them by the names of the model's inputs, with the shapes that it was traced with.",
         ) from error
+    if share is not None:
+        for layer, found in _shared(share, read, origin).items():
+            if layer in running:
+                running[layer].add(found[:number].astype(gated[layer].site.weight.dtype))
 
 
-def _importances(site: ConvSite, factors: Factors, gate: GateFunction, value: torch.Tensor) -> Array:
+def _shared(share: GlobalShare, read: Mapping[str, torch.Tensor], origin: str) -> Mapping[str, Array]:
+    """The importances of all layers, of what each reads."""
+    try:
+        return evaluate_global(share.function, {one.layer: one.read(to_numpy(read[one.layer])) for one in share.inputs})
+    except ValueError as error:
+        raise ComponentsError(
+            f"The causal-importance function of all layers does not take what they read: {error}.",
+            where=origin,
+            hint="Give data of the kind that SPD trained on: (batch, channels) or (batch, tokens, channels).",
+        ) from error
+
+
+def _importances(one: _Gated, value: torch.Tensor) -> Array:
     """Of what a layer reads: shape (batch, ..., C), rounded to the layer's dtype as SPD computes it."""
-    if not site.spec.axes:
+    site, factors, gate = one.site, one.factors, one.gate
+    assert not isinstance(gate, GlobalShare), "those are computed together"
+    if site.is_lookup:
+        activation = to_torch(np.ascontiguousarray(factors.V))[value]
+    elif not site.spec.axes:
         activation = value @ to_torch(np.ascontiguousarray(factors.V))
     else:
         spec = replace(site.spec, out_channels=factors.components)
@@ -309,23 +387,6 @@ def _importances(site: ConvSite, factors: Factors, gate: GateFunction, value: to
     given: Any = to_numpy(value).astype(np.float64) if gate.kind.reads_input else None
     found = evaluate_gate(gate, to_numpy(activation).astype(np.float64), given)
     return found.astype(site.weight.dtype)
-
-
-def _write(layers: tuple[LayerMask, ...], path: Path, beside: Path) -> None:
-    """Both files, whole or not at all."""
-    statistics = {
-        f"{layer.name}/{measure.value}": getattr(layer.importances, measure.value).astype(np.float32)
-        for layer in layers
-        for measure in Measure
-    }
-    with replacing(path) as masks, replacing(beside) as importances:
-        for final, file, arrays in (
-            (path, masks, {layer.name: layer.mask for layer in layers}),
-            (beside, importances, statistics),
-        ):
-            content = safetensors.numpy.save(arrays)
-            with writing(final, size=len(content)):
-                file.write_bytes(content)
 
 
 def _hashes(opened: DataSet | None) -> dict[str, str]:

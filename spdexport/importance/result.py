@@ -21,12 +21,12 @@ class LayerMask:
 
     Attributes:
         name: The layer.
-        importances: Of its components.
+        importances: Of its components; None where a file names those to keep, and says nothing else.
         mask: 1 for components that are kept and 0 for others: shape (C,), float32.
     """
 
     name: str
-    importances: Importances
+    importances: Importances | None
     mask: Array
 
     @property
@@ -46,8 +46,9 @@ class DerivedMasks:
 
     Attributes:
         layers: In the model's order.
-        rule: What is kept.
-        samples: How many samples there were.
+        rule: What is kept; None where a file names it.
+        samples: How many samples there were; 0 for masks that are made from a file about components.
+        told: What is kept by such a file, in a clause; empty for masks from data.
         outputs: The files written.
         notes: What the user should know.
         hashes: SHA-256 of what was read and written, by name.
@@ -56,10 +57,11 @@ class DerivedMasks:
     """
 
     layers: tuple[LayerMask, ...]
-    rule: Rule
+    rule: Rule | None
     samples: int
     outputs: tuple[Path, ...]
     notes: tuple[str, ...]
     hashes: Mapping[str, str]
     seed: int
     versions: Mapping[str, str]
+    told: str = ""

@@ -39,7 +39,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Importances:
-    """The importances of one layer's components over a data set, each of shape (C,), float64.
+    """The importances of one layer's components over a data set, each (C,), float64; None for what is not known.
 
     Attributes:
         peak: The greatest.
@@ -47,13 +47,19 @@ class Importances:
         frequency: The share of samples and locations where it exceeds the rule's threshold.
     """
 
-    peak: FloatArray
-    mean: FloatArray
-    frequency: FloatArray
+    peak: FloatArray | None
+    mean: FloatArray | None
+    frequency: FloatArray | None
+
+    def measured(self, measure: Measure) -> FloatArray | None:
+        """What is known by one measure."""
+        found: FloatArray | None = getattr(self, measure.value)
+        return found
 
     def mask(self, rule: Rule) -> Array:
         """1 for components that are kept and 0 for others: shape (C,), float32."""
-        measured: FloatArray = getattr(self, rule.by.value)
+        measured = self.measured(rule.by)
+        assert measured is not None, "a rule is about what is known"
         if rule.top is not None:
             # Stable, so that of equal ones the first are kept.
             order = np.argsort(-measured, kind="stable")

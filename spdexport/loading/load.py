@@ -25,6 +25,7 @@ from spdexport.loading.factory import FactoryResult, call_factory
 from spdexport.loading.inputs import as_example_inputs
 from spdexport.loading.model import ExampleInputs, LoadedModel
 from spdexport.loading.programs import load_program
+from spdexport.loading.spd_runs import module_of_run
 from spdexport.loading.state_dict import fit, fits, fitting_part
 from spdexport.names import count, some
 from spdexport.sources.spd import from_state_dict, read_run
@@ -260,7 +261,8 @@ def _from_states(request: _Request, candidates: Sequence[Found]) -> LoadedModel:
     if len(candidates) == 1:
         components = from_state_dict(candidates[0].state, request.path)
         if components is not None:
-            return replace(_from_components(request, components, "an SPD checkpoint"), notes=candidates[0].note)
+            loaded = _from_components(request, components, "an SPD checkpoint")
+            return replace(loaded, notes=(*candidates[0].note, *loaded.notes))
     made = request.call_factory("a state dict")
     found, notes = _fitting(made.module, candidates, request.where)
     return LoadedModel(
@@ -301,7 +303,7 @@ def _load_directory(request: _Request) -> LoadedModel:
     if components is None:
         weights = next((name for name in _WEIGHTS if (request.path / name).is_file()), None)
         raise SourceError(
-            "The folder is no SPD run: it holds no model_{step}.pth.",
+            "The folder is no SPD run: it holds no model_{step}.pth, nor ckpts of JAX.",
             where=request.where,
             hint=f"Name {request.path / weights}, with --factory." if weights else "Name the run's folder, or a file.",
         )
@@ -311,13 +313,15 @@ def _load_directory(request: _Request) -> LoadedModel:
 def _from_components(request: _Request, components: ComponentSet, what: str) -> LoadedModel:
     made = request.call_factory(what)
     where = str(components.path or request.path)
+    run = module_of_run(made.module, components, where=where)
     return LoadedModel(
         kind="spd_run",
-        module=fit(made.module, components.target, where=where),
+        module=run.module,
         inputs=made.inputs,
         components=components,
         path=request.path,
         sha256=components.sha256 or sha256_file(Path(where)),
+        notes=run.notes,
     )
 
 

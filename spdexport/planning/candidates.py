@@ -52,7 +52,7 @@ class Layer:
     @classmethod
     def of(cls, site: ConvSite, factors: Factors, delta: DeltaUse) -> Layer:
         """Work out the effective weight and its rank."""
-        own = factors.mask is None and delta is not DeltaUse.DROPPED
+        own = factors.mask is None and delta is not DeltaUse.DROPPED and not factors.is_edited
         weight = np.asarray(site.weight, dtype=np.float64)
         if not own:
             weight = effective_weight(site.weight, factors, site.spec, keep_delta=delta is DeltaUse.KEPT)

@@ -123,7 +123,7 @@ def _untouched(site: ConvSite, reason: str, beside: LiveCost) -> LayerPlan:
     macs, parameters = cost.shape_macs(site, shape), cost.shape_parameters(shape)
     return LayerPlan(
         name=site.name,
-        kind=site.spec.kind,
+        kind=site.kind,
         geometry=site.spec.describe(),
         form=FormKind.DENSE,
         components=None,
@@ -183,7 +183,7 @@ def _decide(
     gain = None
     if run_time is None:
         gain = None if recorded is None else recorded.gain
-        if options.form is FormChoice.AUTO and not options.truncates and record is None:
+        if options.form is FormChoice.AUTO and not options.truncates and record is None and not site.is_lookup:
             gain = layer.gain(model, shape)
     return Decision(
         site=site,
@@ -192,7 +192,7 @@ def _decide(
         run_time=run_time,
         layer=LayerPlan(
             name=site.name,
-            kind=site.spec.kind,
+            kind=site.kind,
             geometry=site.spec.describe(),
             form=choice.form,
             components=factors.components,
@@ -255,6 +255,10 @@ def _choose(layer: Layer, options: PlanOptions, model: CostModel) -> Choice:
     rank = None
     if options.truncates:
         rank = allowed_rank(options, layer.site.name, layer.sigma)
+    if layer.site.is_lookup and not options.truncates:
+        return Choice(form=FormKind.DENSE, reason="an embedding's effective weight is looked up, which costs nothing")
+    if layer.site.is_lookup:
+        options = replace(options, form=FormChoice.DENSE)
     if options.form is FormChoice.AUTO and not visible:
         return cheapest(layer, model, rank)
     if rank is not None and rank < layer.rank.rank:

@@ -15,6 +15,7 @@ import numpy as np
 from spdexport import cost
 from spdexport.errors import UsageError
 from spdexport.forms import GateMode, LiveInput, Role, RunTime, VariableMask
+from spdexport.gates import GlobalShare
 from spdexport.names import count, layer_of_call
 from spdexport.planning.patterns import check_patterns, matches
 
@@ -89,7 +90,7 @@ class LiveMasks:
     """
 
     options: LiveOptions = field(default_factory=LiveOptions)
-    gates: Mapping[str, GateFunction] = field(default_factory=dict)
+    gates: Mapping[str, GateFunction | GlobalShare] = field(default_factory=dict)
 
     def masked(self, layer: str, factors: Factors) -> Factors:
         """Return the factors, with a mask of ones wherever something else than a fixed mask is the mask.
@@ -168,6 +169,13 @@ class LiveMasks:
                 where="--gates",
                 hint="Give the SPD run or checkpoint that they are in as the source or as --components.",
             )
+        if options.gates is GateMode.LOCAL and any(isinstance(run.mask.gate, GlobalShare) for run in found):
+            raise UsageError(
+                "The run has one causal-importance function for all layers, which reads all of them before any mask is "
+                "known: it cannot read the masked model.",
+                where="--gates=local",
+                hint="Give --gates, or --gates=exact: the importances come from the dense model, as in SPD.",
+            )
         for site, run_time in layers:
             if run_time is not None and run_time.mask.gate is not None and "#" in site.name:
                 layer = layer_of_call(site.name)
@@ -177,7 +185,7 @@ class LiveMasks:
                     hint=f"Leave the layer out with --exclude '{layer}*'.",
                 )
 
-    def _gate(self, name: str) -> GateFunction | None:
+    def _gate(self, name: str) -> GateFunction | GlobalShare | None:
         return None if self.options.gates is None else self.gates.get(layer_of_call(name))
 
 
@@ -240,9 +248,8 @@ def _own_cost(site: ConvSite, run_time: RunTime) -> LiveCost:
     if run_time.routing is not None:
         macs += cost.shape_macs(site, cost.dense_shape(site))
     if run_time.mask.gate is not None:
-        layers = run_time.mask.gate.layers
-        macs += site.positions * sum(layer.weight.size for layer in layers)
-        parameters += sum(layer.weight.size + layer.bias.size for layer in layers)
+        macs += site.positions * run_time.mask.gate.macs
+        parameters += run_time.mask.gate.parameters
     return LiveCost(macs=macs, parameters=parameters)
 
 

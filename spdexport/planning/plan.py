@@ -11,6 +11,7 @@ import numpy as np
 from spdexport.cost import LANE_WIDTH
 from spdexport.factors import Factors, delta, effective_weight, masked_weight
 from spdexport.forms import DeltaUse, Form, FormKind, RunTime, dense, factorized, variable_form
+from spdexport.gates import GlobalShare
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -212,10 +213,11 @@ class Decision:
 
     @property
     def changes(self) -> bool:
-        """Whether the effective weight is another than the layer's own: by a mask, truncation, or a delta left out."""
+        """Whether the effective weight is not the layer's own: by a mask, edit, truncation, or a delta left out."""
         if self.factors is None:
             return False
-        return self.factors.mask is not None or not self.keep_delta or self.layer.truncation is not None
+        is_other = self.factors.mask is not None or self.factors.is_edited
+        return is_other or not self.keep_delta or self.layer.truncation is not None
 
     def effective(self) -> FloatArray:
         """The dense weight that the layer stands for, float64, shape ``site.spec.weight_shape``."""
@@ -335,8 +337,16 @@ class Plan:
 
     @property
     def exactly_gated(self) -> tuple[str, ...]:
-        """The nodes of layers whose importances come from the dense model."""
-        return tuple(d.site.node for d in self.decisions if d.run_time is not None and d.run_time.reads_dense)
+        """The nodes of layers whose inputs in the dense model importances come from."""
+        found = [d.site.node for d in self.decisions if d.run_time is not None and d.run_time.reads_dense]
+        share = self.global_share
+        return tuple(dict.fromkeys([*found, *(one.site.node for one in (() if share is None else share.inputs))]))
+
+    @property
+    def global_share(self) -> GlobalShare | None:
+        """What one function of all layers gives for the first that is masked; None where layers have their own."""
+        gates = [d.run_time.mask.gate for d in self.decisions if d.run_time is not None]
+        return next((gate for gate in gates if isinstance(gate, GlobalShare)), None)
 
     def forms(self) -> Iterable[tuple[ConvSite, Form]]:
         """Each layer that changes with its form, made one at a time."""

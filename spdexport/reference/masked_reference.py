@@ -22,6 +22,7 @@ from spdexport.arrays import to_numpy
 from spdexport.conv import stored_weight
 from spdexport.factors import delta, v_filters
 from spdexport.forms import DeltaUse, GateMode
+from spdexport.gates import GlobalShare, evaluate_global
 from spdexport.gates import evaluate as evaluate_gate
 from spdexport.reference.torch_reference import Noise, evaluate
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from torch.export import ExportedProgram
 
-    from spdexport.conv import Array, ConvSpec
+    from spdexport.conv import Array, ConvSite, ConvSpec
     from spdexport.forms import LiveInput, VariableMask
     from spdexport.planning import Decision
 
@@ -67,6 +68,7 @@ class _Found:
 
     noise: Noise | None = None
     data: dict[str, torch.Tensor] = field(default_factory=dict)
+    shared: dict[str, Array] = field(default_factory=dict)
     further: dict[str, torch.Tensor] = field(default_factory=dict)
     passed: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -106,8 +108,12 @@ def evaluate_masked(
     layers = {d.site.node: d for d in decisions}
     exact = [d for d in decisions if _is_exact(d)]
     if exact:
-        reads = {d.site.node: _recording(d, found) for d in exact}
-        evaluate(dense, args, kwargs, noise=noise, replaced=reads)
+        share = next((g for d in exact if d.run_time and isinstance(g := d.run_time.mask.gate, GlobalShare)), None)
+        sites = [d.site for d in exact] if share is None else [one.site for one in share.inputs]
+        evaluate(dense, args, kwargs, noise=noise, replaced={site.node: _recording(site, found) for site in sites})
+        if share is not None:
+            read = {one.layer: one.read(to_numpy(found.data[one.site.node])) for one in share.inputs}
+            found.shared = evaluate_global(share.function, read)
 
     def masked(decision: Decision) -> Callable[[torch.Tensor], torch.Tensor]:
         return lambda data: layer_output(decision, data, given, found)
@@ -122,12 +128,12 @@ def _is_exact(decision: Decision) -> bool:
     return run_time is not None and run_time.mask.gate is not None and run_time.mask.mode is GateMode.EXACT
 
 
-def _recording(decision: Decision, found: _Found) -> Callable[[torch.Tensor], torch.Tensor]:
+def _recording(site: ConvSite, found: _Found) -> Callable[[torch.Tensor], torch.Tensor]:
     """The dense layer, which remembers what it read."""
 
     def run(data: torch.Tensor) -> torch.Tensor:
-        found.data[decision.site.node] = data
-        return _dense(decision, data)
+        found.data[site.node] = data
+        return _dense(site, data)
 
     return run
 
@@ -151,6 +157,8 @@ def layer_output(
     V = v_filters(factors, spec).astype(np.float64)
 
     def activations(x: torch.Tensor) -> torch.Tensor:
+        if site.is_lookup:
+            return torch.from_numpy(V.T)[x]
         values = convolve(x, torch.from_numpy(V), spec)
         return _last(found.rounded(values, lambda: convolve(x.abs(), torch.from_numpy(np.abs(V)), spec)), spec)
 
@@ -159,7 +167,7 @@ def layer_output(
     if mask.gate is not None:
         source = found.data[site.node] if mask.mode is GateMode.EXACT else data
         read = activations(source)
-        importance = torch.from_numpy(_importance(mask, read, source))
+        importance = torch.from_numpy(_importance(mask, read, source, found))
         if mask.shows_importance:
             found.further[f"ci/{mask.layer}"] = importance
         if mask.threshold is not None:
@@ -180,14 +188,15 @@ def layer_output(
     if site.bias is not None:
         y = y + torch.from_numpy(site.bias.astype(np.float64))
     if decision.layer.delta is DeltaUse.KEPT:
-        rest = _last(convolve(data, torch.from_numpy(delta(site.weight, factors, spec)), spec), spec)
+        left = torch.from_numpy(delta(site.weight, factors, spec))
+        rest = left.T[data] if site.is_lookup else _last(convolve(data, left, spec), spec)
         if run_time.delta_mask is not None and run_time.delta_mask.input is not None:
             rest = rest * _given(run_time.delta_mask.input, given, y.ndim)
         y = y + rest
     y = _first(y, spec)
     if run_time.routing is not None:
         routing = _given(run_time.routing, given, y.ndim)
-        y = torch.where(_first(routing, spec) != 0, y, _dense(decision, data))
+        y = torch.where(_first(routing, spec) != 0, y, _dense(site, data))
     return y
 
 
@@ -199,17 +208,22 @@ def _given(wanted: LiveInput, given: Mapping[str, Array], rank: int) -> torch.Te
     return values.reshape(values.shape[0], *(1,) * (rank - values.ndim), *values.shape[1:])
 
 
-def _importance(mask: VariableMask, activations: torch.Tensor, data: torch.Tensor) -> Array:
+def _importance(mask: VariableMask, activations: torch.Tensor, data: torch.Tensor, found: _Found) -> Array:
     assert mask.gate is not None, "the mask has a gate"
+    if isinstance(mask.gate, GlobalShare):
+        return found.shared[mask.gate.layer]
     return evaluate_gate(mask.gate, to_numpy(activations), to_numpy(data))
 
 
-def _dense(decision: Decision, data: torch.Tensor) -> torch.Tensor:
-    spec = decision.site.spec
-    y = convolve(data, torch.from_numpy(decision.site.weight.astype(np.float64)), spec)
-    if decision.site.bias is None:
+def _dense(site: ConvSite, data: torch.Tensor) -> torch.Tensor:
+    spec = site.spec
+    weight = torch.from_numpy(site.weight.astype(np.float64))
+    if site.is_lookup:
+        return weight.T[data]
+    y = convolve(data, weight, spec)
+    if site.bias is None:
         return y
-    bias = torch.from_numpy(decision.site.bias.astype(np.float64))
+    bias = torch.from_numpy(site.bias.astype(np.float64))
     return y + (bias.reshape(-1, *(1,) * spec.axes) if spec.axes else bias)
 
 

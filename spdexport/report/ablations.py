@@ -31,7 +31,10 @@ def title(result: Ablations) -> str:
     """What was done to what."""
     how = "alone kept in its layers" if result.kept else "removed"
     what = count(len(result.found), "ablation")
-    return f"{what}, each {how}, on {count(result.samples, 'sample')}: change of {result.output} from {result.baseline}"
+    whole = (
+        f"{what}, each {how}, on {count(result.samples, 'sample')}: change of {result.output} from {result.baseline}"
+    )
+    return f"{whole}; at work throughout: {'; '.join(result.active)}" if result.active else whole
 
 
 def ranked(result: Ablations) -> list[Ablated]:

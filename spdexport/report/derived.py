@@ -14,7 +14,12 @@ from spdexport.text import one_line
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from spdexport.importance.result import DerivedMasks
+    from spdexport.conv import FloatArray
+    from spdexport.importance.result import DerivedMasks, LayerMask
+    from spdexport.importance.statistics import Rule
+
+FORMATS = ("{:.3g}", "{:.3g}", "{:.1%}")
+"""Of the greatest by each measure, in the order of ``Measure``."""
 
 LEGEND = "peak, mean: the greatest of any component, over all samples and locations; fires: the most that any does"
 
@@ -22,16 +27,24 @@ LEGEND = "peak, mean: the greatest of any component, over all samples and locati
 def title(result: DerivedMasks) -> str:
     """What was kept of what, and by which rule."""
     live, all_of_them = (sum(getattr(x, what) for x in result.layers) for what in ("live", "components"))
-    return f"{live} of {count(all_of_them, 'component')} kept, on {count(result.samples, 'sample')}: {rule(result)}"
+    kept = f"{live} of {count(all_of_them, 'component')} kept"
+    return f"{kept}: {rule(result)}" if result.told else f"{kept}, on {count(result.samples, 'sample')}: {rule(result)}"
 
 
 def rule(result: DerivedMasks) -> str:
     """The rule in words."""
     made = result.rule
+    if made is None:
+        return result.told
+    beside = f", of {result.told}" if result.told else ""
+    return f"{_rule(made, is_told=bool(result.told))}{beside}"
+
+
+def _rule(made: Rule, *, is_told: bool) -> str:
     what = {
         Measure.PEAK: "peak importance",
         Measure.MEAN: "mean importance",
-        Measure.FREQUENCY: f"frequency of an importance above {made.threshold:g}",
+        Measure.FREQUENCY: "firing density" if is_told else f"frequency of an importance above {made.threshold:g}",
     }[made.by]
     if made.top is not None:
         return f"the {made.top} of each layer with the greatest {what}"
@@ -44,27 +57,28 @@ def table(result: DerivedMasks) -> Table:
     """A row for each layer."""
     made = results_table("layer", "C", "live", "peak", "mean", "fires")
     for layer in result.layers:
-        found = layer.importances
-        made.add_row(
-            Text(one_line(layer.name)),
-            str(layer.components),
-            str(layer.live),
-            f"{found.peak.max():.3g}",
-            f"{found.mean.max():.3g}",
-            f"{found.frequency.max():.1%}",
-        )
+        found = [None if layer.importances is None else layer.importances.measured(m) for m in Measure]
+        peak, mean, fires = ("-" if x is None else form.format(x.max()) for x, form in zip(found, FORMATS, strict=True))
+        made.add_row(Text(one_line(layer.name)), str(layer.components), str(layer.live), peak, mean, fires)
     return made
+
+
+def _known(layer: LayerMask, measure: Measure) -> FloatArray | None:
+    return None if layer.importances is None else layer.importances.measured(measure)
 
 
 def masks_json(result: DerivedMasks) -> dict[str, Any]:
     """The names of the JSON report."""
     return {
         "samples": result.samples,
-        "rule": {
-            "by": result.rule.by.value,
-            "threshold": result.rule.threshold,
-            "min_frequency": result.rule.min_frequency,
-            "top": result.rule.top,
+        "told": result.told,
+        "rule": None
+        if (made := result.rule) is None
+        else {
+            "by": made.by.value,
+            "threshold": made.threshold,
+            "min_frequency": made.min_frequency,
+            "top": made.top,
         },
         "layers": [
             {
@@ -72,7 +86,7 @@ def masks_json(result: DerivedMasks) -> dict[str, Any]:
                 "components": layer.components,
                 "live": layer.live,
                 "kept": [int(index) for index in layer.mask.nonzero()[0]],
-                **{m.value: getattr(layer.importances, m.value).tolist() for m in Measure},
+                **{m.value: None if (x := _known(layer, m)) is None else x.tolist() for m in Measure},
             }
             for layer in result.layers
         ],

@@ -90,6 +90,8 @@ def match_exported(program: ExportedProgram, lowered: ExportedProgram, model: ir
 def can_be_placed(forms: Iterable[tuple[ConvSite, Form]], places: Mapping[str, Place]) -> bool:
     """Return whether the ONNX graph can take forms: it knows no masks of run time, and adds some biases by itself."""
     for site, form in forms:
+        if site.node not in places:
+            return False
         if form.routing is not None or any(isinstance(stage.mask, VariableMask) for stage in form.stages):
             return False
         added = [stage.bias for stage in form.stages if stage.bias is not None]

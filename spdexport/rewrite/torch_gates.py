@@ -71,7 +71,7 @@ class GateNodes:
             value = self._grouped(others, value, start=1) if others else value
         else:
             value = self._grouped(gate.layers, activations, start=0)
-        return self._squashed(value, gate.sigmoid)
+        return squashed(self._call, value, gate.sigmoid)
 
     def _call(self, target: Any, *args: Any) -> torch.fx.Node:
         return self._edit.call(target, args, self._like, "gate")
@@ -118,27 +118,6 @@ class GateNodes:
         weight, bias = np.ascontiguousarray(weight), np.ascontiguousarray(layer.bias.reshape(-1))
         return self._store(f"gate{number}.weight", weight, kind), self._store(f"gate{number}.bias", bias, kind)
 
-    def _squashed(self, x: torch.fx.Node, sigmoid: Sigmoid) -> torch.fx.Node:
-        call = self._call
-        match sigmoid:
-            case Sigmoid.LEAKY_HARD | Sigmoid.HARD | Sigmoid.LOWER_LEAKY_HARD:
-                return call(aten.clamp.default, x, 0, 1)
-            case Sigmoid.NORMAL:
-                return call(aten.sigmoid.default, x)
-            case Sigmoid.UPPER_LEAKY_HARD:
-                beyond = call(aten.mul.Tensor, call(aten.relu.default, call(aten.sub.Tensor, x, 1)), LEAK)
-                return call(aten.add.Tensor, call(aten.clamp.default, x, 0, 1), beyond)
-            case Sigmoid.PAPER:
-                # Below 0 the clamp does nothing, and above it the leaky part.
-                return call(aten.leaky_relu.default, call(aten.clamp.default, x, None, 1), LEAK)
-            case Sigmoid.SWISH_HARD:
-                # With z sigmoid(-z) = z - z sigmoid(z), SPD's formula is the difference of two swishes.
-                return call(aten.sub.Tensor, self._swish(x), self._swish(call(aten.sub.Tensor, x, 1)))
-
-    def _swish(self, z: torch.fx.Node) -> torch.fx.Node:
-        sharp = self._call(aten.sigmoid.default, self._call(aten.mul.Tensor, z, SWISH_BETA))
-        return self._call(aten.mul.Tensor, z, sharp)
-
     def thresholded(self, gate: torch.fx.Node, threshold: float) -> torch.fx.Node:
         """1 where the importance is greater than the threshold, 0 elsewhere, in the importance's dtype.
 
@@ -147,3 +126,25 @@ class GateNodes:
         dtype = gate.meta["val"].dtype
         rounded = float(torch.tensor(threshold, dtype=dtype))
         return self._call(aten.to.dtype, self._call(aten.gt.Scalar, gate, rounded), dtype)
+
+
+def squashed(call: Callable[..., torch.fx.Node], x: torch.fx.Node, sigmoid: Sigmoid) -> torch.fx.Node:
+    """The importances of what a function gives, of any shape; ``call`` makes a node of an operator and arguments."""
+
+    def swish(z: torch.fx.Node) -> torch.fx.Node:
+        return call(aten.mul.Tensor, z, call(aten.sigmoid.default, call(aten.mul.Tensor, z, SWISH_BETA)))
+
+    match sigmoid:
+        case Sigmoid.LEAKY_HARD | Sigmoid.HARD | Sigmoid.LOWER_LEAKY_HARD:
+            return call(aten.clamp.default, x, 0, 1)
+        case Sigmoid.NORMAL:
+            return call(aten.sigmoid.default, x)
+        case Sigmoid.UPPER_LEAKY_HARD:
+            beyond = call(aten.mul.Tensor, call(aten.relu.default, call(aten.sub.Tensor, x, 1)), LEAK)
+            return call(aten.add.Tensor, call(aten.clamp.default, x, 0, 1), beyond)
+        case Sigmoid.PAPER:
+            # Below 0 the clamp does nothing, and above it the leaky part.
+            return call(aten.leaky_relu.default, call(aten.clamp.default, x, None, 1), LEAK)
+        case Sigmoid.SWISH_HARD:
+            # With z sigmoid(-z) = z - z sigmoid(z), SPD's formula is the difference of two swishes.
+            return call(aten.sub.Tensor, swish(x), swish(call(aten.sub.Tensor, x, 1)))

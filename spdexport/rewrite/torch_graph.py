@@ -12,7 +12,7 @@ from spdexport.conv import ConvSite, ConvSpec, Skipped, canonical_weight
 from spdexport.rewrite.constants import Constants
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch.export import ExportedProgram
 
@@ -38,10 +38,8 @@ PRODUCTS = (aten.addmm.default, aten.mm.default)
 """Matrix products, which are linear layers where the second matrix is constant. They hold the weight transposed: a
 lowered program has them for ``linear``, and Hugging Face's ``Conv1D`` is written so."""
 
-NOT_SITES: Mapping[Any, tuple[str, str]] = {
-    aten.embedding.default: ("embedding", "an embedding is a table, not a convolution"),
-}
-"""Operators with a weight that are left alone: what they are called in reports, and why."""
+LOOKUP = aten.embedding.default
+"""An embedding: left alone unless there are components for it."""
 
 PADDINGS = (
     aten.pad.default,
@@ -51,10 +49,16 @@ PADDINGS = (
 )
 
 
-def list_sites(program: ExportedProgram) -> tuple[tuple[ConvSite, ...], tuple[Skipped, ...]]:
+def list_sites(
+    program: ExportedProgram, *, looks_up: Callable[[str], bool] = lambda _: False
+) -> tuple[tuple[ConvSite, ...], tuple[Skipped, ...]]:
     """All convolutions and linear layers whose weight is constant, and the layers that are left alone.
 
     Weights are views of the program's own storage; nothing is copied unless a weight is computed from parameters.
+
+    Args:
+        program: The program.
+        looks_up: Whether an embedding of that name is to be a layer; others are left alone.
     """
     constants = Constants(program)
     namer = _Namer(constants)
@@ -63,7 +67,7 @@ def list_sites(program: ExportedProgram) -> tuple[tuple[ConvSite, ...], tuple[Sk
     for node in program.graph.nodes:
         if node.op != "call_function":
             continue
-        found = _site(node, constants, namer)
+        found = _lookup(node, constants, namer, looks_up) if node.target is LOOKUP else _site(node, constants, namer)
         if isinstance(found, ConvSite):
             sites.append(found)
         elif found is not None:
@@ -95,12 +99,14 @@ class Operands(NamedTuple):
 
 
 def operands(node: torch.fx.Node) -> Operands:
-    """Input, weight and bias of a convolution, linear layer or matrix product; a product's weight is transposed."""
+    """Input, weight and bias of a layer; the weight of a matrix product and of an embedding is transposed."""
     args = arguments(node)
     if node.target is aten.addmm.default:
         return Operands(args["mat1"], args["mat2"], args["self"])
     if node.target is aten.mm.default:
         return Operands(args["self"], args["mat2"], None)
+    if node.target is LOOKUP:
+        return Operands(args["indices"], args["weight"], None)
     return Operands(args["input"], args["weight"], args["bias"])
 
 
@@ -126,10 +132,39 @@ def is_transposed(node: torch.fx.Node) -> bool:
     )
 
 
+def _lookup(
+    node: torch.fx.Node, constants: Constants, namer: _Namer, looks_up: Callable[[str], bool]
+) -> ConvSite | Skipped:
+    """An embedding, as a layer where there are components for it."""
+    given = operands(node)
+    name = namer(node, given.weight)
+
+    def skipped(reason: str) -> Skipped:
+        return Skipped(name=name, kind="embedding", reason=reason)
+
+    if not looks_up(name):
+        return skipped("an embedding is a table, not a convolution")
+    if not constants.is_constant(given.weight):
+        return skipped("its weight depends on the input, or the model changes it")
+    if constants.is_constant(given.data):
+        return skipped("its input is constant, so that the file holds its output")
+    weight = constants.value(given.weight)
+    if not weight.is_floating_point() or weight.ndim != 2:
+        return skipped(f"its weight is {weight.dtype} with {weight.ndim} axes")
+    array = to_numpy(weight).T
+    return ConvSite(
+        name=name,
+        spec=ConvSpec.pointwise(array.shape[1], array.shape[0], axes=0),
+        weight=array,
+        bias=None,
+        node=node.name,
+        positions=math.prod(inner_sizes(node, 0)),
+        input_size=None,
+        is_lookup=True,
+    )
+
+
 def _site(node: torch.fx.Node, constants: Constants, namer: _Namer) -> ConvSite | Skipped | None:
-    if node.target in NOT_SITES:
-        kind, reason = NOT_SITES[node.target]
-        return Skipped(name=namer(node, arguments(node)["weight"]), kind=kind, reason=reason)
     if node.target in PRODUCTS and not constants.is_constant(operands(node).weight):
         # A product of two activations is no layer.
         return None

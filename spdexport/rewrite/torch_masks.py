@@ -11,12 +11,14 @@ from torch.export.graph_signature import InputKind
 from spdexport.errors import MaskError, UsageError
 from spdexport.forms import GateMode
 from spdexport.names import shape_of
+from spdexport.rewrite.torch_global_gates import GlobalGateNodes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from spdexport.conv import ConvSpec
     from spdexport.forms import LiveInput, VariableMask
+    from spdexport.gates import GlobalShare
     from spdexport.rewrite.torch_edit import ProgramEdit
 
 aten = torch.ops.aten
@@ -31,22 +33,35 @@ class DensePass:
         edit: The program, before any form was placed.
         changed: Nodes whose function the forms change.
         gated: Nodes of layers with gates.
+        first: Whether all of it is to stand in front of the first node that is changed, for a gate that reads the whole
+            pass before it gives any mask.
+
+    Attributes:
+        anchor: The first node that is changed; None where none is.
 
     Raises:
         UsageError: The graph changes values in place or draws random numbers, so that a part of it cannot run twice.
     """
 
-    def __init__(self, edit: ProgramEdit, changed: Collection[str], gated: Collection[str]) -> None:
+    def __init__(self, edit: ProgramEdit, changed: Collection[str], gated: Collection[str], *, first: bool) -> None:
         self._copies: dict[torch.fx.Node, torch.fx.Node] = {}
         nodes = list(edit.graph.nodes)
         needed = _ancestors([edit.node(name) for name in gated])
         sites = {edit.node(name) for name in changed}
+        self.anchor = next((node for node in nodes if node in sites), None)
+        behind = False
         for node in nodes:
+            behind |= node is self.anchor
             reached = node in sites or any(source in self._copies for source in node.all_input_nodes)
-            if node.op != "call_function" or node not in needed or not reached:
+            if node.op != "call_function" or node not in needed:
+                continue
+            if not reached:
+                if first and behind and self.anchor is not None:
+                    _check_pure(node)
+                    self.anchor.prepend(node)
                 continue
             _check_pure(node)
-            with edit.graph.inserting_before(node):
+            with edit.graph.inserting_before(self.anchor if first and self.anchor is not None else node):
                 self._copies[node] = edit.copy(node, self._copies, "dense")
 
     def of(self, value: torch.fx.Node) -> torch.fx.Node:
@@ -84,11 +99,22 @@ class MaskNodes:
     Args:
         edit: The program that they are put into.
         dense: The dense pass, where some gate is exact.
+        share: Of any layer with a gate, where one function gives the importances of all layers.
     """
 
-    def __init__(self, edit: ProgramEdit, dense: DensePass | None) -> None:
+    def __init__(self, edit: ProgramEdit, dense: DensePass | None, share: GlobalShare | None = None) -> None:
         self._edit, self._dense = edit, dense
         self._batch = edit.batch
+        self._global: GlobalGateNodes | None = None
+        if share is not None:
+            assert dense is not None, "layers with gates read the dense pass"
+            assert dense.anchor is not None, "layers with gates are changed"
+            self._global = GlobalGateNodes(edit, share, dense.of, dense.anchor)
+
+    def shared(self, share: GlobalShare) -> torch.fx.Node:
+        """The importances that the function of all layers gives for one of them."""
+        assert self._global is not None, "made where there is such a function"
+        return self._global.of(share.layer)
 
     def read_by_gate(self, mask: VariableMask, data: torch.fx.Node) -> torch.fx.Node:
         """The value of a layer's input that its gate reads."""

@@ -13,10 +13,11 @@ from torch.export.graph_signature import InputKind
 
 from spdexport.conv import stored_weight
 from spdexport.forms import VariableMask
+from spdexport.gates import GlobalShare
 from spdexport.names import layer_of_call
 from spdexport.rewrite.torch_edit import ProgramEdit
 from spdexport.rewrite.torch_gates import GateNodes
-from spdexport.rewrite.torch_graph import operands
+from spdexport.rewrite.torch_graph import LOOKUP, operands
 from spdexport.rewrite.torch_masks import DensePass, MaskNodes
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def place_forms(
     *,
     changed: Collection[str] = (),
     gated: Collection[str] = (),
+    share: GlobalShare | None = None,
 ) -> ExportedProgram:
     """A new program in which each site has taken its form; the argument is not changed.
 
@@ -49,14 +51,16 @@ def place_forms(
         program: The traced program.
         forms: Sites of this very program, each with the form it takes; stage weights in the site's dtype.
         changed: The nodes of sites whose function the forms change; asked for where layers have exact gates.
-        gated: The nodes of sites with exact gates.
+        gated: The nodes of sites whose inputs exact gates read.
+        share: Of any site with a gate, where one function gives the importances of all sites.
 
     Raises:
         UsageError: An input or a dense pass that a variable mask needs cannot be made.
         MaskError: A mask for each location does not fit the layer's output.
     """
     edit = ProgramEdit(program)
-    masks = MaskNodes(edit, DensePass(edit, changed, gated) if gated else None)
+    dense = DensePass(edit, changed, gated, first=share is not None) if gated else None
+    masks = MaskNodes(edit, dense, share)
     for site, form in forms:
         _Placement(edit, site, masks).place(form)
     return edit.finish()
@@ -99,10 +103,10 @@ class _Placement:
         """Build all of a chain but its last operation; gives that one as operator and arguments."""
         x, name = self._data, ""
         pending: tuple[Any, tuple[Any, ...]] | None = None
-        for stage in chain:
+        for number, stage in enumerate(chain):
             if pending is not None:
                 x = self._edit.call(*pending, self._node, name)
-            pending, name = self._stage_call(x, stage), stage.name
+            pending, name = self._stage_call(x, stage, first=number == 0), stage.name
             if isinstance(stage.mask, VariableMask):
                 x = self._edit.call(*pending, self._node, name)
                 product = self._variable(stage, stage.mask, x)
@@ -119,10 +123,16 @@ class _Placement:
         gate, activation = None, x
         if mask.gate is not None:
             data = self._masks.read_by_gate(mask, self._data)
-            if data is not self._data:
-                activation = self._edit.call(*self._stage_call(data, stage), self._node, f"{stage.name}_dense")
+            is_shared = isinstance(mask.gate, GlobalShare)
+            if data is not self._data and (mask.shows_activation or not is_shared):
+                activation = self._edit.call(
+                    *self._stage_call(data, stage, first=True), self._node, f"{stage.name}_dense"
+                )
             nodes = GateNodes(self._edit, self._site.spec, self._node, self._store)
-            gate = nodes.importances(mask.gate, activation, data)
+            if isinstance(mask.gate, GlobalShare):
+                gate = self._masks.shared(mask.gate)
+            else:
+                gate = nodes.importances(mask.gate, activation, data)
             if mask.shows_importance:
                 self._masks.show(f"ci/{self._layer}", gate, stage.spec, self._node)
             if mask.threshold is not None:
@@ -131,8 +141,11 @@ class _Placement:
             self._masks.show(f"activation/{self._layer}", activation, stage.spec, self._node)
         return self._masks.product(mask, x, gate, stage.spec, self._node, self._store)
 
-    def _stage_call(self, x: Any, stage: Stage) -> tuple[Any, tuple[Any, ...]]:
-        """The operator and arguments of one stage, on the value ``x``."""
+    def _stage_call(self, x: Any, stage: Stage, *, first: bool) -> tuple[Any, tuple[Any, ...]]:
+        """The operator and arguments of one stage, on the value ``x``; that of a ``first`` one is the layer's input."""
+        if first and self._site.is_lookup:
+            table = self._store(stage.name, np.ascontiguousarray(np.asarray(stage.weight).T), InputKind.PARAMETER)
+            return LOOKUP, (table, x)
         weight = self._store(stage.name, stored_weight(np.asarray(stage.weight), stage.spec), InputKind.PARAMETER)
         added: Any = None
         if stage.bias is not None:

@@ -37,11 +37,14 @@ class ComponentSet:
         kind: ``spd`` for a run or checkpoint, ``file`` for a file of ``<layer>.V`` and ``<layer>.U``.
         components: By the file's own layer name.
         dashed: Whether '.' was turned into '-' in the names, so that they must be matched from the model's side.
-        identity: Layers, by the file's own names, with inserted identity components, which have no site.
-        target: The dense weights that the run decomposed, by the model's own parameter names; empty for ``file``.
+        identity: Layers, by the file's own names, in front of which the run inserted identities; the components of
+            these are among ``components``, under the layer's name and ``pre_identity``.
+        target: The dense weights that the run decomposed, by the model's own parameter names; empty for ``file``, and
+            for a run that holds what was learned alone.
         layout: Which generation of SPD's key layout it is, for the summary; None for ``file``.
         gates: The causal-importance functions by the file's own layer name; empty where the file holds none. Reading
             one raises ``ComponentsError`` where it is of no known kind.
+        no_gates: Why causal-importance functions cannot be had, in a clause; None where they can, or are not there.
         path: The file that was read.
         sha256: Hash of that file's content.
     """
@@ -53,6 +56,7 @@ class ComponentSet:
     target: Mapping[str, torch.Tensor] = field(default_factory=dict)
     layout: str | None = None
     gates: Mapping[str, GateFunction] = field(default_factory=dict)
+    no_gates: str | None = None
     path: Path | None = None
     sha256: str | None = None
 

@@ -10,13 +10,16 @@ import numpy as np
 from spdexport.arrays import to_numpy
 from spdexport.errors import ComponentsError
 from spdexport.factors import Factors, expected_shapes, unit_rounding
+from spdexport.gates import GlobalInput, GlobalShare
 from spdexport.names import did_you_mean, layer_of_call
+from spdexport.sources.spd_gates import Gates
+from spdexport.sources.spd_layouts import INSERTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from spdexport.conv import Array, ConvSite, FloatArray, Skipped
-    from spdexport.gates import GateFunction
+    from spdexport.gates import GateFunction, Sigmoid
     from spdexport.sources.components import ComponentSet, RawComponent
 
 
@@ -46,16 +49,6 @@ def match_components(
             components.
     """
     lookup = _Lookup(components, sites, skipped, excluded)
-    for name in components.identity:
-        layers = lookup.layers(name)
-        if not all(excluded(layer) for layer in layers):
-            raise ComponentsError(
-                f"The run inserted identity components in front of {', '.join(layers)}: no layer of the model holds "
-                "them.",
-                where=lookup.where(name),
-                hint=f"Leave the layer out with --exclude {layers[0]}.",
-            )
-
     result: dict[str, Factors] = {}
     for name, raw in components.components.items():
         found = [layer for layer in lookup.layers(name) if not excluded(layer)]
@@ -108,6 +101,15 @@ class _Lookup:
             return self.by_name[name]
         if self.excluded(name) or (self.components.dashed and self.excluded(name.replace("-", "."))):
             return []
+        inserted = next((x for x in self.components.identity if name in (f"{x}-{INSERTED}", f"{x}.{INSERTED}")), None)
+        if inserted is not None:
+            if any(self.excluded(layer) for layer in self.by_name.get(inserted, ())):
+                return []
+            raise ComponentsError(
+                f"The run inserted identity components in front of {inserted}: no layer of the model holds them.",
+                where=self.where(name),
+                hint=f"Give the run itself as the source, with --factory, or leave them out with --exclude {name}.",
+            )
         raise ComponentsError(
             f"The file has components for {name}, and the model has no such layer.",
             where=self.where(name),
@@ -163,11 +165,67 @@ def _factors(raw: RawComponent, site: ConvSite, *, spd: bool, where: str) -> Fac
     return Factors(V=V, U=U)
 
 
-def match_gates(components: ComponentSet, sites: Sequence[ConvSite]) -> dict[str, GateFunction]:
-    """The causal-importance functions of a run by the model's own layer names; only of layers that have components."""
+def match_gates(
+    components: ComponentSet, sites: Sequence[ConvSite], sigmoid: Sigmoid | None = None
+) -> dict[str, GateFunction | GlobalShare]:
+    """The causal-importance functions of a run by the model's own layer names; only of layers that have components.
+
+    Args:
+        components: The run.
+        sites: All layers of the model that can take components, those that the user leaves alone too.
+        sigmoid: The one that the user tells.
+
+    Raises:
+        ComponentsError: A function cannot be read, or one of all layers reads a layer that the model has not, or runs
+            more than once.
+        UsageError: The sigmoid is not the run's.
+    """
+    if components.no_gates is not None:
+        raise ComponentsError(
+            f"The causal-importance functions are missing: {components.no_gates}.",
+            where=str(components.path or "the run"),
+            hint="Leave the gates out; masks can be given as a file, or come from a harvest.",
+        )
+    gates = components.gates
     layers = dict.fromkeys(layer_of_call(site.name) for site in sites)
-    named = {layer: components.gates.get(_file_name(layer, components)) for layer in layers}
+    if isinstance(gates, Gates):
+        gates = gates.with_sigmoid(sigmoid)
+        if gates.is_global:
+            return dict(_shares(components, gates, sites))
+    named = {layer: gates.get(_file_name(layer, components)) for layer in layers}
     return {layer: gate for layer, gate in named.items() if gate is not None}
+
+
+def _shares(components: ComponentSet, gates: Gates, sites: Sequence[ConvSite]) -> dict[str, GlobalShare]:
+    """What the one function of all layers gives for each."""
+    where = f"{components.path or 'the run'}, the global causal-importance function"
+    found = {_file_name(site.name, components): site for site in sites}
+    missing = [name for name in components.components if name not in found]
+    twice = [s.name for s in sites if "#" in s.name and _file_name(layer_of_call(s.name), components) in found]
+    if missing or twice:
+        what = f"reads {missing[0]}, which the model has no layer of" if missing else f"reads {twice[0]}, a second call"
+        raise ComponentsError(
+            f"The causal-importance function of all layers {what}.",
+            where=where,
+            hint="Give the model that the run decomposed; such a function needs all of its layers.",
+        )
+    order = {name: number for number, name in enumerate(components.target)}
+
+    def place(name: str) -> int:
+        return order.get(f"{found[name].name}.weight", len(order))
+
+    names = {name: found[name].name for name in sorted(components.components, key=place)}
+    function = gates.global_function(names)
+    inputs = tuple(
+        GlobalInput(
+            layer=site.name,
+            site=site,
+            V=to_numpy(components.components[_file_name(layer, components)].V) if site.is_lookup else None,
+        )
+        for layer in function.layers
+        for site in (found[_file_name(layer, components)],)
+    )
+    return {layer: GlobalShare(function=function, layer=layer, inputs=inputs) for layer in function.layers}
 
 
 def check_target(components: ComponentSet, sites: Sequence[ConvSite]) -> None:

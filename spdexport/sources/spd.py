@@ -9,8 +9,9 @@ from spdexport.errors import ComponentsError
 from spdexport.files.hashing import sha256_file
 from spdexport.files.tensors import read_tensors
 from spdexport.sources.components import ComponentSet, paired
-from spdexport.sources.run_files import CHECKPOINT
+from spdexport.sources.run_files import config_folders, last_checkpoint, last_orbax
 from spdexport.sources.spd_gates import Gates
+from spdexport.sources.spd_jax import read_jax
 from spdexport.sources.spd_layouts import recognize, without_wrappers
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def load_components(path: str | Path) -> ComponentSet:
         run = read_run(path)
         if run is None:
             raise ComponentsError(
-                "The folder is no SPD run: it holds no model_{step}.pth.",
+                "The folder is no SPD run: it holds no model_{step}.pth, nor ckpts of JAX.",
                 where=str(path),
                 hint="Give the folder of a run, a checkpoint, or a file of <layer>.V and <layer>.U.",
             )
@@ -46,18 +47,20 @@ def load_components(path: str | Path) -> ComponentSet:
 
 
 def read_run(path: str | Path) -> ComponentSet | None:
-    """Read the last checkpoint of an SPD run directory, or None where it holds no ``model_{step}.pth``.
+    """Read the last checkpoint of an SPD run directory, or None where it holds none.
+
+    Checkpoints are ``model_{step}.pth`` and ``model_{step}.safetensors``, in the folder or in its ``export``; without
+    those, what JAX saved in ``ckpts``.
 
     Raises:
         ComponentsError: The checkpoint is damaged, has no known key layout, or holds V and U that are not usable.
         PickleRefusedError: Reading it would run code that it brings.
     """
     path = Path(path)
-    steps = {int(m["step"]): file for file in path.iterdir() if (m := CHECKPOINT.fullmatch(file.name))}
-    if not steps:
-        return None
-    # By number: as text, model_900 would come after model_4000.
-    last = steps[max(steps)]
+    last = last_checkpoint(path)
+    if last is None:
+        saved = last_orbax(path)
+        return None if saved is None else read_jax(saved)
     state = read_tensors(last, error=ComponentsError)
     components = from_state_dict(state, last)
     if components is None:
@@ -92,12 +95,18 @@ def from_state_dict(state: Mapping[str, torch.Tensor], path: Path | None) -> Com
             continue
         if read.identity:
             identity[read.layer] = None
-        else:
-            factors.setdefault(read.layer, {})[read.factor] = tensor
-    gates = Gates(state, factors, layout=layout, folder=None if path is None else path.parent, where=where)
+        factors.setdefault(layout.inserted(read.layer) if read.identity else read.layer, {})[read.factor] = tensor
+    components = paired(factors, axes=(2,), where=where)
+    gates = Gates(
+        state,
+        {layer: int(raw.V.shape[-1]) for layer, raw in components.items()},
+        layout=layout,
+        folders=() if path is None else config_folders(path.parent),
+        where=where,
+    )
     return ComponentSet(
         kind="spd",
-        components=paired(factors, axes=(2,), where=where),
+        components=components,
         gates=gates,
         dashed=layout.dashed,
         identity=tuple(identity),

@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
-
-import yaml
+from typing import TYPE_CHECKING, Any, Self
 
 from spdexport.arrays import to_numpy
-from spdexport.errors import ComponentsError
-from spdexport.files.reading import reading
-from spdexport.files.sniff import read_text
+from spdexport.errors import ComponentsError, UsageError
 from spdexport.gates import GateFunction, GateKind, GateLayer, Sigmoid
-from spdexport.sources.run_files import CONFIG
+from spdexport.sources.run_config import RunConfig, read_config
+from spdexport.sources.spd_global_gates import NANO, global_function
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,15 +19,13 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from spdexport.gates import GlobalFunction
     from spdexport.sources.spd_layouts import Layout
 
-_CONFIG_HINT = "Copy it again, or remove it: only the causal-importance functions need it."
-_CONFIG_SIZE = 1 << 18
-"""Characters of a configuration, and values with those that aliases repeat; SPD's have a few thousand."""
-
 _PREFIXES = ("ci_fn._ci_fns.", "_ci_fns.", "_gates.", "gates.")
-_GLOBAL = "ci_fn._global_ci_fn."
+_GLOBAL = ("ci_fn._global_ci_fn.", *(NANO,))
 _PART = re.compile(r"(?:layers\.(?P<index>\d+)|(?P<linear>linear))\.(?P<what>[Wb]|weight|bias)")
+_LEAVE = "Leave the gates out, or give the checkpoint as SPD wrote it."
 
 
 class Gates(Mapping[str, GateFunction]):
@@ -38,25 +33,29 @@ class Gates(Mapping[str, GateFunction]):
 
     Args:
         state: The checkpoint.
-        layers: The names of the layers with components.
+        layers: The names of the layers with components, with the C of each.
         layout: The checkpoint's layout.
-        folder: Where the run's configuration is looked for; None for nowhere.
+        folders: Where the run's configuration is looked for, one after the other.
         where: The file, for messages.
+        chosen: The sigmoid that the user tells; None where the configuration has to.
     """
-
-    default: ClassVar[Sigmoid] = Sigmoid.LEAKY_HARD
 
     def __init__(
         self,
         state: Mapping[str, torch.Tensor],
-        layers: Iterable[str],
+        layers: Mapping[str, int],
         *,
         layout: Layout,
-        folder: Path | None,
+        folders: Iterable[Path],
         where: str,
+        chosen: Sigmoid | None = None,
     ) -> None:
-        self._layout, self._folder, self._where = layout, folder, where
-        self._is_global = any(key.startswith(_GLOBAL) for key in state)
+        self._state, self._layout, self._where, self._chosen = state, layout, where, chosen
+        self._folders, self._sizes = tuple(folders), dict(layers)
+        is_nano = layout.name == "nano"
+        self._global = next(
+            (p for p in _GLOBAL if (p != NANO or is_nano) and any(key.startswith(p) for key in state)), None
+        )
         self._found: dict[str, dict[str, torch.Tensor]] = {}
         # '.' was turned into '-' in these names by every generation: they are found from the layer's side.
         dashed = {layer.replace(".", "-"): layer for layer in layers}
@@ -67,29 +66,32 @@ class Gates(Mapping[str, GateFunction]):
             name, _, rest = key.removeprefix(prefix).partition(".")
             if name in dashed:
                 self._found.setdefault(dashed[name], {})[rest] = tensor
-        self._layers = list(dashed.values()) if self._is_global else list(self._found)
+        self._layers = list(layers) if self._global else list(self._found)
+
+    def with_sigmoid(self, chosen: Sigmoid | None) -> Self:
+        """Return the same functions with the sigmoid that the user tells; None leaves it to the configuration."""
+        return type(self)(
+            self._state, self._sizes, layout=self._layout, folders=self._folders, where=self._where, chosen=chosen
+        )
+
+    @property
+    def is_global(self) -> bool:
+        """Whether there is one function for all layers, which ``global_function`` gives."""
+        return self._global is not None
 
     def __getitem__(self, layer: str) -> GateFunction:
         """The function of a layer.
 
         Raises:
-            KeyError: The run has none for it.
-            ComponentsError: It cannot be read, or is one that belongs to no single layer.
+            KeyError: The run has none for it alone.
+            ComponentsError: It cannot be read, or nothing tells its sigmoid.
+            UsageError: The sigmoid that was chosen is not the run's.
         """
-        if self._is_global:
-            raise ComponentsError(
-                "The run has one global causal-importance function for all layers, which is not supported.",
-                where=f"{self._where}, {_GLOBAL}*",
-                hint="Leave the gates out, or give a run with a function for each layer.",
-            )
+        parts = self._found[layer]
         try:
-            return _function(self._found[layer], self._sigmoid, self._kind)
+            return _function(parts, self._sigmoid, self._kind)
         except ValueError as error:
-            raise ComponentsError(
-                f"The causal-importance function of {layer} cannot be read: {error}.",
-                where=f"{self._where}, layer {layer}",
-                hint="Leave the gates out, or give the checkpoint as SPD wrote it.",
-            ) from error
+            raise self._unreadable(f"The causal-importance function of {layer}", error, f"layer {layer}") from error
 
     def __iter__(self) -> Iterator[str]:
         """The layers that have one."""
@@ -99,41 +101,90 @@ class Gates(Mapping[str, GateFunction]):
         """How many layers have one."""
         return len(self._layers)
 
+    def global_function(self, names: Mapping[str, str]) -> GlobalFunction:
+        """Return the one function of all layers.
+
+        Args:
+            names: The model's own names of the layers, by those that the file has, in the order of the model's modules.
+
+        Raises:
+            ComponentsError: It cannot be read, or nothing tells its sigmoid.
+            UsageError: The sigmoid that was chosen is not the run's.
+        """
+        assert self._global is not None, "asked for where there is one"
+        arrays = {
+            key.removeprefix(self._global): to_numpy(tensor)
+            for key, tensor in self._state.items()
+            if key.startswith(self._global)
+        }
+        sizes = {names[layer]: size for layer, size in self._sizes.items() if layer in names}
+        order = {name: sizes[name] for name in names.values() if name in sizes}
+        try:
+            return global_function(arrays, order, self._config, self._sigmoid, nano=self._global == NANO)
+        except ValueError as error:
+            what = "The causal-importance function of all layers"
+            raise self._unreadable(what, error, f"{self._global}*") from error
+
+    def _unreadable(self, what: str, error: ValueError, place: str) -> ComponentsError:
+        return ComponentsError(f"{what} cannot be read: {error}.", where=f"{self._where}, {place}", hint=_LEAVE)
+
     @property
     def note(self) -> str | None:
-        """What had to be guessed; None where the run tells all."""
-        if not self._layers or self._layout.name == "paper" or self._told("sigmoid_type") is not None:
+        """What the user should know of where the sigmoid comes from; None where the run tells it."""
+        if not self._layers or self._chosen is None or self._layout.sigmoid is not None:
             return None
-        return f"no {CONFIG} tells the sigmoid of the importances: {self.default}, the default of SPD, is taken"
+        if self._config.text("sigmoid_type") is not None:
+            return None
+        return f"the sigmoid of the importances is {self._chosen}, as --sigmoid says: {self._config.told} tells it"
+
+    @property
+    def alive_above(self) -> float | None:
+        """The importance above which the run's own configuration counts a component as alive; None if it says none."""
+        return self._config.number("ci_alive_threshold")
 
     @cached_property
-    def _config(self) -> Mapping[str, Any]:
+    def _config(self) -> RunConfig:
         """The configuration, which is read for the first function that is asked for."""
-        return {} if self._folder is None else read_config(self._folder)
+        return read_config(*self._folders)
 
     @property
     def _sigmoid(self) -> Sigmoid:
-        if self._layout.name == "paper":
-            return Sigmoid.PAPER
-        told = self._told("sigmoid_type")
-        if told is None:
-            return self.default
-        known = [sigmoid for sigmoid in Sigmoid if sigmoid is not Sigmoid.PAPER]
-        if told not in [sigmoid.value for sigmoid in known]:
-            raise ValueError(f"{CONFIG} has sigmoid_type {told!r}, and known are {', '.join(known)}")
-        return Sigmoid(told)
+        """The sigmoid that the run tells, or the user.
+
+        Raises:
+            ComponentsError: Neither does.
+            UsageError: They differ.
+            ValueError: The run tells one that is not known, or several.
+        """
+        told = self._layout.sigmoid or self._config.text("sigmoid_type")
+        known = [sigmoid for sigmoid in Sigmoid if sigmoid is not Sigmoid.PAPER or self._layout.sigmoid == sigmoid]
+        if told is not None and told not in [sigmoid.value for sigmoid in known]:
+            names = ", ".join(sigmoid for sigmoid in known)
+            raise ValueError(f"{self._config.told} has sigmoid_type {told!r}, and known are {names}")
+        if told is None and self._chosen is None:
+            raise ComponentsError(
+                "Nothing tells the sigmoid of the run's causal-importance functions, and each gives other importances.",
+                where=f"{self._where}: {self._config.told} has a sigmoid_type",
+                hint="Put the run's configuration beside the checkpoint, or give --sigmoid leaky_hard (SPD's default) "
+                "or another.",
+            )
+        if told is not None and self._chosen is not None and told != self._chosen:
+            raise UsageError(
+                f"The run's causal-importance functions have the sigmoid {told}, not {self._chosen}.",
+                where=f"--sigmoid {self._chosen}, {self._where}",
+                hint="Leave the option out.",
+            )
+        if told is not None:
+            return Sigmoid(told)
+        assert self._chosen is not None, "one of the two is there"
+        return self._chosen
 
     @property
     def _kind(self) -> GateKind | None:
         """The kind that the configuration tells; None where it tells none that is known."""
-        ci_config = self._config.get("ci_config")
-        nested = ci_config.get("fn_type") if isinstance(ci_config, Mapping) else None
-        told = nested or self._told("ci_fn_type") or self._told("gate_type")
+        nested = self._config.section("ci_config").get("fn_type")
+        told = nested if isinstance(nested, str) else self._config.text("ci_fn_type", "gate_type")
         return next((kind for kind in GateKind if kind.value == told), None)
-
-    def _told(self, name: str) -> str | None:
-        value = self._config.get(name)
-        return value if isinstance(value, str) else None
 
 
 def _function(parts: Mapping[str, torch.Tensor], sigmoid: Sigmoid, told: GateKind | None) -> GateFunction:
@@ -191,54 +242,3 @@ def _paper_mlp(arrays: Mapping[str, np.ndarray[Any, Any]]) -> tuple[GateLayer, .
         GateLayer(weight=inner[:, None, :], bias=arrays["in_bias"]),
         GateLayer(weight=outer[:, :, None], bias=arrays["out_bias"].reshape(-1, 1)),
     )
-
-
-def read_config(folder: Path) -> Mapping[str, Any]:
-    """The configuration of the run that a folder holds; empty where it holds none.
-
-    Raises:
-        ComponentsError: It is there and no YAML mapping.
-    """
-    path = folder / CONFIG
-    if not path.is_file():
-        return {}
-    what, hint = "The configuration of the run is no YAML", _CONFIG_HINT
-    text = read_text(path, error=ComponentsError, what=what, hint=hint)
-    with reading(path, error=ComponentsError, what=what, hint=hint):
-        _check_yaml(text)
-        content: object = yaml.safe_load(text)
-    if not isinstance(content, dict):
-        raise ComponentsError(
-            "The configuration of the run holds no names and values.",
-            where=str(path),
-            hint=_CONFIG_HINT,
-        )
-    return content
-
-
-def _check_yaml(text: str) -> None:
-    """Refuse a text that is far more than a configuration: in itself, or by what its aliases repeat.
-
-    Raises:
-        ValueError: It is.
-        yaml.YAMLError: It is no YAML.
-    """
-    if len(text) > _CONFIG_SIZE:
-        raise ValueError(f"it has {len(text)} characters, and no configuration has {_CONFIG_SIZE}")
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
-    if root is not None and _expanded(root, {}) > _CONFIG_SIZE:
-        raise ValueError("its aliases repeat too much")
-
-
-def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many nodes there would be if each alias were written out."""
-    if id(node) in known:
-        return known[id(node)]
-    known[id(node)] = _CONFIG_SIZE  # what a node is worth that holds itself
-    children: list[yaml.Node] = []
-    if isinstance(node, yaml.SequenceNode):
-        children = node.value
-    elif isinstance(node, yaml.MappingNode):
-        children = [child for pair in node.value for child in pair]
-    known[id(node)] = 1 + sum(_expanded(child, known) for child in children)
-    return known[id(node)]

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     import torch
 
-# Identity components of the newer layouts belong to a module of this name that SPD puts inside the layer.
-_INSERTED = "-pre_identity"
+    State = Mapping[str, torch.Tensor]
+
+INSERTED = "pre_identity"
+"""What SPD calls the module that it puts inside of a layer, and in front of it, to decompose an identity."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,19 +37,21 @@ class Layout:
     """One generation of keys.
 
     Attributes:
-        name: The date or branch it was first seen in.
-        target: Prefix of the dense weights.
+        name: The date, branch or code it was first seen in.
         factors: Matches the whole key of a factor, with the groups ``layer`` and ``factor``.
-        also: A prefix that must occur too: it tells layouts apart whose other keys agree, and keeps an ordinary state
-            dict with submodules called ``model`` and ``components`` from being taken for a run. Empty: none.
+        needs: Each has to match the beginning of some key: they tell layouts apart whose other keys agree, and keep an
+            ordinary state dict with submodules called ``model`` and ``components`` from being taken for a run.
+        dense_of: Gives the dense weights by the model's own parameter names; it is given the layers with factors.
         dashed: Whether '.' is '-' in layer names.
+        sigmoid: The one that all runs of this generation have, as ``sigmoid_type`` calls it; None where runs choose.
     """
 
     name: str
-    target: str
     factors: re.Pattern[str]
-    also: str = ""
+    needs: tuple[re.Pattern[str], ...]
+    dense_of: Callable[[State, frozenset[str]], dict[str, torch.Tensor]]
     dashed: bool = True
+    sigmoid: str | None = None
 
     modern_names: ClassVar[Mapping[str, str]] = {"A": "V", "B": "U", "V": "V", "U": "U"}
 
@@ -56,10 +60,10 @@ class Layout:
         match = self.factors.fullmatch(key)
         if match is None:
             return None
-        layer = match["layer"]
-        inserted = self.dashed and layer.endswith(_INSERTED)
+        layer, suffix = match["layer"], ("-" if self.dashed else ".") + INSERTED
+        inserted = layer.endswith(suffix)
         return FactorKey(
-            layer=layer.removesuffix(_INSERTED) if inserted else layer,
+            layer=layer.removesuffix(suffix),
             factor=self.modern_names[match["factor"]],
             identity=inserted or bool(match.groupdict().get("identity")),
         )
@@ -67,30 +71,88 @@ class Layout:
     def fits(self, keys: Iterable[str]) -> bool:
         """Whether the keys are of this layout."""
         keys = tuple(keys)
-        return (
-            any(key.startswith(self.target) for key in keys)
-            and any(key.startswith(self.also) for key in keys)
-            and any(self.factors.fullmatch(key) for key in keys)
+        return all(any(need.match(key) for key in keys) for need in self.needs) and any(
+            self.factors.fullmatch(key) for key in keys
         )
 
-    def dense(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The dense weights by the model's own parameter names."""
-        if self.dashed:
-            return {k.removeprefix(self.target): t for k, t in state.items() if k.startswith(self.target)}
-        # The layer's module was replaced by one that holds the original beside the components. Only a module that
-        # has components is such a replacement: a model may have a submodule called ``original`` of its own.
-        replaced = {read.layer for key in state if (read := self.read(key)) is not None}
+    def dense(self, state: State) -> dict[str, torch.Tensor]:
+        """The dense weights by the model's own parameter names; none where only what was learned is there."""
+        layers = frozenset(read.layer for key in state if (read := self.read(key)) is not None)
+        return self.dense_of(state, layers)
+
+    def inserted(self, layer: str) -> str:
+        """The name of the identity in front of a layer, as the file would have it."""
+        return layer + ("-" if self.dashed else ".") + INSERTED
+
+
+def _below(prefix: str) -> Callable[[State, frozenset[str]], dict[str, torch.Tensor]]:
+    """All that has a prefix, without it."""
+    return lambda state, _: {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
+
+
+def _nothing(_: State, __: frozenset[str]) -> dict[str, torch.Tensor]:
+    return {}
+
+
+def _beside(state: State, layers: frozenset[str]) -> dict[str, torch.Tensor]:
+    """The layer's module was replaced by one that holds the original beside the components.
+
+    Only a module that has components is such a replacement: a model may have a submodule called ``original`` itself.
+    """
+    dense = {}
+    for name, tensor in _below("patched_model.")(state, layers).items():
+        match = _REPLACED.fullmatch(name)
+        if match is None or match["layer"] not in layers:
+            dense[name] = tensor
+        elif match["part"] == "original":
+            dense[f"{match['layer']}.{match['rest']}"] = tensor
+    return dense
+
+
+def _componentized(state: State, layers: frozenset[str]) -> dict[str, torch.Tensor]:
+    """The layer's module was replaced by one with the components inside, and the dense weight as ``target_weight``."""
+    below = _below("model.")(state, layers)
+    if not any(name.endswith(".target_weight") for name in below):
+        return {}
+    dense = {}
+    for name, tensor in below.items():
+        layer, _, last = name.rpartition(".")
+        if layer in layers and last == "target_weight":
+            dense[f"{layer}.weight"] = tensor
+        elif layer.removesuffix(".components") in layers and layer.endswith(".components"):
+            if last == "bias":
+                dense.setdefault(f"{layer.removesuffix('.components')}.bias", tensor)
+        else:
+            dense[name] = tensor
+    return dense
+
+
+def _fused(state: State, layers: frozenset[str]) -> dict[str, torch.Tensor]:
+    """The layer's module was replaced by one that holds V and U beside the original, called ``linear``."""
+    dense = {}
+    for name, tensor in _below("target_model.")(state, layers).items():
+        layer, _, last = name.rpartition(".")
+        outer = layer.removesuffix(".linear")
+        if outer in layers and outer != layer:
+            dense[f"{outer}.{last}"] = tensor
+        elif not (layer in layers and last in ("V", "U")):
+            dense[name] = tensor
+    return dense
+
+
+def _nano(prefix: str) -> Callable[[State, frozenset[str]], dict[str, torch.Tensor]]:
+    """The layer's module was replaced by one that holds V, U and the dense weight as ``W_target``."""
+
+    def dense_of(state: State, layers: frozenset[str]) -> dict[str, torch.Tensor]:
         dense = {}
-        for key, tensor in state.items():
-            if not key.startswith(self.target):
+        for name, tensor in _below(prefix)(state, layers).items():
+            layer, _, last = name.rpartition(".")
+            if layer in layers and last in ("V", "U"):
                 continue
-            name = key.removeprefix(self.target)
-            match = _REPLACED.fullmatch(name)
-            if match is None or match["layer"] not in replaced:
-                dense[name] = tensor
-            elif match["part"] == "original":
-                dense[f"{match['layer']}.{match['rest']}"] = tensor
+            dense[f"{layer}.weight" if layer in layers and last == "W_target" else name] = tensor
         return dense
+
+    return dense_of
 
 
 _DASHED_AB = re.compile(r"components\.(?P<layer>[^.]+)\.(?P<factor>[AB])")
@@ -98,19 +160,53 @@ _DASHED_VU = re.compile(r"components\.(?P<layer>[^.]+)\.(?P<factor>[VU])")
 _HIDDEN_VU = re.compile(r"_components\.(?P<layer>[^.]+)\.(?P<factor>[VU])")
 _IN_PLACE = re.compile(r"patched_model\.(?P<layer>.+)\.(?P<identity>identity_)?components\.(?P<factor>[VU])")
 _REPLACED = re.compile(r"(?P<layer>.+?)\.(?P<part>original|components|identity_components)\.(?P<rest>.+)")
+_IN_TREE = re.compile(r"model\.(?P<layer>.+)\.components\.(?P<factor>[VU])")
+_FUSED = re.compile(r"target_model\.(?P<layer>.+)\.(?P<factor>[VU])")
+_NANO = re.compile(r"(?P<layer>.+)\.(?P<factor>[VU])")
+_NANO_TARGET = re.compile(r"target\.(?P<layer>.+)\.(?P<factor>[VU])")
 
 _WRAPPED = 3
 """Wrappers around wrappers that are seen through."""
 
+
+def _starts(*prefixes: str) -> tuple[re.Pattern[str], ...]:
+    return tuple(re.compile(re.escape(prefix)) for prefix in prefixes)
+
+
+_TARGET = _below("target_model.")
+
 LAYOUTS = (
-    Layout(name="dev", target="target_model.", factors=_HIDDEN_VU, also="ci_fn."),
-    Layout(name="2025-09-23", target="target_model.", factors=_HIDDEN_VU, also="_gates."),
+    Layout(name="dev", factors=_HIDDEN_VU, needs=_starts("target_model.", "ci_fn."), dense_of=_TARGET),
+    Layout(name="2025-09-23", factors=_HIDDEN_VU, needs=_starts("target_model.", "_gates."), dense_of=_TARGET),
     # Its causal-importance functions (``_ci_fns.``) are not asked for: a run from which they were removed loads too.
-    Layout(name="current", target="target_model.", factors=_HIDDEN_VU),
-    Layout(name="2025-07-22", target="patched_model.", factors=_IN_PLACE, dashed=False),
-    Layout(name="2025-07-16", target="model.", factors=_DASHED_VU, also="gates."),
-    Layout(name="paper", target="model.", factors=_DASHED_AB, also="gates."),
-)
+    Layout(name="current", factors=_HIDDEN_VU, needs=_starts("target_model."), dense_of=_TARGET),
+    # What was learned alone: the dense weights are those of the model that the configuration names.
+    Layout(name="learned", factors=_HIDDEN_VU, needs=_starts("ci_fn."), dense_of=_nothing),
+    Layout(
+        name="2025-07-22", factors=_IN_PLACE, needs=_starts("patched_model."), dense_of=_beside, dashed=False,
+    ),
+    Layout(name="2025-07-16", factors=_DASHED_VU, needs=_starts("model.", "gates."), dense_of=_below("model.")),
+    Layout(
+        name="paper", factors=_DASHED_AB, needs=_starts("model.", "gates."), dense_of=_below("model."), sigmoid="paper",
+    ),
+    Layout(
+        name="language model", factors=_IN_TREE, needs=(re.compile(r"model\..+\.target_weight$"),),
+        dense_of=_componentized, dashed=False,
+    ),
+    Layout(name="language model", factors=_IN_TREE, needs=_starts("ci_fn."), dense_of=_componentized, dashed=False),
+    Layout(
+        name="fused", factors=_FUSED, needs=(re.compile(r"target_model\..+\.linear\.weight$"),), dense_of=_fused,
+        dashed=False,
+    ),
+    Layout(
+        name="nano", factors=_NANO_TARGET, needs=(re.compile(r"target\..+\.W_target$"),), dense_of=_nano("target."),
+        dashed=False, sigmoid="leaky_hard",
+    ),
+    Layout(
+        name="nano", factors=_NANO, needs=(re.compile(r".+\.W_target$"),), dense_of=_nano(""), dashed=False,
+        sigmoid="leaky_hard",
+    ),
+)  # fmt: skip
 """All layouts; the first that fits is the one."""
 
 

@@ -139,9 +139,23 @@ def test_gates_as_the_baseline(folder, tmp_path):
         RUN, tmp_path / "m.onnx", factory=FACTORY, input_shape="2x1x16x16", runtime_masks=["all"], gates="exact",
         delta="drop", verify=False,
     )  # fmt: skip
-    found = ablate(tmp_path / "m.onnx", inputs=folder / "x.npz", baseline="gates", layers=["fc2"])
+    found = ablate(tmp_path / "m.onnx", inputs=folder / "x.npz", layers=["fc2"])
     assert found.baseline == "gates"
+    assert found.active == ("the file's gates (exact), which the masks multiply",)
     assert max(one.effect.kl for one in found.found) > 0
+    same = ablate(tmp_path / "m.onnx", inputs=folder / "x.npz", baseline="gates", layers=["fc2"])
+    assert [one.effect for one in same.found] == [one.effect for one in found.found]
+    # The gates multiply whatever comes from outside: a baseline of ones would be theirs under another name.
+    with pytest.raises(UsageError, match="no baseline of ones can be had of it"):
+        ablate(tmp_path / "m.onnx", inputs=folder / "x.npz", baseline="ones")
+    fixed = ablate(tmp_path / "m.onnx", inputs=folder / "x.npz", baseline=MASKS, layers=["fc2"])
+    assert fixed.baseline == "gates and fixed_masks.safetensors"
+    model = onnx.load(tmp_path / "m.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "bare.onnx")
+    done = spdexport("ablate", tmp_path / "bare.onnx", "--inputs", folder / "x.npz", "--layers", "fc2")
+    words = " ".join(done.stdout.split())
+    assert "change of output from gates; at work throughout: the file's gates, which the masks multiply" in words
     with pytest.raises(UsageError, match="The file has no gates in its graph"):
         ablate(folder / "m.onnx", inputs=folder / "x.npz", baseline="gates")
 

@@ -33,7 +33,7 @@ from spdexport.errors import ExampleInputError, MaskError
 from spdexport.files.batches import open_data
 from spdexport.files.sniff import FileKind, sniff
 from spdexport.files.tensors import read_tensors
-from spdexport.sources.spd_gates import read_config
+from spdexport.sources.run_config import read_config
 
 SECONDS = 20
 """What reading a small file may take."""

@@ -142,6 +142,12 @@ def _beside() -> list[Kind]:
         _kind("inputs-bench", "inputs.npz", "bench", "net.onnx", "--inputs", "inputs.npz", "--rounds", "2",
               needs=("net.onnx",), share=0.2),
         _kind("repro-verify", "repro.npz", "verify", "masked.onnx", "--inputs", "repro.npz", needs=("masked.onnx",)),
+        _kind("edit-convert", "edit.json", "convert", "net.onnx", "--components", "components.safetensors", "--edit",
+              "edit.json", *QUICK, needs=("net.onnx", "components.safetensors"), share=0.5),
+        _kind("harvest-masks", "harvest.bin", "masks", "run", "--harvest", "harvest.bin", "-o",
+              f"{OUT}/masks.safetensors", needs=("run",), share=0.5),
+        _kind("names-masks", "names.json", "masks", "run", "--names", "names.json", "-o",
+              f"{OUT}/masks.safetensors", needs=("run",), share=0.2),
         _kind("sets-ablate", "sets.json", "ablate", "runtime.onnx", "--inputs", "data.npy", "--sets", "sets.json",
               needs=("runtime.onnx", "data.npy")),
     ]  # fmt: skip

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import pickle
 import shutil
+import sqlite3
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -293,6 +295,14 @@ def _write_arrays(folder: Path) -> None:
     (folder / "model.py").write_text(MODEL)
     made = {"tuple": [{"tiny": True}, {"tuple": [{"tensor": [2, 1, 4, 4], "dtype": "float32"}]}]}
     (folder / "made.json").write_text(json.dumps(made))
+    (folder / "names.json").write_text(json.dumps({"some": ["conv:0", "fc:1"], "fc": [2, 3]}))
+    with contextlib.closing(sqlite3.connect(folder / "harvest.bin")) as database:
+        database.execute("CREATE TABLE components (component_key TEXT PRIMARY KEY, firing_density REAL, mean_ci REAL)")
+        rows = [(f"{layer}:{i}", i / 10, i / 100) for layer, number in (("conv", 6), ("fc", 5)) for i in range(number)]
+        database.executemany("INSERT INTO components VALUES (?, ?, ?)", rows)
+        database.commit()
+    edits = {"conv:2": {"scale": 0.5}, "fc:1": {"U": [1.0, -2.0, 0.25]}}
+    (folder / "edit.json").write_text(json.dumps(edits))
     (folder / "sets.json").write_text(json.dumps({"one": ["conv:0", "fc:1"], "other": ["conv:2", "conv:3"]}))
 
 

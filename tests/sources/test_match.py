@@ -130,10 +130,11 @@ def test_a_kind_of_layer_that_is_no_site(kind: str) -> None:
 
 
 def test_inserted_identity() -> None:
-    found = replace(from_spd(body_a=raw(3, 2, out=4)), identity=("body-a",))
-    with pytest.raises(ComponentsError, match=r"identity components in front of body\.a") as caught:
+    inserted = {"body-a": raw(3, 2, out=4), "body-a-pre_identity": raw(3, 2, out=3)}
+    found = replace(from_spd(), components=inserted, identity=("body-a",))
+    with pytest.raises(ComponentsError, match=r"identity components in front of body-a: no layer") as caught:
         match_components(found, [linear("body.a")], [], excluded=nothing)
-    assert caught.value.hint == "Leave the layer out with --exclude body.a."
+    assert caught.value.hint.endswith("or leave them out with --exclude body-a-pre_identity.")
     assert match_components(found, [linear("body.a")], [], excluded=lambda n: n == "body.a") == {}
 
 

@@ -9,13 +9,14 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from spdexport.errors import ComponentsError
+from spdexport.errors import ComponentsError, UsageError
 from spdexport.gates import GateKind, Sigmoid, evaluate
 from spdexport.sources.spd import load_components
 
 ROOT = Path(__file__).parents[2]
 RUN = ROOT / "examples/01_digits/run"
 C, D, H = 4, 6, 3
+HARD = "sigmoid_type: leaky_hard\n"
 
 
 def test_the_digits_run_gives_spds_own_importances():
@@ -117,10 +118,37 @@ def test_the_paper_branch(loaded, rng):
     np.testing.assert_allclose(evaluate(gate, x), right.numpy(), rtol=0, atol=1e-12)
 
 
-def test_without_a_configuration_spds_default_is_taken_and_told(loaded, rng):
+def test_without_a_configuration_the_sigmoid_is_asked_for(loaded, rng):
     gates = loaded(checkpoint(rng, "current", parts(rng, "mlp"))).gates
-    assert gates["net-fc"].sigmoid is Sigmoid.LEAKY_HARD
-    assert "no final_config.yaml tells the sigmoid" in gates.note
+    with pytest.raises(ComponentsError, match="Nothing tells the sigmoid") as caught:
+        gates["net-fc"]
+    assert "no final_config.yaml, run_config.yaml or launch_config.yaml has a sigmoid_type" in caught.value.where
+    assert "--sigmoid leaky_hard" in caught.value.hint
+    told = gates.with_sigmoid(Sigmoid.NORMAL)
+    assert told["net-fc"].sigmoid is Sigmoid.NORMAL
+    assert "is normal, as --sigmoid says" in told.note
+
+
+NESTED = "pd:\n  sigmoid_type: normal\n  ci_config: {mode: layerwise, fn_type: mlp}\n"
+
+
+@pytest.mark.parametrize("name", ["final_config.yaml", "run_config.yaml", "launch_config.yaml"])
+@pytest.mark.parametrize("config", [NESTED, "a: {b: {c: {sigmoid_type: normal}}}\n", "sigmoid_type: normal\n"])
+def test_a_sigmoid_is_found_wherever_it_is(loaded, rng, tmp_path, name, config):
+    (tmp_path / name).write_text(config)
+    gates = loaded(checkpoint(rng, "current", parts(rng, "mlp"))).gates
+    assert gates["net-fc"].sigmoid is Sigmoid.NORMAL
+    assert gates.note is None
+    assert gates.with_sigmoid(Sigmoid.NORMAL)["net-fc"].sigmoid is Sigmoid.NORMAL
+    with pytest.raises(UsageError, match="have the sigmoid normal, not hard"):
+        gates.with_sigmoid(Sigmoid.HARD)["net-fc"]
+
+
+def test_configurations_that_contradict_each_other(loaded, rng, tmp_path):
+    (tmp_path / "run_config.yaml").write_text(NESTED)
+    gates = loaded(checkpoint(rng, "current", parts(rng, "mlp")), "sigmoid_type: hard\n").gates
+    with pytest.raises(ComponentsError, match="has sigmoid_type as 'hard' and as 'normal'"):
+        gates["net-fc"]
 
 
 def test_a_run_without_functions(loaded, rng):
@@ -134,17 +162,27 @@ def test_a_vector_of_one_entry_is_told_by_the_configuration(loaded, rng):
     gate = {"layers.0.W": tensor(rng, C, 1, H), "layers.0.b": tensor(rng, C, H), "layers.2.W": tensor(rng, C, H, 1),
             "layers.2.b": tensor(rng, C, 1)}  # fmt: skip
     state = checkpoint(rng, "current", gate)
-    assert loaded(state).gates["net-fc"].kind is GateKind.MLP
-    assert loaded(state, "ci_fn_type: vector_mlp\n").gates["net-fc"].kind is GateKind.VECTOR_MLP
+    assert loaded(state, HARD).gates["net-fc"].kind is GateKind.MLP
+    assert loaded(state, f"{HARD}ci_fn_type: vector_mlp\n").gates["net-fc"].kind is GateKind.VECTOR_MLP
 
 
-def test_a_global_function_is_refused_by_name_when_it_is_asked_for(loaded, rng):
-    state = checkpoint(rng, "dev", parts(rng, "mlp"))
-    state = {k.replace("_ci_fns.net-fc", "_global_ci_fn"): v for k, v in state.items()}
-    components = loaded(state)
-    assert len(components.components) == 1
-    with pytest.raises(ComponentsError, match="one global causal-importance function for all layers") as caught:
-        components.gates["net-fc"]
+@pytest.mark.parametrize(
+    ("shapes", "what"),
+    [
+        ({"layers.0.W": (D, H), "layers.0.b": (H,)}, "it gives 3 importances for 4 components"),
+        ({"layers.0.W": (D, C)}, "it has no parameter '0.b', but 0.W"),
+        ({"_input_projector.W": (D, 4), "_input_projector.b": (4,)}, "it has no parameter '_output_head.W'"),
+        ({"layers.0.W": (D, C), "layers.0.b": (H,)}, r"has a weight \(6, 4\) and a bias \(3,\)"),
+        ({"_inp_projectors.a.W": (D, 4)}, "its groups of layers are told by the configuration alone"),
+    ],
+)
+def test_functions_of_all_layers_that_cannot_be_read(loaded, rng, shapes, what):
+    parameters = {f"_global_ci_fn.{name}": tensor(rng, *shape) for name, shape in shapes.items()}
+    state = checkpoint(rng, "dev", {})
+    components = loaded({**state, **{f"ci_fn.{name}": value for name, value in parameters.items()}}, HARD)
+    assert components.gates.is_global
+    with pytest.raises(ComponentsError, match=f"function of all layers cannot be read: .*{what}") as caught:
+        components.gates.global_function({"net-fc": "net.fc"})
     assert "ci_fn._global_ci_fn.*" in caught.value.where
 
 
@@ -160,7 +198,8 @@ BAD = [
 
 @pytest.mark.parametrize(("shapes", "what"), BAD, ids=[what for _, what in BAD])
 def test_functions_that_cannot_be_read(loaded, rng, shapes, what):
-    components = loaded(checkpoint(rng, "current", {name: tensor(rng, *shape) for name, shape in shapes.items()}))
+    gate = {name: tensor(rng, *shape) for name, shape in shapes.items()}
+    components = loaded(checkpoint(rng, "current", gate), HARD)
     with pytest.raises(ComponentsError, match=f"The causal-importance function of net-fc cannot be read: .*{what}"):
         components.gates["net-fc"]
 

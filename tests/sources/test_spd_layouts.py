@@ -73,15 +73,78 @@ OLDER: dict[str, Callable[[State], State]] = {
     "2025-09-23": lambda s: rename(s, (r"^_ci_fns\.", "_gates.")),
     "current": dict,
     "dev": lambda s: rename(s, (r"^_ci_fns\.", "ci_fn._ci_fns.")),
+    "language model": lambda s: in_tree(s),
+    "fused": lambda s: fused(s),
+    "nano": lambda s: nano(s),
 }
 
+# Written from descriptions of what the code saves, which could not be run here.
+NEW = ("language model", "fused", "nano")
 
+
+def dotted(state: State) -> tuple[dict[str, str], State]:
+    """The names of decomposed layers by their dashed forms, and the dense weights."""
+    dense = {k.removeprefix("target_model."): t for k, t in state.items() if k.startswith("target_model.")}
+    layers = {k.split(".")[1] for k in state if k.startswith("_components.")}
+    return {n.rpartition(".")[0].replace(".", "-"): n.rpartition(".")[0] for n in dense if n.endswith(".weight")} | {
+        x: x for x in layers if "-" not in x
+    }, dense
+
+
+def in_tree(state: State) -> State:
+    names, dense = dotted(state)
+    components = {names[k.split(".")[1]] for k in state if k.startswith("_components.")}
+    result = {}
+    for name, tensor in dense.items():
+        layer, _, last = name.rpartition(".")
+        last = "target_weight" if layer in components and last == "weight" else last
+        result[f"model.{layer}.{last}"] = tensor
+    for key, tensor in state.items():
+        prefix, name, *rest = key.split(".")
+        if prefix == "_components":
+            result[f"model.{names[name]}.components.{'.'.join(rest)}"] = tensor
+        elif prefix == "_ci_fns":
+            result[f"ci_fn.{key}"] = tensor
+    return result
+
+
+def fused(state: State) -> State:
+    names, dense = dotted(state)
+    components = {names[k.split(".")[1]] for k in state if k.startswith("_components.")}
+    result = {}
+    for name, tensor in dense.items():
+        layer, _, last = name.rpartition(".")
+        result[f"target_model.{layer}{'.linear' if layer in components else ''}.{last}"] = tensor
+    for key, tensor in state.items():
+        prefix, name, *rest = key.split(".")
+        if prefix == "_components" and rest != ["bias"]:
+            result[f"target_model.{names[name]}.{rest[0]}"] = tensor
+        elif prefix == "_ci_fns":
+            result[f"ci_fn.{key}"] = tensor
+    return result
+
+
+def nano(state: State) -> State:
+    names, dense = dotted(state)
+    components = {names[k.split(".")[1]] for k in state if k.startswith("_components.")}
+    result = {}
+    for name, tensor in dense.items():
+        layer, _, last = name.rpartition(".")
+        result[f"{layer}.{'W_target' if layer in components and last == 'weight' else last}"] = tensor
+    for key, tensor in state.items():
+        prefix, name, *rest = key.split(".")
+        if prefix == "_components" and rest != ["bias"]:
+            result[f"{names[name]}.{rest[0]}"] = tensor
+    return result
+
+
+@pytest.mark.parametrize("wrapper", ["", "module.", "module._orig_mod."])
 @pytest.mark.parametrize("layout", OLDER)
-def test_every_layout_gives_the_same_components_and_target(state: State, layout: str) -> None:
+def test_every_layout_gives_the_same_components_and_target(state: State, layout: str, wrapper: str) -> None:
     state = nested(state) | {"target_model.norm.original.weight": torch.ones(3)}
-    found = from_state_dict(OLDER[layout](state), None)
+    found = from_state_dict({wrapper + key: tensor for key, tensor in OLDER[layout](state).items()}, None)
     assert found is not None
-    assert (found.kind, found.layout, found.dashed) == ("spd", layout, layout != "2025-07-22")
+    assert (found.kind, found.layout, found.dashed) == ("spd", layout, layout not in ("2025-07-22", *NEW))
     separator = "-" if found.dashed else "."
     assert set(found.components) == {"conv1", "conv2", "conv3", f"head{separator}fc1", f"head{separator}fc2"}
     for name, raw in found.components.items():
@@ -96,7 +159,23 @@ def test_every_layout_gives_the_same_components_and_target(state: State, layout:
 
 
 def test_the_table_is_what_is_tested() -> None:
-    assert {layout.name for layout in LAYOUTS} == set(OLDER)
+    assert {layout.name for layout in LAYOUTS} == {*OLDER, "learned"}
+
+
+def test_what_was_learned_alone(state: State) -> None:
+    learned = {k: t for k, t in OLDER["dev"](state).items() if not k.startswith("target_model.")}
+    found = from_state_dict(learned, None)
+    assert (found.layout, dict(found.target), len(found.components), len(found.gates)) == ("learned", {}, 5, 5)
+    trained = {k: t for k, t in in_tree(state).items() if ".components." in k or k.startswith("ci_fn.")}
+    found = from_state_dict(trained, None)
+    assert (found.layout, dict(found.target), len(found.components)) == ("language model", {}, 5)
+
+
+def test_nanos_container_has_the_target_below_a_name_of_its_own(state: State) -> None:
+    inside = {f"target.{k}": t for k, t in nano(state).items()} | {"ci_fn.proj_in.weight": torch.ones(3, 2)}
+    found = from_state_dict(inside, None)
+    assert (found.layout, len(found.components), found.gates.is_global) == ("nano", 5, True)
+    assert "conv1.weight" in found.target
 
 
 def test_a_global_causal_importance_function_is_dev(state: State) -> None:
@@ -109,7 +188,7 @@ def test_identity_of_the_newer_layouts(state: State) -> None:
     eye = {"_components.fc1-pre_identity.V": torch.eye(512), "_components.fc1-pre_identity.U": torch.eye(512)}
     found = from_state_dict(state | eye, None)
     assert found.identity == ("fc1",)
-    assert set(found.components) == {"conv1", "conv2", "conv3", "fc1", "fc2"}
+    assert set(found.components) == {"conv1", "conv2", "conv3", "fc1", "fc2", "fc1-pre_identity"}
 
 
 def test_identity_of_the_patched_layout(state: State) -> None:
@@ -122,7 +201,7 @@ def test_identity_of_the_patched_layout(state: State) -> None:
         assert found.identity == ("fc1",)
         assert "fc1.weight" in found.target
         assert not any("components" in name or "original" in name for name in found.target)
-    assert set(found.components) == {"conv1", "conv2", "conv3", "fc2"}
+    assert set(found.components) == {"conv1", "conv2", "conv3", "fc2", "fc1.pre_identity"}
 
 
 @pytest.mark.parametrize(
