@@ -90,8 +90,7 @@ class _Run(Runner[Case]):
 
     def perturbed(self, case: Case, noise: NoiseSpec) -> Mapping[str, Array]:
         """What the original gives, with simulated rounding."""
-        simulated = Noise(seed=noise.seed, unit_rounding=noise.unit_rounding)
-        return _outputs(self._before, case, noise=simulated)
+        return _outputs(self._before, case, noise=noise)
 
     def compare(self, case: Case, trial: Trial) -> None:
         """The rewritten program with the original."""

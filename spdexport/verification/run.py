@@ -225,8 +225,7 @@ class _Run(Runner[Case]):
             raise NotTakenError(first_line(error)) from error
 
     def _noisy(self, program: ExportedProgram, case: Case, noise: NoiseSpec) -> Mapping[str, Array]:
-        simulated = Noise(seed=noise.seed, unit_rounding=noise.unit_rounding)
-        return self._outputs(program, case, noise=simulated)
+        return self._outputs(program, case, noise=noise)
 
     def _outputs(
         self,

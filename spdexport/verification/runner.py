@@ -28,6 +28,7 @@ import numpy as np
 from spdexport.ort.installed import versions
 from spdexport.ort.sessions import RuntimeFailure, SessionSettings
 from spdexport.reference.onnx_reference import NoiseSpec, ReferenceUnavailable
+from spdexport.reference.rounding import Magnitudes
 from spdexport.verification.compare import Comparison
 from spdexport.verification.result import Status, Verification
 from spdexport.verification.trial import Trial, make_trial
@@ -187,11 +188,12 @@ class Runner(ABC, Generic[C]):
         rounding: Callable[[NoiseSpec], Mapping[str, Array]],
     ) -> Trial:
         """The tolerance of outputs, from the same with simulated rounding."""
+        shared = Magnitudes()
         return make_trial(
             name,
             exact,
             own,
-            lambda seed, u: rounding(NoiseSpec(seed=seed, unit_rounding=u)),
+            lambda seed, u: rounding(NoiseSpec(seed=seed, unit_rounding=u, magnitudes=shared)),
             seed=self._check.seed,
             unit_rounding=self._u,
             tolerance=self._check.tolerance,
