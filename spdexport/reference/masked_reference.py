@@ -23,7 +23,7 @@ from spdexport.conv import stored_weight
 from spdexport.factors import delta, v_filters
 from spdexport.forms import DeltaUse, GateMode
 from spdexport.gates import evaluate as evaluate_gate
-from spdexport.reference.torch_reference import Noise, evaluate
+from spdexport.reference.torch_reference import evaluate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from spdexport.conv import Array, ConvSpec
     from spdexport.forms import LiveInput, VariableMask
     from spdexport.planning import Decision
+    from spdexport.reference.noise import Noise
 
 _CONVOLUTIONS: tuple[Callable[..., torch.Tensor], ...] = (functional.conv1d, functional.conv2d, functional.conv3d)
 _TRANSPOSED: tuple[Callable[..., torch.Tensor], ...] = (

@@ -23,10 +23,10 @@ from onnx.reference.op_run import OpFunction, RuntimeContextError
 
 from spdexport.errors import ExampleInputError
 from spdexport.files.reading import first_line
+from spdexport.reference.noise import Magnitudes, Noise, undisturbed
 from spdexport.reference.onnx_bounds import Allowance, BeyondLimitError, check_output
 from spdexport.reference.onnx_operators import OPERATORS, promote
 from spdexport.reference.onnx_windows import WINDOW_OPERATORS
-from spdexport.reference.rounding import Magnitudes, Noise, undisturbed
 from spdexport.reference.rounding_onnx import DECISIONS, EXACT, SHAPES, Call, with_rounding
 
 if TYPE_CHECKING:

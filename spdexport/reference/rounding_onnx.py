@@ -9,7 +9,8 @@ import numpy as np
 
 from spdexport.factors import unit_rounding
 from spdexport.reference import rounding
-from spdexport.reference.rounding import FLOAT32, Affine, Draw, Kernel, Magnitudes
+from spdexport.reference.noise import FLOAT32, Draw, Magnitudes, rounds, with_errors
+from spdexport.reference.rounding import Affine, Kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -19,22 +20,25 @@ if TYPE_CHECKING:
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """The products whose second operand may be a layer's weight."""
 
-EXACT = frozenset(
-    "Abs Bernoulli BitCast Ceil CenterCropPad Clip Col2Im Compress Concat ConcatFromSequence Constant ConstantOfShape "
-    "DepthToSpace Dropout Expand EyeLike Flatten Floor Gather GatherElements GatherND GlobalMaxPool Hardmax Identity "
-    "If Loop Max MaxPool MaxRoiPool MaxUnpool Min Mod Neg NonMaxSuppression OneHot Optional OptionalGetElement Pad "
-    "ReduceMax ReduceMin Relu Reshape ReverseSequence Round Scan Scatter ScatterElements ScatterND SequenceAt "
-    "SequenceConstruct SequenceInsert Shrink Sign Slice SpaceToDepth Split SplitToSequence Squeeze TensorScatter "
-    "ThresholdedRelu Tile TopK Transpose Trilu Unique Unsqueeze Where".split()
-)
+EXACT = frozenset((
+    "Abs", "Bernoulli", "BitCast", "Ceil", "CenterCropPad", "Clip", "Compress", "Concat",
+    "ConcatFromSequence", "Constant", "ConstantOfShape", "DepthToSpace", "Dropout", "Expand", "EyeLike", "Flatten",
+    "Floor", "Gather", "GatherElements", "GatherND", "GlobalMaxPool", "Hardmax", "Identity", "If", "Loop", "Max",
+    "MaxPool", "MaxRoiPool", "MaxUnpool", "Min", "Mod", "Neg", "NonMaxSuppression", "OneHot", "Optional",
+    "OptionalGetElement", "Pad", "ReduceMax", "ReduceMin", "Relu", "Reshape", "ReverseSequence", "Round", "Scan",
+    "Scatter", "ScatterElements", "ScatterND", "SequenceAt", "SequenceConstruct", "SequenceInsert", "Sign",
+    "Slice", "SpaceToDepth", "Split", "SplitToSequence", "Squeeze", "TensorScatter", "ThresholdedRelu", "Tile",
+    "TopK", "Transpose", "Trilu", "Unique", "Unsqueeze", "Where",
+))  # fmt: skip
 """Operators that only move, select or cut off values, or whose subgraphs have errors of their own."""
 
 SHAPES = frozenset(("Shape", "Size"))
 
-DECISIONS = frozenset(
-    "ArgMax ArgMin BitwiseAnd Cast CastLike Ceil Equal Floor Greater GreaterOrEqual Hardmax If IsInf IsNaN Less "
-    "LessOrEqual Loop Mod NonZero OneHot QuantizeLinear Range Resize Round Sign TopK Upsample".split()
-)
+DECISIONS = frozenset((
+    "ArgMax", "ArgMin", "BitwiseAnd", "Cast", "CastLike", "Ceil", "Equal", "Floor", "Greater", "GreaterOrEqual",
+    "Hardmax", "If", "IsInf", "IsNaN", "Less", "LessOrEqual", "Loop", "Mod", "NonZero", "OneHot", "QuantizeLinear",
+    "Range", "Resize", "Round", "Sign", "TopK", "Upsample",
+))  # fmt: skip
 """Operators that make whole numbers, choices or sizes of what they read."""
 
 KERNELS: dict[str, Kernel] = {
@@ -127,20 +131,20 @@ def with_rounding(call: Call, outputs: Sequence[Any]) -> list[Any]:
     """The outputs of a call with the errors of one rounding."""
     found = list(outputs)
     for index, value in enumerate(found):
-        if not rounding.rounds(value):
+        if not rounds(value):
             continue
         if index:
             errors = call.draw.relative(value)
         else:
             with np.errstate(all="ignore"):
                 errors = _errors(call)
-        found[index] = rounding.with_errors(value, errors)
+        found[index] = with_errors(value, errors)
     return found
 
 
 def _errors(call: Call) -> Array:
     model = MODELS.get(call.op)
-    if model is not None and rounding.rounds(call.x):
+    if model is not None and rounds(call.x):
         return model(call)
     return call.draw.relative(call.y)
 
@@ -230,8 +234,8 @@ def _by_channel(values: Array, x: Array) -> Array:
 def _batch_norm(call: Call) -> Array:
     x, scale, bias, mean, var = call.inputs[:5]
     factor = scale / np.sqrt(var + call.attribute("epsilon", 1e-5))
-    parts = (_by_channel(values, x) for values in (mean, factor, bias))
-    return rounding.batch_norm(x, call.y, *parts, call.draw)
+    centre, factor, shift = (_by_channel(values, x) for values in (mean, factor, bias))
+    return rounding.batch_norm(x, call.y, centre, factor, shift, call.draw)
 
 
 def _instance_norm(call: Call) -> Array:

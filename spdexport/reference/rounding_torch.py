@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from spdexport.reference import rounding
-from spdexport.reference.rounding import FLOAT32, Affine, Draw, Kernel, Magnitudes
+from spdexport.reference.noise import FLOAT32, Draw, Magnitudes, rounds, with_errors
+from spdexport.reference.rounding import Affine, Kernel
 from spdexport.reference.rounding_onnx import KERNELS as ONNX_KERNELS
 
 if TYPE_CHECKING:
@@ -20,30 +21,35 @@ if TYPE_CHECKING:
 UNIT_ROUNDINGS = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 """Of the types that a cast may round to."""
 
-EXACT = frozenset(
-    "_assert_scalar abs amax amin arange bernoulli bucketize cat channel_shuffle clamp clamp_max clamp_min clone "
-    "col2im concat constant_pad_nd copy copysign cummax cummin dropout embedding empty empty_like eye fill flip "
-    "floor ceil frac full full_like gather grid_sampler_nearest hardtanh im2col index index_fill index_put index_select "
-    "isin kthvalue lift_fresh_copy masked_fill masked_scatter masked_select max max_pool1d max_pool2d max_pool3d "
-    "max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d "
-    "maximum median min minimum mode nan_to_num neg new_empty new_full new_ones new_zeros one_hot ones ones_like "
-    "pad pixel_shuffle pixel_unshuffle reflection_pad1d reflection_pad2d reflection_pad3d relu relu6 repeat "
-    "repeat_interleave replication_pad1d replication_pad2d replication_pad3d roll rot90 round scatter select_scatter "
-    "sgn sign slice_scatter sort stack take take_along_dim threshold topk tril triu trunc unfold "
-    "upsample_nearest1d upsample_nearest2d upsample_nearest3d where zeros zeros_like".split()
-)
+EXACT = frozenset((
+    "_assert_scalar", "abs", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "amax", "amin",
+    "arange", "bernoulli", "bucketize", "cat", "ceil", "channel_shuffle", "clamp", "clamp_max", "clamp_min", "clone",
+    "concat", "constant_pad_nd", "copy", "copysign", "cummax", "cummin", "dropout", "embedding", "empty",
+    "empty_like", "eye", "fill", "flip", "floor", "frac", "full", "full_like", "gather", "grid_sampler_nearest",
+    "hardtanh", "im2col", "index", "index_fill", "index_put", "index_select", "isin", "kthvalue", "lift_fresh_copy",
+    "masked_fill", "masked_scatter", "masked_select", "max", "max_pool1d", "max_pool2d", "max_pool2d_with_indices",
+    "max_pool3d", "max_pool3d_with_indices", "maximum", "median", "min", "minimum", "mode", "nan_to_num", "neg",
+    "new_empty", "new_full", "new_ones", "new_zeros", "one_hot", "ones", "ones_like", "pad", "pixel_shuffle",
+    "pixel_unshuffle", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "relu", "relu6", "repeat",
+    "repeat_interleave", "replication_pad1d", "replication_pad2d", "replication_pad3d", "roll", "rot90", "round",
+    "scatter", "select_scatter", "sgn", "sign", "slice_scatter", "sort", "stack", "take", "take_along_dim",
+    "threshold", "topk", "tril", "triu", "trunc", "unfold", "upsample_nearest1d", "upsample_nearest2d",
+    "upsample_nearest3d", "where", "zeros", "zeros_like",
+))  # fmt: skip
 """Operators that only move, select or cut off values, beside those whose result is a view."""
 
-DECISIONS = frozenset(
-    "argmax argmin bucketize ceil eq floor floor_divide fmod ge gt item le lt ne nonzero remainder round searchsorted "
-    "sign sort topk trunc to _to_copy _local_scalar_dense".split()
-)
+DECISIONS = frozenset((
+    "_local_scalar_dense", "_to_copy", "argmax", "argmin", "bucketize", "ceil", "eq", "floor", "floor_divide", "fmod",
+    "ge", "gt", "item", "le", "lt", "ne", "nonzero", "remainder", "round", "searchsorted", "sign", "sort", "to",
+    "topk", "trunc",
+))  # fmt: skip
 """Operators that make whole numbers, choices or sizes of what they read."""
 
-PRODUCTS = frozenset(
-    "addbmm addmm addmv baddbmm bilinear bmm conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d "
-    "_convolution convolution dot einsum inner linear matmul mm mv tensordot vdot".split()
-)
+PRODUCTS = frozenset((
+    "_convolution", "addbmm", "addmm", "addmv", "baddbmm", "bilinear", "bmm", "conv1d", "conv2d", "conv3d",
+    "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution", "dot", "einsum", "inner", "linear",
+    "matmul", "mm", "mv", "tensordot", "vdot",
+))  # fmt: skip
 
 _CELU, _SILU, _GELU = ONNX_KERNELS["Celu"], ONNX_KERNELS["Swish"], ONNX_KERNELS["Gelu"]
 KERNELS: dict[str, Kernel] = {
@@ -105,7 +111,7 @@ class Call:
                 return found.astype(np.float64) if found.dtype.kind in "biu" else found
         return np.zeros(())
 
-    def again(self, **changed: Any) -> Array:
+    def again(self, /, **changed: Any) -> Array:
         """The first output of the operator with other arguments."""
         result = self.target(**{**self.arguments, **changed})
         return array_of(result[0] if isinstance(result, tuple | list) else result)
@@ -138,12 +144,12 @@ def with_rounding(call: Call, result: Any) -> Any:
     found = []
     for index, value in enumerate(result if several else [result]):
         array = array_of(value) if isinstance(value, torch.Tensor) else None
-        if array is None or not rounding.rounds(array):
+        if array is None or not rounds(array):
             found.append(value)
             continue
         with np.errstate(all="ignore"):
             errors = call.draw.relative(array) if index else _errors(call)
-        found.append(torch.from_numpy(rounding.with_errors(array, errors)))
+        found.append(torch.from_numpy(with_errors(array, errors)))
     return type(result)(found) if several else found[0]
 
 
@@ -177,7 +183,7 @@ def _terms(call: Call) -> int:
     name = operator_of(call.target) or ""
     if weight is not None and weight.ndim > 1:
         outs = weight.shape[1] if "transpose" in name or call.arguments.get("transposed") else weight.shape[0]
-        return weight.size // max(outs, 1)
+        return int(weight.size // max(outs, 1))
     for operand in ("mat1", "batch1", "self"):
         first = call.array(operand)
         if first is not None and first.ndim and name not in ("einsum", "tensordot", "addmv"):

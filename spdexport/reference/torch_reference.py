@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Interpreter
 
-from spdexport.reference.rounding import Magnitudes, Noise, undisturbed
+from spdexport.reference.noise import Magnitudes, Noise, undisturbed
 from spdexport.reference.rounding_torch import (
     DECISIONS,
     Call,
@@ -234,7 +234,7 @@ class _Runner(Interpreter):
 
 
 def _still(graph: torch.fx.Graph, inputs: Collection[str] | None) -> frozenset[torch.fx.Node]:
-    """The nodes that compute sizes and the like; ``inputs`` are the placeholders that are no weights, by default all."""
+    """The nodes that compute sizes and the like; ``inputs``: placeholders that are no weights, or None for all."""
     nodes = [node for node in graph.nodes if node.op == "call_function"]
     placeholders = {node.name for node in graph.nodes if node.op == "placeholder"}
     steps = [

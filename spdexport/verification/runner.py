@@ -27,8 +27,8 @@ import numpy as np
 
 from spdexport.ort.installed import versions
 from spdexport.ort.sessions import RuntimeFailure, SessionSettings
+from spdexport.reference.noise import Magnitudes
 from spdexport.reference.onnx_reference import NoiseSpec, ReferenceUnavailable
-from spdexport.reference.rounding import Magnitudes
 from spdexport.verification.compare import Comparison
 from spdexport.verification.result import Status, Verification
 from spdexport.verification.trial import Trial, make_trial
