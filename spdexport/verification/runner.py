@@ -149,6 +149,8 @@ class Runner(ABC, Generic[C]):
             return f"the reference itself is NaN ({where} has NaN)"
         if trial.overflows:
             return "the model overflows its own dtype"
+        if trial.unsettled:
+            return f"rounding decides whether {', '.join(trial.unsettled)} is finite"
         return None
 
     @property
