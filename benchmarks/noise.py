@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "verification"))
 
+from rounding_nets import NETS, rounding_net
 from small_nets import SMALL, TRANSFORMERS
 
 from spdexport import pipeline
@@ -30,6 +32,10 @@ from spdexport.verification.edge import Edge
 from spdexport.verification.result import Status
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from small_nets import Net
+
     from spdexport.verification.compare import Comparison
 
 
@@ -41,6 +47,21 @@ def reseeded(module: torch.nn.Module, seed: int) -> torch.nn.Module:
             if p.ndim > 1:
                 p.copy_(torch.randn(p.shape, dtype=torch.float64) * p.double().std())
     return module
+
+
+def models(seeds: int) -> Iterator[tuple[str, Callable[[], Net]]]:
+    """All models with all their seeds, each with where it is to be named."""
+    for make in (*SMALL, *TRANSFORMERS):
+        for seed in range(seeds if make in SMALL else 1):
+            yield f"{make.__name__}, seed {seed}", partial(_remade, make, seed)
+    for name in NETS:
+        for seed in range(seeds):
+            yield f"{name}, seed {seed}", partial(rounding_net, name, seed)
+
+
+def _remade(make: Callable[[], Net], seed: int) -> Net:
+    module, inputs = make()
+    return reseeded(module, seed), inputs
 
 
 def main() -> None:
@@ -63,17 +84,16 @@ def main() -> None:
 
     Edge.add = recording  # type: ignore[method-assign]  # one ratio for each case, which the result does not keep
     with tempfile.TemporaryDirectory() as folder:
-        for make in (*SMALL, *TRANSFORMERS):
-            for seed in range(arguments.seeds if make in SMALL else 1):
-                module, inputs = make()
-                place = f"{make.__name__}, seed {seed}"
-                print(place, file=sys.stderr)
-                file = Path(folder) / "m.onnx"
-                mode = "with the source"
-                done = pipeline.convert(reseeded(module, seed), file, inputs=inputs, seed=seed)
-                mode = "the file alone"
-                verdicts = [done.verdict, pipeline.verify(done.outputs[0], seed=seed).verdict]
-                wrong += [place for verdict in verdicts if verdict is not Status.PASS]
+        for place, make in models(arguments.seeds):
+            print(place, file=sys.stderr)
+            module, inputs = make()
+            file = Path(folder) / "m.onnx"
+            seed = int(place.rsplit(" ", 1)[1])
+            mode = "with the source"
+            done = pipeline.convert(module, file, inputs=inputs, seed=seed)
+            mode = "the file alone"
+            verdicts = [done.verdict, pipeline.verify(done.outputs[0], seed=seed).verdict]
+            wrong += [place for verdict in verdicts if verdict is not Status.PASS]
 
     print("# The noise ratio of correct files\n")
     print(f"`python benchmarks/noise.py` on {arguments.date}, with", end=" ")
@@ -82,6 +102,8 @@ def main() -> None:
     print(f"{known['onnxruntime']}.\n")
     print(f"Models (tests/verification/small_nets.py), the first {len(SMALL)} with {arguments.seeds} seeds:")
     print(f"{', '.join(m.__name__ for m in (*SMALL, *TRANSFORMERS))}.\n")
+    print(f"Models whose kernels round much (tests/verification/rounding_nets.py), with {arguments.seeds} seeds:")
+    print(f"{', '.join(NETS)}.\n")
     print(
         "One ratio for each model, seed and input: the largest error over the floor, which is what rounding explains.\n"
     )

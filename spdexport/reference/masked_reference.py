@@ -24,7 +24,7 @@ from spdexport.factors import delta, v_filters
 from spdexport.forms import DeltaUse, GateMode
 from spdexport.gates import GlobalShare, evaluate_global
 from spdexport.gates import evaluate as evaluate_gate
-from spdexport.reference.torch_reference import Noise, evaluate
+from spdexport.reference.torch_reference import evaluate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from spdexport.conv import Array, ConvSite, ConvSpec
     from spdexport.forms import LiveInput, VariableMask
     from spdexport.planning import Decision
+    from spdexport.reference.noise import Noise
 
 _CONVOLUTIONS: tuple[Callable[..., torch.Tensor], ...] = (functional.conv1d, functional.conv2d, functional.conv3d)
 _TRANSPOSED: tuple[Callable[..., torch.Tensor], ...] = (

@@ -14,20 +14,20 @@ The same evaluator adds seeded rounding noise, from which a tolerance is measure
 from __future__ import annotations
 
 import contextvars
-import dataclasses
-import hashlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun, RuntimeContextError
+from onnx.reference.op_run import OpFunction, RuntimeContextError
 
 from spdexport.errors import ExampleInputError
 from spdexport.files.reading import first_line
+from spdexport.reference.noise import Magnitudes, Noise, undisturbed
 from spdexport.reference.onnx_bounds import Allowance, BeyondLimitError, check_output
 from spdexport.reference.onnx_operators import OPERATORS, promote
 from spdexport.reference.onnx_windows import WINDOW_OPERATORS
+from spdexport.reference.rounding_onnx import DECISIONS, EXACT, SHAPES, Call, with_rounding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Array
 
-NOISY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+NoiseSpec = Noise
+
 RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 # onnx's reference computes these in float32, whatever it is given.
 FLOAT32_ONLY = ("CausalConvWithState", "LinearAttention")
@@ -57,19 +58,6 @@ class ReferenceUnavailable(Exception):  # noqa: N818 - no fault of the model or 
         self.node = node
         self.reason = reason
         self.is_beyond = is_beyond
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class NoiseSpec:
-    """Rounding noise: each output of a convolution or matrix product gets ``u (|W| |x| + |b|) N(0, 1)``.
-
-    Attributes:
-        seed: Not negative. The noise of a node depends on it, on the node's name and on how often it ran before.
-        unit_rounding: u, such as 2**-24 for float32.
-    """
-
-    seed: int
-    unit_rounding: float
 
 
 class OnnxReference:
@@ -99,7 +87,7 @@ class OnnxReference:
         self,
         inputs: Mapping[str, Array],
         *,
-        noise: NoiseSpec | None = None,
+        noise: Noise | None = None,
         watch: Callable[[str, Array], None] | None = None,
     ) -> dict[str, Array]:
         """The model's outputs: float64 where the file has a float of up to 32 bits, else of the file's dtype.
@@ -141,7 +129,7 @@ class _Run:
         self,
         top: _Evaluator,
         base_dir: str,
-        noise: NoiseSpec | None,
+        noise: Noise | None,
         watch: Callable[[str, Array], None] | None,
     ) -> None:
         self.top = top
@@ -149,13 +137,13 @@ class _Run:
         self.noise = noise
         self.watch = watch
         self.allowance = Allowance()
+        self.magnitudes = (noise and noise.magnitudes) or Magnitudes(0)
         self._times: dict[str, int] = {}
 
-    def normal(self, node: str, shape: tuple[int, ...], seed: int) -> Array:
-        """Standard normal values, that differ between nodes and between the calls of one node."""
+    def count(self, node: str) -> int:
+        """How often a node ran before, this call not counted."""
         times = self._times[node] = self._times.get(node, -1) + 1
-        digest = int.from_bytes(hashlib.sha256(node.encode()).digest()[:8], "little")
-        return np.random.default_rng([seed, digest, times]).standard_normal(shape)
+        return times
 
 
 # onnx makes the evaluators of subgraphs and functions itself and runs them without a word of ours: this is how they
@@ -180,6 +168,7 @@ class _Evaluator(ReferenceEvaluator):
         super()._init()
         self._tensors = {tensor.name: tensor for tensor in tensors}
         self._captured = [_captured_by(node.onnx_node) for node in self.rt_nodes_]
+        self._still = self._undisturbed()
         last = {name: index for index, node in enumerate(self.rt_nodes_) for name in node.output}
         for index, node in enumerate(self.rt_nodes_):
             last.update(dict.fromkeys([*node.input, *self._captured[index]], index))
@@ -187,6 +176,15 @@ class _Evaluator(ReferenceEvaluator):
         for name, index in last.items():
             if name and name not in self.output_names_:
                 self._expiring[index].append(name)
+
+    def _undisturbed(self) -> frozenset[int]:
+        """The nodes that compute sizes and the like; what a subgraph takes from around it may depend on the inputs."""
+        nodes = [
+            ([*node.input, *captured], list(node.output), node.op_type in SHAPES, node.op_type in DECISIONS)
+            for node, captured in zip(self.rt_nodes_, self._captured, strict=True)
+        ]
+        own = {name for _, gives, _, _ in nodes for name in gives} | set(self._tensors)
+        return undisturbed(nodes, {name for reads, *_ in nodes for name in reads if name} - own)
 
     def _load_impl(self, node: onnx.NodeProto, input_types: Any = None) -> Any:
         if node.op_type in RANDOM and not node.domain:
@@ -213,7 +211,8 @@ class _Evaluator(ReferenceEvaluator):
             run.allowance.enter(len(self.rt_nodes_))
         version = self.opsets_.get("", 0)
         values: dict[str, Any] = {"": None, **feed_inputs}
-        for node, captured, expiring in zip(self.rt_nodes_, self._captured, self._expiring, strict=True):
+        steps = zip(self.rt_nodes_, self._captured, self._expiring, strict=True)
+        for index, (node, captured, expiring) in enumerate(steps):
             settings: dict[str, Any] = {}
             if node.has_linked_attribute and attributes:
                 settings["linked_attributes"] = attributes
@@ -221,8 +220,8 @@ class _Evaluator(ReferenceEvaluator):
                 settings["context"] = {name: self._value(name, values, run) for name in captured}
             arguments = [self._value(name, values, run) for name in node.input]
             outputs = _compute(node, arguments, settings, version)
-            if run.noise is not None and node.op_type in NOISY and not node.domain:
-                outputs[0] = _with_noise(node, arguments, settings, outputs[0], run, version)
+            if run.noise is not None and index not in self._still:
+                outputs = _with_noise(node, arguments, settings, outputs, run, version)
             for name, value in zip(node.output, outputs, strict=False):
                 if name:
                     values[name] = value
@@ -263,20 +262,25 @@ def _compute(node: Any, arguments: Sequence[Any], settings: dict[str, Any], vers
 
 
 def _with_noise(
-    node: OpRun, arguments: Sequence[Any], settings: dict[str, Any], output: Array, run: _Run, version: int
-) -> Array:
-    """The output with noise; integer products are exact and get none."""
-    if run.noise is None or output.dtype != np.float64:
-        return output
-    sizes = [None if argument is None else np.abs(argument) for argument in arguments]
-    product = _compute(node, sizes[:2], settings, version)[0]
-    magnitude = np.abs(product)
-    if len(sizes) > 2 and sizes[2] is not None:
-        # The bias by itself, since Gemm's alpha and beta may differ in sign.
-        magnitude += np.abs(_compute(node, sizes, settings, version)[0] - product)
-    normal = run.normal(_identity(node.onnx_node)[1], output.shape, run.noise.seed)
-    noisy: Array = output + run.noise.unit_rounding * magnitude * normal
-    return noisy
+    node: Any, arguments: Sequence[Any], settings: dict[str, Any], outputs: list[Any], run: _Run, version: int
+) -> list[Any]:
+    """The outputs with the errors of one rounding; the nodes of functions and subgraphs have theirs already."""
+    if run.noise is None or node.op_type in EXACT or isinstance(node, OpFunction):
+        return outputs
+    name = _identity(node.onnx_node)[1]
+    times = run.count(name)
+    call = Call(
+        op=node.op_type,
+        identity=(name, times),
+        node=node,
+        inputs=arguments,
+        y=outputs[0],
+        draw=run.noise.draw(name, times),
+        again=lambda inputs: _compute(node, inputs, settings, version),
+        version=version,
+        magnitudes=run.magnitudes,
+    )
+    return with_rounding(call, outputs)
 
 
 def _captured_by(node: onnx.NodeProto) -> set[str]:

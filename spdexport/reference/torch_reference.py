@@ -6,17 +6,25 @@ promoted when the node that uses it runs, so that no second copy of all weights 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.fx import Interpreter
 
+from spdexport.reference.noise import Magnitudes, Noise, undisturbed
+from spdexport.reference.rounding_torch import (
+    DECISIONS,
+    Call,
+    array_of,
+    is_exact,
+    operator_of,
+    with_rounding,
+)
 from spdexport.rewrite.constants import changed_in_place
-from spdexport.rewrite.torch_graph import CONVOLUTIONS, arguments, operands
+from spdexport.rewrite.torch_graph import arguments, operands
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from torch.export import ExportedProgram
 
@@ -24,28 +32,7 @@ aten = torch.ops.aten
 
 LOW_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 LOW_COMPLEX = (torch.complex64, torch.complex32)
-NOISY = {
-    *CONVOLUTIONS,
-    aten.convolution.default,
-    aten.linear.default,
-    aten.addmm.default,
-    aten.mm.default,
-    aten.bmm.default,
-}
 ASSERTIONS = {aten._assert_tensor_metadata.default}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Noise:
-    """Rounding, simulated: every matrix product and convolution gets u (|W| |x| + |b|) N(0, 1) added to its output.
-
-    Attributes:
-        seed: Of the random generator.
-        unit_rounding: u, of the dtype whose rounding is simulated.
-    """
-
-    seed: int
-    unit_rounding: float
 
 
 def evaluate(
@@ -69,7 +56,9 @@ def evaluate(
         watch: Called with each node's name and tensor as it is computed, so that none need be kept.
         replaced: What is computed in the place of layers, by the names of their nodes, from what they read.
     """
-    runner = _Runner(program.graph_module, float64=float64, noise=noise, watch=watch, replaced=replaced)
+    runner = _Runner(
+        program.graph_module, float64=float64, noise=noise, watch=watch, replaced=replaced, inputs=_inputs(program)
+    )
     with torch.no_grad():
         result = runner.run(*_operands(program, args, kwargs or {}, runner))
     return list(result)
@@ -94,7 +83,7 @@ def evaluate_together(
             the noises. Where it returns True, the evaluation ends.
     """
     runners = [
-        _Runner(program.graph_module, float64=float64, noise=noise, watch=None)
+        _Runner(program.graph_module, float64=float64, noise=noise, watch=None, inputs=_inputs(program))
         for float64, noise in [(True, None), (False, None), *((True, noise) for noise in noises)]
     ]
     for runner in runners:
@@ -111,6 +100,11 @@ def evaluate_together(
             for runner in runners:
                 for done in runner.user_to_last_uses.get(node, []):
                     del runner.env[done]
+
+
+def _inputs(program: ExportedProgram) -> set[str]:
+    """The names of the placeholders that are inputs."""
+    return {spec.arg.name for spec in program.graph_signature.input_specs if spec.target is None}
 
 
 def _operands(program: ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any], runner: _Runner) -> list[Any]:
@@ -140,13 +134,20 @@ class _Runner(Interpreter):
         noise: Noise | None,
         watch: Callable[[str, torch.Tensor], None] | None,
         replaced: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] | None = None,
+        inputs: Collection[str] | None = None,
+        prefix: str = "",
+        times: dict[str, int] | None = None,
     ) -> None:
         super().__init__(module, garbage_collect_values=True)
         self._replaced = replaced or {}
         self._float64 = float64
         self._noise = noise
         self._watch = watch
-        self._generator = torch.Generator().manual_seed(noise.seed) if noise else None
+        self._prefix = prefix
+        self._times: dict[str, int] = {} if times is None else times
+        self._magnitudes = (noise and noise.magnitudes) or Magnitudes(0)
+        self._still = frozenset() if noise is None else _still(module.graph, inputs)
+        self._bodies: dict[torch.fx.GraphModule, _Runner] = {}
 
     def own(self, value: Any) -> Any:
         """A copy that in-place operators may write to; promoted at once, for what is written must be what is read."""
@@ -158,10 +159,10 @@ class _Runner(Interpreter):
             result: Any = self._replaced[n.name](self._promote(self.env[operands(n).data]))
         else:
             result = super().run_node(n)
-        if n.op == "call_function" and isinstance(result, torch.Tensor):
-            if self._noise is not None and n.target in NOISY:
-                result = result + self._perturbation(n, result)
-            if self._watch is not None:
+        if n.op == "call_function":
+            if self._noise is not None and n not in self._still and not is_exact(n.target):
+                result = self._rounded(n, result)
+            if self._watch is not None and isinstance(result, torch.Tensor):
                 self._watch(n.name, result)
         if n.op == "output" and self._float64:
             return torch.fx.node.map_aggregate(result, self._promote)
@@ -196,14 +197,48 @@ class _Runner(Interpreter):
             return torch.complex128 if value in LOW_COMPLEX else value
         if isinstance(value, torch.fx.GraphModule):
             # The body of a higher-order operator: its nodes are promoted in the same way.
-            return _Runner(value, float64=True, noise=None, watch=None).run
+            if value not in self._bodies:
+                self._bodies[value] = _Runner(
+                    value,
+                    float64=True,
+                    noise=self._noise,
+                    watch=None,
+                    prefix=f"{self._prefix}{len(self._bodies)}/",
+                    times=self._times,
+                )
+            return self._bodies[value].run
         return value
 
-    def _perturbation(self, node: torch.fx.Node, result: torch.Tensor) -> torch.Tensor:
-        """Gives u (|W| |x| + |b|) N(0, 1), with the node's own operator on magnitudes."""
-        assert self._noise is not None
-        values = {k: self.env[v] if isinstance(v, torch.fx.Node) else v for k, v in arguments(node).items()}
-        magnitudes = {k: self._promote(v).abs() if isinstance(v, torch.Tensor) else v for k, v in values.items()}
-        magnitude: torch.Tensor = node.target(**magnitudes)  # type: ignore[operator]
-        normal = torch.randn(result.shape, generator=self._generator, dtype=torch.float64)
-        return self._noise.unit_rounding * magnitude * normal
+    def _rounded(self, node: torch.fx.Node, result: Any) -> Any:
+        """The result of a node with the errors of one rounding."""
+        noise, name = self._noise, f"{self._prefix}{node.name}"
+        assert noise is not None, "there is rounding to simulate"
+        first = result[0] if isinstance(result, tuple | list) and result else result
+        if not isinstance(first, torch.Tensor) or not (first.is_floating_point() or first.is_complex()):
+            return result
+        times = self._times[name] = self._times.get(name, -1) + 1
+        # A dtype stays as the program has it, for a cast to it rounds.
+        values = torch.fx.node.map_arg(arguments(node), lambda operand: self.env[operand])
+        call = Call(
+            target=node.target,
+            identity=(name, times),
+            arguments={
+                k: v if isinstance(v, torch.dtype) else torch.fx.node.map_aggregate(v, self._promote)
+                for k, v in values.items()
+            },
+            y=array_of(first),
+            draw=noise.draw(name, times),
+            magnitudes=self._magnitudes,
+        )
+        return with_rounding(call, result)
+
+
+def _still(graph: torch.fx.Graph, inputs: Collection[str] | None) -> frozenset[torch.fx.Node]:
+    """The nodes that compute sizes and the like; ``inputs``: placeholders that are no weights, or None for all."""
+    nodes = [node for node in graph.nodes if node.op == "call_function"]
+    placeholders = {node.name for node in graph.nodes if node.op == "placeholder"}
+    steps = [
+        ([n.name for n in node.all_input_nodes], [node.name], False, operator_of(node.target) in DECISIONS)
+        for node in nodes
+    ]
+    return frozenset(nodes[i] for i in undisturbed(steps, placeholders if inputs is None else inputs))

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+import ml_dtypes
 import numpy as np
 
 from spdexport.errors import UsageError
@@ -75,8 +76,8 @@ class Comparison:
 def floor_of(reference: Array, own_dtype: Array, perturbed: Sequence[Array]) -> float:
     """The size of error that rounding explains, for one tensor on one input.
 
-    The largest of: the error of the model's own dtype in torch, and the effect of simulated rounding at every layer;
-    plus one unit in the last place of the largest value.
+    The largest of: the error of the model's own dtype in torch, and the effect of simulated rounding at every operator;
+    plus one unit in the last place of the largest value, and not less than what flushing small numbers to zero does.
 
     Args:
         reference: float64 or complex128.
@@ -86,6 +87,8 @@ def floor_of(reference: Array, own_dtype: Array, perturbed: Sequence[Array]) -> 
     scale = float(np.abs(reference).max(initial=0.0))
     u = unit_rounding(own_dtype.dtype)
     ulp = 2 * u * 2.0 ** np.floor(np.log2(scale)) if 0 < scale < np.inf else float(np.finfo(np.float64).tiny)
+    if 0 < scale < np.inf:
+        ulp = max(ulp, _flushed(own_dtype.dtype))
     errors = [np.abs(t.astype(reference.dtype) - reference).max(initial=0.0) for t in (own_dtype, *perturbed)]
     return float(max(errors)) + float(ulp)
 
@@ -158,6 +161,13 @@ def compare(
             f"off by {off:.3g}, {off / floor:.3g} times what rounding explains{limit}"
         ),
     )
+
+
+def _flushed(dtype: np.dtype[np.generic]) -> float:
+    """The size below which a runtime may take numbers of a dtype for zero, or cannot tell them apart."""
+    limits = ml_dtypes.finfo(dtype)
+    # float16 is computed in float32, and rounded to its own subnormal numbers.
+    return float(limits.smallest_subnormal if dtype == np.float16 else limits.tiny)
 
 
 def worst(results: Sequence[Comparison]) -> Comparison:

@@ -8,7 +8,8 @@ import numpy as np
 
 from spdexport.files.onnx_reading import reload_proto
 from spdexport.ort.sessions import SessionSettings
-from spdexport.reference.onnx_reference import NOISY, NoiseSpec, OnnxReference
+from spdexport.reference.onnx_reference import NoiseSpec, OnnxReference
+from spdexport.reference.rounding_onnx import PRODUCTS
 from spdexport.verification.layers import layer_of
 from spdexport.verification.tapping import as_it_is, channel_ratio, diverges, tapped
 from spdexport.verification.trial import NOISE_RUNS, largest_finite, rounded
@@ -40,7 +41,7 @@ class Evaluated:
             for value in node.outputs:
                 if value.name and value.dtype is not None and value.dtype.is_floating_point():
                     self._limits[value.name] = largest_finite(value.dtype.numpy())
-            weight = node.inputs[1].const_value if node.op_type in NOISY and node.inputs[1] is not None else None
+            weight = node.inputs[1].const_value if node.op_type in PRODUCTS and node.inputs[1] is not None else None
             if weight is not None and node.outputs[0].name:
                 outs = weight.shape[0] if node.op_type == "Conv" else weight.shape[-1]
                 self._macs[node.outputs[0].name] = int(weight.size) // max(int(outs), 1)  # type: ignore[arg-type]
@@ -144,7 +145,7 @@ def layer_ratios(
     ends: dict[str, str] = {}
     axes: dict[str, int] = {}
     for node in model.graph:
-        weight = node.inputs[1] if node.op_type in NOISY and len(node.inputs) > 1 else None
+        weight = node.inputs[1] if node.op_type in PRODUCTS and len(node.inputs) > 1 else None
         name = node.outputs[0].name if node.outputs else None
         if weight is not None and weight.const_value is not None and name:
             ends[layer_of(node)] = name

@@ -9,7 +9,8 @@ from spdexport.arrays import to_numpy
 from spdexport.files.onnx_reading import reload_onnx
 from spdexport.names import layer_of_call
 from spdexport.ort.sessions import RuntimeFailure, SessionSettings
-from spdexport.reference.torch_reference import Noise, evaluate, evaluate_together
+from spdexport.reference.noise import Noise
+from spdexport.reference.torch_reference import evaluate, evaluate_together
 from spdexport.rewrite.torch_graph import module_path
 from spdexport.verification.layers import layer_of_weight
 from spdexport.verification.tapping import TAPPING_HIDES, as_it_is, channel_ratio, diverges, tapped

@@ -8,7 +8,7 @@ import torch
 
 from spdexport.arrays import to_numpy
 from spdexport.factors import unit_rounding
-from spdexport.reference.torch_reference import Noise, evaluate
+from spdexport.reference.torch_reference import evaluate
 from spdexport.rewrite.torch_graph import list_sites
 from spdexport.verification.check import Check
 from spdexport.verification.edge import Edge
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Array
     from spdexport.loading import ExampleInputs
+    from spdexport.reference.noise import Noise
     from spdexport.reference.onnx_reference import NoiseSpec
     from spdexport.verification.check import Progress
     from spdexport.verification.result import Verification
@@ -90,8 +91,7 @@ class _Run(Runner[Case]):
 
     def perturbed(self, case: Case, noise: NoiseSpec) -> Mapping[str, Array]:
         """What the original gives, with simulated rounding."""
-        simulated = Noise(seed=noise.seed, unit_rounding=noise.unit_rounding)
-        return _outputs(self._before, case, noise=simulated)
+        return _outputs(self._before, case, noise=noise)
 
     def compare(self, case: Case, trial: Trial) -> None:
         """The rewritten program with the original."""

@@ -15,7 +15,7 @@ from spdexport.capture import call_module
 from spdexport.factors import unit_rounding
 from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import reload_onnx
-from spdexport.reference.torch_reference import Noise, evaluate
+from spdexport.reference.torch_reference import evaluate
 from spdexport.verification.approximation import Change, approximation
 from spdexport.verification.compare import failed
 from spdexport.verification.edge import Edge, not_run
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from spdexport.loading import ExampleInputs
     from spdexport.ort.sessions import SessionSettings
     from spdexport.planning import Plan
+    from spdexport.reference.noise import Noise
     from spdexport.reference.onnx_reference import NoiseSpec
     from spdexport.rewrite.onnx_trim import Trimmed
     from spdexport.verification.check import Check
@@ -225,8 +226,7 @@ class _Run(Runner[Case]):
             raise NotTakenError(first_line(error)) from error
 
     def _noisy(self, program: ExportedProgram, case: Case, noise: NoiseSpec) -> Mapping[str, Array]:
-        simulated = Noise(seed=noise.seed, unit_rounding=noise.unit_rounding)
-        return self._outputs(program, case, noise=simulated)
+        return self._outputs(program, case, noise=noise)
 
     def _outputs(
         self,

@@ -27,6 +27,7 @@ import numpy as np
 
 from spdexport.ort.installed import versions
 from spdexport.ort.sessions import RuntimeFailure, SessionSettings
+from spdexport.reference.noise import Magnitudes
 from spdexport.reference.onnx_reference import NoiseSpec, ReferenceUnavailable
 from spdexport.verification.compare import Comparison
 from spdexport.verification.result import Status, Verification
@@ -148,6 +149,8 @@ class Runner(ABC, Generic[C]):
             return f"the reference itself is NaN ({where} has NaN)"
         if trial.overflows:
             return "the model overflows its own dtype"
+        if trial.unsettled:
+            return f"rounding decides whether {', '.join(trial.unsettled)} is finite"
         return None
 
     @property
@@ -187,11 +190,12 @@ class Runner(ABC, Generic[C]):
         rounding: Callable[[NoiseSpec], Mapping[str, Array]],
     ) -> Trial:
         """The tolerance of outputs, from the same with simulated rounding."""
+        shared = Magnitudes()
         return make_trial(
             name,
             exact,
             own,
-            lambda seed, u: rounding(NoiseSpec(seed=seed, unit_rounding=u)),
+            lambda seed, u: rounding(NoiseSpec(seed=seed, unit_rounding=u, magnitudes=shared)),
             seed=self._check.seed,
             unit_rounding=self._u,
             tolerance=self._check.tolerance,

@@ -38,6 +38,8 @@ class Trial:
         perturb: Gives outputs with simulated rounding.
         seed: Of the simulated rounding.
         tolerance: The user's; None for the model's own.
+        unsettled: The float outputs of which simulated rounding makes infinities or NaN where there are none, as of the
+            logarithm of a probability that may be rounded to 0.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Trial:
     perturb: Perturb
     seed: int
     tolerance: Tolerance | None = None
+    unsettled: tuple[str, ...] = ()
 
     def compare(self, values: Mapping[str, Array], reference: Mapping[str, Array] | None = None) -> Comparison:
         """The worst of some outputs against the reference, or against another one to the same tolerance.
@@ -134,12 +137,14 @@ def make_trial(
     """
     u = max(unit_rounding, REFERENCE_UNIT_ROUNDING)
     noisy = [perturb(seed * 1000 + run, u) for run in range(NOISE_RUNS)]
-    floors, stable = {}, {}
+    floors, stable, unsettled = {}, {}, []
     for output, exact in reference.items():
         perturbed = [n[output] for n in noisy]
         if exact.dtype.kind in "fc":
             floors[output] = masked_floor(exact, own[output], perturbed)
             stable[output] = True
+            if any(p.shape == exact.shape and (np.isfinite(exact) & ~np.isfinite(p)).any() for p in perturbed):
+                unsettled.append(output)
         else:
             floors[output] = 0.0
             stable[output] = all(np.array_equal(n, exact) for n in (own[output], *perturbed))
@@ -152,16 +157,17 @@ def make_trial(
         perturb=perturb,
         seed=seed,
         tolerance=tolerance,
+        unsettled=tuple(unsettled),
     )
 
 
 def masked_floor(exact: Array, own: Array, perturbed: Sequence[Array]) -> float:
-    """``floor_of`` over the entries whose reference is finite."""
+    """``floor_of`` over the entries whose reference is finite, without what simulated rounding makes infinite."""
     finite = np.isfinite(exact)
     return floor_of(
         np.where(finite, exact, 0),
         np.where(finite, own, np.zeros((), own.dtype)).astype(own.dtype),
-        [np.where(finite, p, 0) for p in perturbed if p.shape == exact.shape],
+        [np.where(finite, np.where(np.isfinite(p), p, exact), 0) for p in perturbed if p.shape == exact.shape],
     )
 
 

@@ -12,7 +12,7 @@ from spdexport.factors import absorb_mask, delta, u_filters, unit_rounding, v_fi
 from spdexport.forms import DeltaUse, Role
 from spdexport.names import layer_of_call
 from spdexport.reference.masked_reference import Masked, evaluate_masked
-from spdexport.reference.torch_reference import Noise
+from spdexport.reference.noise import Noise
 from spdexport.verification.inputs import Case, feeds
 from spdexport.verification.result import EdgeResult, Status
 

@@ -310,8 +310,8 @@ def test_noise_repeats_with_its_seed_and_differs_between_nodes():
     again = reference.run(x, noise=NoiseSpec(seed=1, unit_rounding=1e-3))
     other = reference.run(x, noise=NoiseSpec(seed=2, unit_rounding=1e-3))
     np.testing.assert_array_equal(first["y"], again["y"])
-    assert (first["y"] != other["y"]).all()
-    assert (first["y"] != first["z"]).all()
+    assert (first["y"] != other["y"]).any()
+    assert (first["y"] != first["z"]).any()
     np.testing.assert_array_equal(reference.run(x)["y"], x["x"] @ x["x"])
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from spdexport.verification.compare import compare, floor_of, worst
 from spdexport.verification.result import Status
+from spdexport.verification.trial import make_trial
 
 EXACT = np.array([1.0, -2.0, 0.0])
 
@@ -51,3 +52,27 @@ def test_integers_are_equal_or_unstable() -> None:
 
 def test_no_outputs_prove_nothing() -> None:
     assert worst([]).status is Status.FAIL
+
+
+def test_numbers_below_the_smallest_normal_one_may_be_flushed_to_zero() -> None:
+    small = np.array([3e-39, -1e-40])
+    floor = floor_of(small, small.astype(np.float32), [])
+    assert compare("y", np.zeros(2, np.float32), small, floor).status is Status.PASS
+    half = np.array([3e-6, 1e-7])
+    floor = floor_of(half, half.astype(np.float16), [])
+    assert compare("y", half.astype(np.float16), half, floor).noise_ratio <= 0.5
+    assert compare("y", np.zeros(2, np.float16), half, floor).status is Status.FAIL
+
+
+def test_what_rounding_makes_infinite_is_no_tolerance() -> None:
+    exact = np.array([1.0, -16.0])
+    trial = make_trial(
+        "case",
+        {"y": exact},
+        {"y": exact.astype(np.float32)},
+        lambda seed, u: {"y": np.array([1.0 + u, -np.inf if seed else -16.0])},
+        seed=0,
+        unit_rounding=2.0**-24,
+    )
+    assert trial.unsettled == ("y",)
+    assert trial.floors["y"] < 1e-5

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from rounding_nets import NETS, rounding_net
 from small_nets import SMALL, TRANSFORMERS, deep, image, mobilenet, near_100, settled
 
 from spdexport import pipeline
@@ -43,6 +44,55 @@ def test_a_correct_file_passes_alone(make: Callable[[], Net], tmp_path: Path) ->
     found = pipeline.verify(tmp_path / "m.onnx")
     assert found.verdict is Status.PASS, found.edges
     assert [e.edge for e in found.edges if e.status is Status.PASS] == list(RUN)
+
+
+FAST = ("mean over 64 x 64", "group norm", "running sums", "one logit, sigmoid near 0", "one logit, SiLU", "softmax")
+
+
+def assert_passes(net: str, seed: int, folder: Path) -> None:
+    """A conversion and its file alone pass; how near they come to failing is in benchmarks/results/noise.md."""
+    module, inputs = rounding_net(net, seed)
+    done = pipeline.convert(module, folder / "m.onnx", inputs=inputs, seed=seed)
+    assert done.verification is not None
+    assert done.verdict is Status.PASS, (seed, done.verification.edges)
+    alone = pipeline.verify(folder / "m.onnx", seed=seed)
+    assert alone.verdict is Status.PASS, (seed, alone.edges)
+    for edge in (*done.verification.edges, *alone.edges):
+        assert (edge.noise_ratio or 0.0) <= FACTOR / 2, (seed, edge)
+
+
+@pytest.mark.parametrize("net", FAST)
+def test_a_model_whose_kernels_round_much_passes(net: str, tmp_path: Path) -> None:
+    assert_passes(net, 0, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("net", NETS)
+def test_models_whose_kernels_round_much_pass_with_any_weights(net: str, tmp_path: Path) -> None:
+    for seed in range(20):
+        assert_passes(net, seed, tmp_path)
+
+
+def test_activations_in_bfloat16_fail_behind_a_long_sum_too(tmp_path: Path) -> None:
+    # The tolerance of a mean over 64 x 64 places is that of its terms, not of the worst that they could be.
+    module, inputs = rounding_net("mean over 64 x 64", 0)
+
+    class Rounded(torch.nn.Module):
+        def __init__(self, kind: torch.dtype) -> None:
+            super().__init__()
+            self.net, self.kind = module, kind
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = torch.relu(self.net.conv(x)).to(self.kind).to(x.dtype)  # type: ignore[operator]
+            result: torch.Tensor = self.net.fc(self.net.pool(y).flatten(1))  # type: ignore[operator]
+            return result
+
+    pipeline.convert(module, tmp_path / "m.onnx", inputs=inputs, verify=False)
+    for kind in (torch.bfloat16, torch.float16):
+        file = tmp_path / f"{kind}.onnx"
+        torch.onnx.export(Rounded(kind).eval(), inputs, str(file), dynamo=True, verbose=False)
+        found = pipeline.verify(file, against=tmp_path / "m.onnx", inputs=inputs)
+        assert next(e for e in found.edges if e.edge == "export").status is Status.FAIL, kind
 
 
 @pytest.mark.slow
