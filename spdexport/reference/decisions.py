@@ -123,7 +123,7 @@ class Rule(ABC):
         named = all(i < len(node.output_names) and node.output_names[i] for i in self.taken)
         return named and any(value is not None and value.dtype.kind == "f" for value in read)
 
-    def choice(self, node: Decision, values: Sequence[Array]) -> Any:
+    def choice(self, node: Decision, values: Sequence[Array]) -> Any:  # noqa: ARG002 - some tell it from the inputs too
         """The choice that a session's outputs tell; ``values`` are those in ``taken``."""
         return values
 

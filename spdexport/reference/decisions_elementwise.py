@@ -19,6 +19,7 @@ class _Taken(Rule):
     """An operator with one output, that is the choice."""
 
     def given(self, node: Decision, choice: Any) -> list[Array]:
+        """All outputs, given the choice."""
         return [np.asarray(choice[0], dtype=node.outputs[0].dtype)]
 
 
@@ -28,6 +29,7 @@ class Comparison(_Taken):
     reads = (0, 1)
 
     def judge(self, node: Decision, choice: Any, noises: Noises) -> Judged:
+        """Whether rounding explains the choice."""
         with np.errstate(invalid="ignore"):
             margins = np.abs(node.x - node.input(1))
         noise = noises.of(0) + noises.of(1)
@@ -45,6 +47,7 @@ class Rounding(_Taken):
         self._region = region
 
     def judge(self, node: Decision, choice: Any, noises: Noises) -> Judged:
+        """Whether rounding explains the choice."""
         got = choice[0].astype(np.float64)
         margins = distance(node.x, *self._region(got))
         return differing(node.outputs[0], choice[0], np.where(got == np.rint(got), margins, np.inf), noises.of(0))
@@ -54,9 +57,11 @@ class ToNumber(Rounding):
     """A cast from floats to integers or to bool; one to floats chooses nothing."""
 
     def chooses(self, node: Decision) -> bool:
+        """Whether the node chooses, and can be followed."""
         return node.outputs[0].dtype.kind in "iub" and super().chooses(node)
 
     def judge(self, node: Decision, choice: Any, noises: Noises) -> Judged:
+        """Whether rounding explains the choice."""
         if node.outputs[0].dtype.kind != "b":
             return super().judge(node, choice, noises)
         return differing(node.outputs[0], choice[0], np.abs(node.x), noises.of(0))
@@ -68,9 +73,11 @@ class Quantize(_Taken):
     reads = (0, 1)
 
     def chooses(self, node: Decision) -> bool:
+        """Whether the node chooses, and can be followed."""
         return is_integer(node.outputs[0].dtype) and super().chooses(node)
 
     def judge(self, node: Decision, choice: Any, noises: Noises) -> Judged:
+        """Whether rounding explains the choice."""
         scale, zero = self._spread(node, node.input(1)), 0.0
         if len(node.inputs) > 2 and node.inputs[2] is not None:
             zero = self._spread(node, node.inputs[2].astype(np.float64))  # type: ignore[assignment]
@@ -98,9 +105,11 @@ class DynamicQuantize(Rule):
     taken: ClassVar[tuple[int, ...]] = (0, 2)
 
     def given(self, node: Decision, choice: Any) -> list[Array]:
+        """All outputs, given the choice."""
         return [choice[0], node.outputs[1], choice[1]]
 
     def judge(self, node: Decision, choice: Any, noises: Noises) -> Judged:
+        """Whether rounding explains the choice."""
         x, scale, rounding = node.x, node.outputs[1].astype(np.float64), noises.rounding
         most = np.max(noises.of(0), initial=0.0)
         scale_noise = 2 * most / 255 + rounding * scale
@@ -126,15 +135,18 @@ class Remainder(Rule):
     reads = (0, 1)
 
     def choice(self, node: Decision, values: Sequence[Array]) -> Any:
+        """The choice that the outputs tell."""
         with np.errstate(all="ignore"):
             return np.rint((node.x - values[0].astype(np.float64)) / node.input(1))
 
     def given(self, node: Decision, choice: Any) -> list[Array]:
+        """All outputs, given the choice."""
         with np.errstate(all="ignore"):
             found = node.x - choice * node.input(1)
         return [np.where(np.isfinite(found), found, node.outputs[0])]
 
     def judge(self, node: Decision, choice: Any, noises: Noises) -> Judged:
+        """Whether rounding explains the choice."""
         divisor = node.input(1)
         with np.errstate(all="ignore"):
             times = node.x / divisor
@@ -150,16 +162,19 @@ class Threshold(Rule):
     """ThresholdedRelu and Shrink: an element is let through or not."""
 
     def choice(self, node: Decision, values: Sequence[Array]) -> Any:
+        """The choice that the outputs tell."""
         own = node.outputs[0]
         passed = np.where(values[0] == 0, 0.0, np.sign(node.x))
         # What is let through may be 0 itself.
         return np.where((own == 0) == (values[0] == 0), self._own(node), passed)
 
     def given(self, node: Decision, choice: Any) -> list[Array]:
+        """All outputs, given the choice."""
         bias = 0.0 if node.op == "ThresholdedRelu" else float(node.attributes.get("bias", 0.0))
         return [np.where(choice == 0, 0.0, node.x - choice * bias)]
 
     def judge(self, node: Decision, choice: Any, noises: Noises) -> Judged:
+        """Whether rounding explains the choice."""
         limit = self._limit(node)
         size = node.x if node.op == "ThresholdedRelu" else np.abs(node.x)
         return differing(self._own(node), choice, np.abs(size - limit), noises.of(0))

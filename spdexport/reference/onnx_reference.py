@@ -25,8 +25,8 @@ from onnx.reference.op_run import OpRun, RuntimeContextError
 
 from spdexport.errors import ExampleInputError
 from spdexport.files.reading import first_line
-from spdexport.reference.decisions_table import RULES
 from spdexport.reference.decisions import Decide, Decision
+from spdexport.reference.decisions_table import RULES
 from spdexport.reference.onnx_bounds import Allowance, BeyondLimitError, check_output
 from spdexport.reference.onnx_operators import OPERATORS, promote
 from spdexport.reference.onnx_windows import WINDOW_OPERATORS

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch
+
 from spdexport.arrays import to_numpy
 from spdexport.files.onnx_reading import reload_onnx
 from spdexport.names import layer_of_call
@@ -16,10 +18,9 @@ from spdexport.verification.tapping import TAPPING_HIDES, as_it_is, channel_rati
 from spdexport.verification.trial import NOISE_RUNS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
-    import torch
     from torch.export import ExportedProgram
 
     from spdexport.conv import Array
@@ -150,6 +151,41 @@ def layer_ratios(
         return False
 
     _visit(lowered, case, values, unit_rounding, visit, runs=NOISE_RUNS, meant=meant)
+    return found
+
+
+STEPS = {
+    getattr(torch.ops.aten, op).default
+    for op in ("floor", "ceil", "round", "trunc", "sign", "hardshrink", "grid_sampler", "grid_sampler_2d")
+} | {torch.ops.aten.fmod.Scalar, torch.ops.aten.fmod.Tensor, torch.ops.aten.remainder.Scalar}
+"""Operators whose floats jump; what else chooses gives integers or truth values somewhere."""
+
+
+def choosing_nodes(program: ExportedProgram) -> set[str]:
+    """The names of the nodes whose floats jump."""
+    return {node.name for node in program.graph.nodes if node.target in STEPS}
+
+
+def node_values(
+    program: ExportedProgram, case: Case, names: Collection[str], outputs: Sequence[str]
+) -> dict[str, Array]:
+    """What a program has in float64 for some values of the file made of it.
+
+    Args:
+        program: Whose nodes have the names of the file's values.
+        case: The inputs.
+        names: Of the file's values.
+        outputs: As for ``first_divergent_value``.
+    """
+    ends = [getattr(a, "name", "") for a in program.graph.output_node().args[0]]
+    renamed = dict(zip([name for name in ends if name], outputs, strict=False))
+    found: dict[str, Array] = {}
+
+    def watch(name: str, tensor: torch.Tensor) -> None:
+        for known in {name, renamed.get(name, name)} & set(names):
+            found[known] = to_numpy(tensor)
+
+    evaluate(program, case.inputs.args, case.inputs.kwargs, watch=watch)
     return found
 
 

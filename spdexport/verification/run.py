@@ -18,9 +18,16 @@ from spdexport.files.onnx_reading import reload_onnx
 from spdexport.reference.torch_reference import Noise, evaluate
 from spdexport.verification.approximation import Change, approximation
 from spdexport.verification.compare import failed
+from spdexport.verification.decisions_followed import Following
 from spdexport.verification.edge import Edge, not_run
 from spdexport.verification.inputs import Case, cases, feeds
-from spdexport.verification.locate import first_divergent_layer, first_divergent_value, layer_ratios
+from spdexport.verification.locate import (
+    choosing_nodes,
+    first_divergent_layer,
+    first_divergent_value,
+    layer_ratios,
+    node_values,
+)
 from spdexport.verification.masks import mask_fault
 from spdexport.verification.module_calls import effective_parameters, first_divergent_module
 from spdexport.verification.per_layer import Patches, layer_results, read_in_program
@@ -33,7 +40,7 @@ from spdexport.verification.variable import MaskedModel, factors_fault
 from spdexport.verification.weight_errors import WeightErrors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from pathlib import Path
 
     import onnx_ir as ir
@@ -109,6 +116,8 @@ class _Run(Runner[Case]):
         self._names = _output_names(subject)
         self._own = self._names[: len(self._names) - len(subject.plan.runtime_outputs)]
         self._draws = _draws(subject.intended)
+        if subject.file is not None:
+            self._following = Following(subject.file, unit_rounding=u, seed=check.seed, is_right=False)
         self._changes: list[Change] = []
         self._errors = WeightErrors()
         self._patches = Patches(read_in_program(subject.effective, subject.plan))
@@ -167,11 +176,27 @@ class _Run(Runner[Case]):
 
     def reference(self, case: Case) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
         """What the intended program gives, in float64 and in its own dtypes."""
-        return self._evaluated(self._subject.intended, case)
+        self._steady.begin(is_exact=True)
+        return self._evaluated(self._subject.intended, case, watch=self._steadiness(self._subject.intended))
 
     def perturbed(self, case: Case, noise: NoiseSpec) -> Mapping[str, Array]:
         """What the intended program gives, with simulated rounding."""
-        return self._noisy(self._subject.intended, case, noise)
+        self._steady.begin(is_exact=False)
+        return self._noisy(self._subject.intended, case, noise, watch=self._steadiness(self._subject.intended))
+
+    def chosen(self, case: Case, names: Collection[str]) -> Mapping[str, Array]:
+        """Of the values that have the names of the lowered program's nodes."""
+        lowered = self._subject.lowered()
+        return node_values(lowered, case, names, self._names)
+
+    def _steadiness(self, program: ExportedProgram) -> Callable[[str, torch.Tensor], None]:
+        choosing = choosing_nodes(program)
+
+        def watch(name: str, value: torch.Tensor) -> None:
+            if name in choosing or not (value.is_floating_point() or value.is_complex()):
+                self._steady.see(name, [to_numpy(value)])
+
+        return watch
 
     def unusable(self, case: Case, trial: Trial) -> str | None:
         """Also where the outputs are random, or rounding decides about the masks."""
@@ -218,15 +243,23 @@ class _Run(Runner[Case]):
         exact, own = self._evaluated(program, case)
         return self.measured(case.name, exact, own, lambda noise: self._noisy(program, case, noise))
 
-    def _evaluated(self, program: ExportedProgram, case: Case) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
+    def _evaluated(
+        self, program: ExportedProgram, case: Case, watch: Callable[[str, torch.Tensor], None] | None = None
+    ) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
         try:
-            return self._outputs(program, case), self._outputs(program, case, float64=False)
+            return self._outputs(program, case, watch=watch), self._outputs(program, case, float64=False)
         except NOT_TAKEN as error:
             raise NotTakenError(first_line(error)) from error
 
-    def _noisy(self, program: ExportedProgram, case: Case, noise: NoiseSpec) -> Mapping[str, Array]:
+    def _noisy(
+        self,
+        program: ExportedProgram,
+        case: Case,
+        noise: NoiseSpec,
+        watch: Callable[[str, torch.Tensor], None] | None = None,
+    ) -> Mapping[str, Array]:
         simulated = Noise(seed=noise.seed, unit_rounding=noise.unit_rounding)
-        return self._outputs(program, case, noise=simulated)
+        return self._outputs(program, case, noise=simulated, watch=watch)
 
     def _outputs(
         self,
