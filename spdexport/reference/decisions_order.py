@@ -69,11 +69,12 @@ class OneHotLargest(Rule):
         """Whether rounding explains the choice."""
         got, x, noise = choice[0].astype(np.float64), node.x, np.broadcast_to(noises.of(0), node.x.shape)
         axis = int(node.attributes.get("axis", -1 if node.version >= 13 else 1))
-        rows = [got, node.outputs[0], x, noise]
+        right = node.outputs[0]
         if node.version < 13:
             # Before opset 13 all axes from `axis` on are one.
-            rows, axis = [v.reshape(int(np.prod(x.shape[:axis])), -1) for v in rows], -1
-        got, right, x, noise = rows
+            rows = int(np.prod(x.shape[:axis]))
+            got, right, x, noise = (v.reshape(rows, -1) for v in (got, right, x, noise))
+            axis = -1
         if not (np.isin(got, (0, 1)).all() and (got.sum(axis=axis) == 1).all()):
             return nothing("it does not give a single 1 among zeros")
         chosen, own = (np.argmax(v, axis=axis, keepdims=True) for v in (got, right))
@@ -98,7 +99,8 @@ class LargestInWindow(Rule):
         mine, theirs = self._places(node, own), self._places(node, got)
         kernel = node.attributes["kernel_shape"]
         steps = node.attributes.get("dilations") or [1] * len(kernel)
-        beside = (mine[0] != theirs[0]) | (mine[1] != theirs[1])
+        sample, channel, *_ = np.indices(got.shape, sparse=True)
+        beside = (theirs[0] != sample) | (theirs[1] != channel)
         for here, there, size, step in zip(mine[2:], theirs[2:], kernel, steps, strict=True):
             beside |= (np.abs(here - there) > (size - 1) * step) | ((here - there) % step != 0)
         noise = np.broadcast_to(noises.of(0), x.shape)
@@ -191,8 +193,8 @@ def ordered(
         wrong |= beaten
         margins = np.where(beaten, best_value - taken, margins)
         sizes = np.where(beaten, best_noise + taken_noise, sizes)
-    found = (np.moveaxis(v, -1, axis) for v in (mine, theirs, margins, sizes, wrong))
-    return differing(*found)
+    mine, theirs, margins, sizes, wrong = (np.moveaxis(v, -1, axis) for v in (mine, theirs, margins, sizes, wrong))
+    return differing(mine, theirs, margins, sizes, wrong)
 
 
 def _without(found: Judged, axis: int) -> Judged:

@@ -53,9 +53,9 @@ class NearestSample(Rule):
         worst = np.where(differs, margins - noise, -np.inf).argmax(axis=-1)[..., None]
         sizes = np.asarray(self._sizes(node))
         strides = np.concatenate(([1], np.cumprod(sizes)[:-1]))
-        flat = [(np.clip(v, 0, sizes - 1) * strides).sum(axis=-1) for v in (own, choice)]
+        right, got = ((np.clip(v, 0, sizes - 1) * strides).sum(axis=-1) for v in (own, choice))
         margin, size = (np.take_along_axis(v, worst, axis=-1)[..., 0] for v in (margins, noise))
-        return differing(*flat, margin, size)
+        return differing(right, got, margin, size)
 
     def _sizes(self, node: Decision) -> list[int]:
         """The input's spatial sizes, in the order of the grid's axes, which is the other way round."""

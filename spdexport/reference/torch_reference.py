@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Interpreter
 
+from spdexport.reference.decisions_torch import NODES, decided
 from spdexport.rewrite.constants import changed_in_place
 from spdexport.rewrite.torch_graph import CONVOLUTIONS, arguments, operands
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from torch.export import ExportedProgram
+
+    from spdexport.reference.decisions import Decide
 
 aten = torch.ops.aten
 
@@ -57,6 +60,7 @@ def evaluate(
     noise: Noise | None = None,
     watch: Callable[[str, torch.Tensor], None] | None = None,
     replaced: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] | None = None,
+    decide: Decide | None = None,
 ) -> list[Any]:
     """The outputs of a program, flattened in their own order.
 
@@ -68,8 +72,9 @@ def evaluate(
         noise: Noise to add; needs ``float64``.
         watch: Called with each node's name and tensor as it is computed, so that none need be kept.
         replaced: What is computed in the place of layers, by the names of their nodes, from what they read.
+        decide: Told each node that chooses; what it gives takes the place of the node's outputs.
     """
-    runner = _Runner(program.graph_module, float64=float64, noise=noise, watch=watch, replaced=replaced)
+    runner = _Runner(program.graph_module, float64=float64, noise=noise, watch=watch, replaced=replaced, decide=decide)
     with torch.no_grad():
         result = runner.run(*_operands(program, args, kwargs or {}, runner))
     return list(result)
@@ -140,9 +145,11 @@ class _Runner(Interpreter):
         noise: Noise | None,
         watch: Callable[[str, torch.Tensor], None] | None,
         replaced: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] | None = None,
+        decide: Decide | None = None,
     ) -> None:
         super().__init__(module, garbage_collect_values=True)
         self._replaced = replaced or {}
+        self._decide = decide
         self._float64 = float64
         self._noise = noise
         self._watch = watch
@@ -158,6 +165,10 @@ class _Runner(Interpreter):
             result: Any = self._replaced[n.name](self._promote(self.env[operands(n).data]))
         else:
             result = super().run_node(n)
+        if self._decide is not None and n.target in NODES:
+            values = {k: self.env[v] if isinstance(v, torch.fx.Node) else v for k, v in arguments(n).items()}
+            given = {k: self._promote(v) if self._float64 else v for k, v in values.items()}
+            result = decided(self._decide, n.name, n.target, given, result)
         if n.op == "call_function" and isinstance(result, torch.Tensor):
             if self._noise is not None and n.target in NOISY:
                 result = result + self._perturbation(n, result)

@@ -131,6 +131,17 @@ def follow(
     return Given(outputs=outputs, noisy=noisy, followed=followed, wrong=wrong, unsteady=tuple(watch.unsteady))
 
 
+def recording(values: dict[str, Array]) -> Decide:
+    """What remembers how a model chooses by itself, by the names of its values."""
+
+    def decide(node: Decision) -> None:
+        rule = RULES[node.op]
+        if not node.is_inner and rule.chooses(node):
+            values.update({node.output_names[i]: node.outputs[i] for i in rule.taken})
+
+    return decide
+
+
 def forcing(values: Mapping[str, Array]) -> Decide:
     """What makes a model choose as some inner values tell."""
     watch = _Watch(values, False)
@@ -234,7 +245,7 @@ class _Watch:
 
     def judged(self, unit_rounding: float) -> tuple[tuple[Choice, ...], Choice | None]:
         """The nodes that were followed, and the first wrong one."""
-        followed = []
+        followed: list[Choice] = []
         for name, seen in self._seen.items():
             noises = Noises(
                 inputs=tuple(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
+from onnx import inliner
 
 from spdexport.files.onnx_reading import reload_onnx, reload_proto
 from spdexport.ort.sessions import RuntimeFailure
@@ -99,9 +100,9 @@ class Following:
             tapped = with_choices(self._model, self._file, self._names, inputs, settings)
             given = self._given({name: tapped[name] for name in self._names})
         except ReferenceUnavailable as error:
-            return Followed(found=found, remark=f"the decisions could not be followed: {error}")
+            return Followed(found=_with(found, f"the decisions could not be followed: {error}"))
         except RuntimeFailure as error:
-            return Followed(found=found, remark=f"the decisions could not be tapped: {error}")
+            return Followed(found=_with(found, f"the decisions could not be tapped: {error}"))
         if given.wrong is not None:
             reason = f"a wrong decision: {given.wrong.words}"
             layers = {v.name: layer_at(node) for node in reload_onnx(self._file).graph for v in node.outputs}
@@ -132,7 +133,7 @@ class Following:
         if self._model is None:
             self._model = reload_proto(self._file)
             if self._model.functions:
-                self._model = onnx.inliner.inline_local_functions(self._model)
+                self._model = inliner.inline_local_functions(self._model)
             self._names = _choices(self._model)
             if self._names:
                 self._reference = OnnxReference(self._model, self._file.parent)
@@ -192,9 +193,10 @@ class Following:
         if given.unsteady:
             reason = f"{found.reason}; rounding decides at {', '.join(given.unsteady)}, which could not be followed"
             return Followed(found=replace(found, status=Status.INCONCLUSIVE, reason=reason), told=told)
-        return Followed(found=found, told=told, **self._fault(settings, tapped))
+        layer, remark = self._fault(settings, tapped)
+        return Followed(found=found, told=told, layer=layer, remark=remark)
 
-    def _fault(self, settings: SessionSettings, tapped: Mapping[str, Array]) -> dict[str, str | None]:
+    def _fault(self, settings: SessionSettings, tapped: Mapping[str, Array]) -> tuple[str | None, str]:
         """The first layer that diverges, given the choices."""
         model = reload_onnx(self._file)
         decide = forcing({name: tapped[name] for name in self._names})
@@ -204,8 +206,8 @@ class Following:
                 self._file, model, evaluated, self._inputs, settings, unit_rounding=self._u, decide=decide
             )
         except RuntimeFailure as error:
-            return {"layer": None, "remark": f"the layers could not be tapped: {error}"}
-        return {"layer": layer, "remark": "" if layer else TAPPING_HIDES}
+            return None, f"the layers could not be tapped: {error}"
+        return layer, "" if layer else TAPPING_HIDES
 
     def _is_near(self) -> bool:
         """Whether all that counts as rounding, at once, would change a choice."""
@@ -214,6 +216,11 @@ class Following:
             steady.begin(is_exact=noise is None)
             self._evaluate(noise, steady.decide)
         return bool(steady.changed)
+
+
+def _with(found: Comparison, why: str) -> Comparison:
+    """What was found, with the reason why decisions have no part in it; a pass stands as it is."""
+    return found if found.status is Status.PASS else replace(found, reason=f"{found.reason}; {why}")
 
 
 def _choices(model: onnx.ModelProto) -> list[str]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import torch
-
 from spdexport.arrays import to_numpy
 from spdexport.files.onnx_reading import reload_onnx
 from spdexport.names import layer_of_call
 from spdexport.ort.sessions import RuntimeFailure, SessionSettings
+from spdexport.reference.decisions_torch import NODES
 from spdexport.reference.torch_reference import Noise, evaluate, evaluate_together
 from spdexport.rewrite.torch_graph import module_path
 from spdexport.verification.layers import layer_of_weight
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
+    import torch
     from torch.export import ExportedProgram
 
     from spdexport.conv import Array
@@ -154,16 +154,9 @@ def layer_ratios(
     return found
 
 
-STEPS = {
-    getattr(torch.ops.aten, op).default
-    for op in ("floor", "ceil", "round", "trunc", "sign", "hardshrink", "grid_sampler", "grid_sampler_2d")
-} | {torch.ops.aten.fmod.Scalar, torch.ops.aten.fmod.Tensor, torch.ops.aten.remainder.Scalar}
-"""Operators whose floats jump; what else chooses gives integers or truth values somewhere."""
-
-
 def choosing_nodes(program: ExportedProgram) -> set[str]:
-    """The names of the nodes whose floats jump."""
-    return {node.name for node in program.graph.nodes if node.target in STEPS}
+    """The names of the nodes that choose; what they are not told of gives integers or truth values."""
+    return {node.name for node in program.graph.nodes if node.target in NODES}
 
 
 def node_values(
