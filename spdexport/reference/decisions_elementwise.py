@@ -50,7 +50,8 @@ class Rounding(_Taken):
         """Whether rounding explains the choice."""
         got = choice[0].astype(np.float64)
         margins = distance(node.x, *self._region(got))
-        return differing(node.outputs[0], choice[0], np.where(got == np.rint(got), margins, np.inf), noises.of(0))
+        possible = got == (np.sign(got) if node.op == "Sign" else np.rint(got))
+        return differing(node.outputs[0], choice[0], np.where(possible, margins, np.inf), noises.of(0))
 
 
 class ToNumber(Rounding):

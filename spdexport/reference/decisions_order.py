@@ -99,10 +99,10 @@ class LargestInWindow(Rule):
         mine, theirs = self._places(node, own), self._places(node, got)
         kernel = node.attributes["kernel_shape"]
         steps = node.attributes.get("dilations") or [1] * len(kernel)
-        sample, channel, *_ = np.indices(got.shape, sparse=True)
-        beside = (theirs[0] != sample) | (theirs[1] != channel)
-        for here, there, size, step in zip(mine[2:], theirs[2:], kernel, steps, strict=True):
-            beside |= (np.abs(here - there) > (size - 1) * step) | ((here - there) % step != 0)
+        here = np.indices(got.shape)
+        beside = (theirs[0] != here[0]) | (theirs[1] != here[1])
+        for mine_at, there, size, step in zip(mine[2:], theirs[2:], kernel, steps, strict=True):
+            beside |= (np.abs(mine_at - there) > (size - 1) * step) | ((mine_at - there) % step != 0)
         noise = np.broadcast_to(noises.of(0), x.shape)
         with np.errstate(invalid="ignore"):
             margins = np.abs(x[mine] - x[theirs])
@@ -113,9 +113,8 @@ class LargestInWindow(Rule):
         """The indices as places in the input, one array for each axis."""
         shape = node.x.shape
         if node.attributes.get("of_plane"):  # as torch counts
-            samples, channels, *_ = np.indices(indices.shape, sparse=True)
-            inner = np.unravel_index(indices, shape[2:])
-            return tuple(np.broadcast_arrays(samples, channels, *inner))
+            here = np.indices(indices.shape)
+            return (here[0], here[1], *np.unravel_index(indices, shape[2:]))
         if not node.attributes.get("storage_order"):
             return tuple(np.unravel_index(indices, shape))
         plane = int(np.prod(shape[2:]))
