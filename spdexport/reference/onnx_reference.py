@@ -23,6 +23,8 @@ from onnx.reference.op_run import OpFunction, RuntimeContextError
 
 from spdexport.errors import ExampleInputError
 from spdexport.files.reading import first_line
+from spdexport.reference.decisions import Decide, Decision
+from spdexport.reference.decisions_table import RULES
 from spdexport.reference.noise import Magnitudes, Noise, undisturbed
 from spdexport.reference.onnx_bounds import Allowance, BeyondLimitError, check_output
 from spdexport.reference.onnx_operators import OPERATORS, promote
@@ -89,6 +91,7 @@ class OnnxReference:
         *,
         noise: Noise | None = None,
         watch: Callable[[str, Array], None] | None = None,
+        decide: Decide | None = None,
     ) -> dict[str, Array]:
         """The model's outputs: float64 where the file has a float of up to 32 bits, else of the file's dtype.
 
@@ -97,6 +100,8 @@ class OnnxReference:
             noise: Rounding noise to add, in subgraphs and functions too.
             watch: Called with the name and array of each node's outputs as they come. Nodes inside subgraphs and
                 functions are not watched, for their names are not the model's.
+            decide: Told each node that chooses, in subgraphs and functions too; what it gives takes the place of the
+                node's outputs.
 
         Returns:
             The outputs by name, in the model's order.
@@ -114,7 +119,7 @@ class OnnxReference:
                 where=f"inputs {', '.join(inputs) or '(none)'}",
                 hint=f"Give the model its inputs: {', '.join(sorted(self._accepted))}.",
             )
-        token = _RUN.set(_Run(self._evaluator, self._base_dir, noise, watch))
+        token = _RUN.set(_Run(self._evaluator, self._base_dir, noise, watch, decide))
         try:
             values = self._evaluator.run(None, {name: promote(value) for name, value in inputs.items()})
         finally:
@@ -131,7 +136,9 @@ class _Run:
         base_dir: str,
         noise: Noise | None,
         watch: Callable[[str, Array], None] | None,
+        decide: Decide | None,
     ) -> None:
+        self.decide = decide
         self.top = top
         self.base_dir = base_dir
         self.noise = noise
@@ -222,6 +229,9 @@ class _Evaluator(ReferenceEvaluator):
             outputs = _compute(node, arguments, settings, version)
             if run.noise is not None and index not in self._still:
                 outputs = _with_noise(node, arguments, settings, outputs, run, version)
+            if run.decide is not None and node.op_type in RULES and not node.domain:
+                decision = _decision(node, arguments, settings, outputs, version, is_inner=self is not run.top)
+                outputs = list(run.decide(decision) or outputs)
             for name, value in zip(node.output, outputs, strict=False):
                 if name:
                     values[name] = value
@@ -259,6 +269,30 @@ def _compute(node: Any, arguments: Sequence[Any], settings: dict[str, Any], vers
         cause = error.__cause__ or error  # onnx wraps errors in one that only lists Python types
         reason = f"{type(cause).__name__}: {cause}"
         raise ReferenceUnavailable(*_identity(node.onnx_node), reason) from error
+
+
+def _decision(
+    node: Any,
+    arguments: Sequence[Any],
+    settings: dict[str, Any],
+    outputs: Sequence[Any],
+    version: int,
+    *,
+    is_inner: bool,
+) -> Decision:
+    """A node that chooses, as rules see it."""
+    found = {a.name: onnx.helper.get_attribute_value(a) for a in node.onnx_node.attribute}
+    return Decision(
+        op=node.op_type,
+        name=_identity(node.onnx_node)[1],
+        inputs=tuple(arguments),
+        outputs=tuple(outputs),
+        output_names=tuple(node.output),
+        attributes={name: v.decode() if isinstance(v, bytes) else v for name, v in found.items()},
+        compute=lambda inputs: _compute(node, inputs, settings, version),
+        version=version,
+        is_inner=is_inner,
+    )
 
 
 def _with_noise(

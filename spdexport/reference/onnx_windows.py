@@ -199,7 +199,11 @@ class MaxPool(OpRun):
 
     def _run(self, x: Array, **attributes: Any) -> tuple[Array, ...]:
         if len(self.output) > 1:
-            return run_stock(StockMaxPool, self, x, **attributes)
+            values, indices = run_stock(StockMaxPool, self, x, **attributes)
+            # ONNX counts over the whole tensor, and onnx's own over the plane of a sample and a channel.
+            plane = math.prod(x.shape[2:])
+            planes = np.arange(math.prod(x.shape[:2])).reshape(*x.shape[:2], *[1] * (x.ndim - 2))
+            return values, indices % plane + plane * planes
         attributes.pop("storage_order", None)  # matters to Indices alone
         pool = _Pool(x, attributes.pop("kernel_shape"), **{"dilations": None, **attributes})
         lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min

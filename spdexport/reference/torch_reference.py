@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Interpreter
 
+from spdexport.reference.decisions_torch import NODES, decided
 from spdexport.reference.noise import Magnitudes, Noise, undisturbed
 from spdexport.reference.rounding_torch import (
     DECISIONS,
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
     from torch.export import ExportedProgram
 
+    from spdexport.reference.decisions import Decide
+
 aten = torch.ops.aten
 
 LOW_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -44,6 +47,7 @@ def evaluate(
     noise: Noise | None = None,
     watch: Callable[[str, torch.Tensor], None] | None = None,
     replaced: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] | None = None,
+    decide: Decide | None = None,
 ) -> list[Any]:
     """The outputs of a program, flattened in their own order.
 
@@ -55,9 +59,16 @@ def evaluate(
         noise: Noise to add; needs ``float64``.
         watch: Called with each node's name and tensor as it is computed, so that none need be kept.
         replaced: What is computed in the place of layers, by the names of their nodes, from what they read.
+        decide: Told each node that chooses; what it gives takes the place of the node's outputs.
     """
     runner = _Runner(
-        program.graph_module, float64=float64, noise=noise, watch=watch, replaced=replaced, inputs=_inputs(program)
+        program.graph_module,
+        float64=float64,
+        noise=noise,
+        watch=watch,
+        replaced=replaced,
+        inputs=_inputs(program),
+        decide=decide,
     )
     with torch.no_grad():
         result = runner.run(*_operands(program, args, kwargs or {}, runner))
@@ -137,9 +148,11 @@ class _Runner(Interpreter):
         inputs: Collection[str] | None = None,
         prefix: str = "",
         times: dict[str, int] | None = None,
+        decide: Decide | None = None,
     ) -> None:
         super().__init__(module, garbage_collect_values=True)
         self._replaced = replaced or {}
+        self._decide = decide
         self._float64 = float64
         self._noise = noise
         self._watch = watch
@@ -162,6 +175,10 @@ class _Runner(Interpreter):
         if n.op == "call_function":
             if self._noise is not None and n not in self._still and not is_exact(n.target):
                 result = self._rounded(n, result)
+            if self._decide is not None and n.target in NODES:
+                values = {k: self.env[v] if isinstance(v, torch.fx.Node) else v for k, v in arguments(n).items()}
+                given = {k: self._promote(v) if self._float64 else v for k, v in values.items()}
+                result = decided(self._decide, n.name, n.target, given, result)
             if self._watch is not None and isinstance(result, torch.Tensor):
                 self._watch(n.name, result)
         if n.op == "output" and self._float64:

@@ -14,6 +14,7 @@ from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import reload_onnx
 from spdexport.model_files import read_metadata
 from spdexport.reference.onnx_reference import ReferenceUnavailable
+from spdexport.verification.decisions_followed import Following
 from spdexport.verification.edge import not_run
 from spdexport.verification.file_inputs import (
     FileCase,
@@ -33,7 +34,7 @@ from spdexport.verification.tapping import TAPPING_HIDES, as_it_is
 from spdexport.verification.trial import rounded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import onnx_ir as ir
@@ -111,6 +112,7 @@ class FileRun(Runner[FileCase]):
         u = max((unit_rounding(t.dtype.numpy()) for t in _float_weights(self._right)), default=2.0**-24)
         super().__init__(check, SessionEdges(file, check.providers, is_evaluated=reference == file), u, edges)
         self._evaluated = Evaluated(reference, self._right)
+        self._following = Following(file, unit_rounding=u, seed=check.seed, is_right=reference == file)
         self._given = None if inputs is None else given_tensors(self._inputs, inputs)
         self._meant: Meant = as_it_is
         self._own_inputs, self._origin = own_inputs, "" if inputs is None else inputs.origin
@@ -171,13 +173,27 @@ class FileRun(Runner[FileCase]):
 
     def reference(self, case: FileCase) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
         """What the reference file says, and the same rounded: ONNX Runtime, which would tell more, is judged itself."""
-        exact = self._evaluated.run(case.inputs)
+        self._steady.begin(is_exact=True)
+        exact = self._evaluated.run(case.inputs, decide=self._steady.decide)
         dtypes = {port.name: port.dtype for port in self._outputs}
         return exact, {name: rounded(value, dtypes[name]) for name, value in exact.items()}
 
     def perturbed(self, case: FileCase, noise: NoiseSpec) -> Mapping[str, Array]:
         """What the reference file says, with simulated rounding."""
-        return self._evaluated.run(case.inputs, noise)
+        self._steady.begin(is_exact=False)
+        return self._evaluated.run(case.inputs, noise, decide=self._steady.decide)
+
+    def chosen(self, case: FileCase, names: Collection[str]) -> Mapping[str, Array]:
+        """Of the values that have the same names in the reference."""
+        found: dict[str, Array] = {}
+
+        def watch(name: str, value: Array) -> None:
+            seen = self._meant(name, value) if name in names else None
+            if seen is not None:
+                found[name] = seen
+
+        self._evaluated.run(case.inputs, watch=watch)
+        return found
 
     def unusable(self, case: FileCase, trial: Trial) -> str | None:
         """Also where an inner value is too large for the dtype that the file has it in."""

@@ -24,6 +24,7 @@ class Edge:
         given: A status and reason that stand whatever is compared.
         first: The first layer that diverges.
         remark: What is added to the reason.
+        followed: On which inputs decisions were followed, and what was.
     """
 
     edge: str
@@ -33,6 +34,7 @@ class Edge:
     given: tuple[Status, str] | None = None
     first: str | None = None
     remark: str = ""
+    followed: list[tuple[str, str]] = field(default_factory=list)
 
     def settle(self, status: Status, reason: str) -> None:
         """Fix the result without, or in spite of, comparisons."""
@@ -72,7 +74,10 @@ class Edge:
 
     def _words(self, reason: str) -> str:
         text = f"{self.setting}: {reason}" if self.setting else reason
-        return "; ".join(filter(None, (text, self.remark)))
+        followed = [f"{told}, on input {case}" for case, told in self.followed[:1]]
+        more = len(self.followed) - 1
+        followed += [f"and on {count(more, 'other input')}"] if more > 0 else []
+        return "; ".join(filter(None, (text, self.remark, " ".join(followed))))
 
 
 def not_run(edge: str, reason: str) -> EdgeResult:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from spdexport.conv import Array
+    from spdexport.reference.decisions import Decide
     from spdexport.verification.tapping import Meant
 
 
@@ -53,8 +54,9 @@ class Evaluated:
         inputs: Mapping[str, Array],
         noise: NoiseSpec | None = None,
         watch: Callable[[str, Array], None] | None = None,
+        decide: Decide | None = None,
     ) -> dict[str, Array]:
-        """The outputs by name; ``watch`` is shown the inner values as they come.
+        """The outputs by name; ``watch`` is shown the inner values as they come, ``decide`` what chooses.
 
         Raises:
             ReferenceUnavailable: A node cannot be evaluated.
@@ -73,7 +75,8 @@ class Evaluated:
             if watch is not None:
                 watch(name, value)
 
-        outputs = self._reference.run(inputs, noise=noise, watch=watch if noise is not None else see)
+        seen = watch if noise is not None else see
+        outputs = self._reference.run(inputs, noise=noise, watch=seen, decide=decide)
         if noise is None:
             batch = next((a.shape[0] for a in inputs.values() if a.ndim), 1)
             self.macs_per_sample, self.overflows = macs / max(batch, 1), overflows
@@ -89,6 +92,7 @@ def first_divergent(
     *,
     unit_rounding: float,
     meant: Meant = as_it_is,
+    decide: Decide | None = None,
 ) -> str | None:
     """The first layer, in the order of computation, whose value in a session is more than rounding off.
 
@@ -100,13 +104,16 @@ def first_divergent(
         settings: Of the session.
         unit_rounding: Of the model's dtype.
         meant: What the file has for a value of the model.
+        decide: Makes the model choose as the session does.
 
     Raises:
         RuntimeFailure: The file does not run with all its values as outputs.
     """
     layers = {v.name: layer_of(node) for node in model.graph for v in node.outputs if v.name}
     values = tapped(path, layers, inputs, settings)
-    exact = {n: value for n, value in _exact(evaluated, inputs, values, meant).items() if value.dtype.kind == "f"}
+    exact = {
+        n: value for n, value in _exact(evaluated, inputs, values, meant, decide).items() if value.dtype.kind == "f"
+    }
     off: list[str] = []
 
     def watch(name: str, noisy: Array) -> None:
@@ -114,7 +121,7 @@ def first_divergent(
         if seen is not None and diverges(name, values[name], exact[name], _others(name, values, exact, seen)):
             off.append(name)
 
-    evaluated.run(inputs, NoiseSpec(seed=0, unit_rounding=unit_rounding), watch=watch)
+    evaluated.run(inputs, NoiseSpec(seed=0, unit_rounding=unit_rounding), watch=watch, decide=decide)
     return layers[off[0]] if off else None
 
 
@@ -126,6 +133,7 @@ def layer_ratios(
     *,
     unit_rounding: float,
     meant: Meant = as_it_is,
+    decide: Decide | None = None,
 ) -> dict[str, float]:
     """The noise ratio of each layer's output, in the worst channel, from one unoptimized session on the CPU.
 
@@ -138,6 +146,7 @@ def layer_ratios(
         inputs: By name.
         unit_rounding: Of the model's dtype.
         meant: What the file has for a value of the model.
+        decide: Makes the model choose as the session does.
 
     Raises:
         RuntimeFailure: The file does not run with all its values as outputs.
@@ -152,7 +161,7 @@ def layer_ratios(
             axes[name] = 1 if node.op_type in ("Conv", "ConvTranspose") else -1
     layers = {name: layer for layer, name in ends.items()}
     values = tapped(path, layers, inputs, SessionSettings(spinning=False))
-    exact = _exact(evaluated, inputs, values, meant)
+    exact = _exact(evaluated, inputs, values, meant, decide)
     explained: dict[str, list[Array]] = {name: [] for name in exact}
     for run in range(NOISE_RUNS):
 
@@ -161,7 +170,7 @@ def layer_ratios(
             if seen is not None:
                 explained[name].append(seen)
 
-        evaluated.run(inputs, NoiseSpec(seed=run, unit_rounding=unit_rounding), watch=watch)
+        evaluated.run(inputs, NoiseSpec(seed=run, unit_rounding=unit_rounding), watch=watch, decide=decide)
     return {
         layers[name]: channel_ratio(
             values[name], exact[name], [*_others(name, values, exact), *explained[name]], unit_rounding, axes[name]
@@ -171,7 +180,7 @@ def layer_ratios(
 
 
 def _exact(
-    evaluated: Evaluated, inputs: Mapping[str, Array], wanted: Mapping[str, Array], meant: Meant
+    evaluated: Evaluated, inputs: Mapping[str, Array], wanted: Mapping[str, Array], meant: Meant, decide: Decide | None
 ) -> dict[str, Array]:
     kept: dict[str, Array] = {}
 
@@ -180,7 +189,7 @@ def _exact(
         if seen is not None:
             kept[name] = seen
 
-    evaluated.run(inputs, watch=watch)
+    evaluated.run(inputs, watch=watch, decide=decide)
     return kept
 
 

@@ -17,10 +17,18 @@ from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import reload_onnx
 from spdexport.reference.torch_reference import evaluate
 from spdexport.verification.approximation import Change, approximation
-from spdexport.verification.compare import failed
+from spdexport.verification.compare import Comparison, failed
+from spdexport.verification.decisions import follow, recording
+from spdexport.verification.decisions_followed import Following
 from spdexport.verification.edge import Edge, not_run
 from spdexport.verification.inputs import Case, cases, feeds
-from spdexport.verification.locate import first_divergent_layer, first_divergent_value, layer_ratios
+from spdexport.verification.locate import (
+    choosing_nodes,
+    first_divergent_layer,
+    first_divergent_value,
+    layer_ratios,
+    node_values,
+)
 from spdexport.verification.masks import mask_fault
 from spdexport.verification.module_calls import effective_parameters, first_divergent_module
 from spdexport.verification.per_layer import Patches, layer_results, read_in_program
@@ -33,7 +41,7 @@ from spdexport.verification.variable import MaskedModel, factors_fault
 from spdexport.verification.weight_errors import WeightErrors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from pathlib import Path
 
     import onnx_ir as ir
@@ -43,6 +51,7 @@ if TYPE_CHECKING:
     from spdexport.loading import ExampleInputs
     from spdexport.ort.sessions import SessionSettings
     from spdexport.planning import Plan
+    from spdexport.reference.decisions import Decide
     from spdexport.reference.noise import Noise
     from spdexport.reference.onnx_reference import NoiseSpec
     from spdexport.rewrite.onnx_trim import Trimmed
@@ -110,6 +119,8 @@ class _Run(Runner[Case]):
         self._names = _output_names(subject)
         self._own = self._names[: len(self._names) - len(subject.plan.runtime_outputs)]
         self._draws = _draws(subject.intended)
+        if subject.file is not None:
+            self._following = Following(subject.file, unit_rounding=u, seed=check.seed, is_right=False)
         self._changes: list[Change] = []
         self._errors = WeightErrors()
         self._patches = Patches(read_in_program(subject.effective, subject.plan))
@@ -168,11 +179,27 @@ class _Run(Runner[Case]):
 
     def reference(self, case: Case) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
         """What the intended program gives, in float64 and in its own dtypes."""
-        return self._evaluated(self._subject.intended, case)
+        self._steady.begin(is_exact=True)
+        return self._evaluated(self._subject.intended, case, watch=self._steadiness(self._subject.intended))
 
     def perturbed(self, case: Case, noise: NoiseSpec) -> Mapping[str, Array]:
         """What the intended program gives, with simulated rounding."""
-        return self._noisy(self._subject.intended, case, noise)
+        self._steady.begin(is_exact=False)
+        return self._noisy(self._subject.intended, case, noise, watch=self._steadiness(self._subject.intended))
+
+    def chosen(self, case: Case, names: Collection[str]) -> Mapping[str, Array]:
+        """Of the values that have the names of the lowered program's nodes."""
+        lowered = self._subject.lowered()
+        return node_values(lowered, case, names, self._names)
+
+    def _steadiness(self, program: ExportedProgram) -> Callable[[str, torch.Tensor], None]:
+        choosing = choosing_nodes(program)
+
+        def watch(name: str, value: torch.Tensor) -> None:
+            if name in choosing or not (value.is_floating_point() or value.is_complex()):
+                self._steady.see(name, [to_numpy(value)])
+
+        return watch
 
     def unusable(self, case: Case, trial: Trial) -> str | None:
         """Also where the outputs are random, or rounding decides about the masks."""
@@ -219,14 +246,22 @@ class _Run(Runner[Case]):
         exact, own = self._evaluated(program, case)
         return self.measured(case.name, exact, own, lambda noise: self._noisy(program, case, noise))
 
-    def _evaluated(self, program: ExportedProgram, case: Case) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
+    def _evaluated(
+        self, program: ExportedProgram, case: Case, watch: Callable[[str, torch.Tensor], None] | None = None
+    ) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
         try:
-            return self._outputs(program, case), self._outputs(program, case, float64=False)
+            return self._outputs(program, case, watch=watch), self._outputs(program, case, float64=False)
         except NOT_TAKEN as error:
             raise NotTakenError(first_line(error)) from error
 
-    def _noisy(self, program: ExportedProgram, case: Case, noise: NoiseSpec) -> Mapping[str, Array]:
-        return self._outputs(program, case, noise=noise)
+    def _noisy(
+        self,
+        program: ExportedProgram,
+        case: Case,
+        noise: Noise,
+        watch: Callable[[str, torch.Tensor], None] | None = None,
+    ) -> Mapping[str, Array]:
+        return self._outputs(program, case, noise=noise, watch=watch)
 
     def _outputs(
         self,
@@ -236,15 +271,26 @@ class _Run(Runner[Case]):
         float64: bool = True,
         noise: Noise | None = None,
         watch: Callable[[str, torch.Tensor], None] | None = None,
+        decide: Decide | None = None,
     ) -> dict[str, Array]:
         """A program's tensor outputs by name; what is no tensor (None, numbers) has no place in an ONNX file."""
-        flat = evaluate(program, case.inputs.args, case.inputs.kwargs, float64=float64, noise=noise, watch=watch)
+        args, kwargs = case.inputs.args, case.inputs.kwargs
+        flat = evaluate(program, args, kwargs, float64=float64, noise=noise, watch=watch, decide=decide)
         tensors = [to_numpy(v) for v in flat if isinstance(v, torch.Tensor)]
         return dict(zip(self._names if program is self._subject.intended else self._own, tensors, strict=True))
 
     def _compare_rewrite(self, trial: Trial, case: Case, effective: Mapping[str, Array]) -> None:
-        found = trial.compare_exact(effective, trial.reference)
         intended, masked = self._subject.intended, self._subject.masked
+        found = trial.compare_exact(effective, trial.reference)
+        if masked is None and self._may_decide(found):
+            found = self._followed_program(
+                self._rewrite,
+                trial,
+                self._subject.effective,
+                case,
+                lambda decide: self._outputs(intended, case, decide=decide),
+                lambda right: right.compare_exact(right.reference, trial.reference),
+            )
         if found.status is Status.FAIL and self._rewrite.first is None:
             self._rewrite.first = (
                 first_divergent_layer(intended, self._subject.effective, case, unit_rounding=self._u)
@@ -276,11 +322,60 @@ class _Run(Runner[Case]):
         if len(values) != len(self._own):
             found = failed(f"the module gives {len(values)} tensors and the program {len(self._own)}")
         else:
-            found = trial.compare(dict(zip(self._own, values, strict=True)), effective)
+            outputs = dict(zip(self._own, values, strict=True))
+            found = trial.compare(outputs, effective)
+            if found.is_value and self._may_decide(found):
+                program = self._subject.effective if replaced else self._subject.program
+                found = self._followed_program(
+                    self._capture,
+                    trial,
+                    program,
+                    case,
+                    lambda decide: self._outputs(program, case, float64=False, decide=decide),
+                    lambda right: right.compare(outputs),
+                )
         if found.status is Status.FAIL and self._capture.first is None:
             program = self._subject.effective if replaced else self._subject.program
             self._capture.first = first_divergent_module(module, replaced, program, case, unit_rounding=self._u)
         self._capture.add(case.name, found)
+
+    def _may_decide(self, found: Comparison) -> bool:
+        return found.status is not Status.PASS or bool(self._steady.changed)
+
+    def _followed_program(
+        self,
+        edge: Edge,
+        trial: Trial,
+        program: ExportedProgram,
+        case: Case,
+        choose: Callable[[Decide], object],
+        compare: Callable[[Trial], Comparison],
+    ) -> Comparison:
+        """What is found on an edge once a program takes the decisions of another evaluation.
+
+        Args:
+            edge: The edge, which is told what was followed.
+            trial: The case, without decisions.
+            program: The program whose float64 evaluation is right.
+            case: Its inputs.
+            choose: Evaluates what the decisions are taken from.
+            compare: Compares with what is right given them.
+        """
+        self._check.progress(f"following decisions: {case.name}")
+        values: dict[str, Array] = {}
+        choose(recording(values))
+
+        def evaluated(noise: NoiseSpec | None, decide: Decide) -> Mapping[str, Array]:
+            simulated = None if noise is None else Noise(seed=noise.seed, unit_rounding=noise.unit_rounding)
+            return self._outputs(program, case, noise=simulated, decide=decide)
+
+        given = follow(evaluated, values, unit_rounding=self._u, seed=self._check.seed, ties_are_open=True)
+        if given.wrong is not None:
+            edge.first = edge.first or given.wrong.node
+            return failed(f"a wrong decision: {given.wrong.words}")
+        if given.followed:
+            edge.followed.append((case.name, given.told()))
+        return compare(given.trial(trial))
 
     def locate(self, case: Case, settings: SessionSettings) -> tuple[str | None, str]:
         """The first layer whose values in the file are not those of the intended program."""

@@ -29,13 +29,15 @@ from spdexport.ort.installed import versions
 from spdexport.ort.sessions import RuntimeFailure, SessionSettings
 from spdexport.reference.noise import Magnitudes
 from spdexport.reference.onnx_reference import NoiseSpec, ReferenceUnavailable
-from spdexport.verification.compare import Comparison
+from spdexport.verification.compare import FACTOR, Comparison
+from spdexport.verification.decisions import Steadiness
+from spdexport.verification.decisions_followed import Followed, Following
 from spdexport.verification.result import Status, Verification
 from spdexport.verification.trial import Trial, make_trial
 from spdexport.verification.vacuous import Outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from spdexport.conv import Array
     from spdexport.planning import Plan
@@ -93,6 +95,8 @@ class Runner(ABC, Generic[C]):
         self._compared: list[str] = []
         self._seen = Outputs()
         self._ratios: dict[str, float] = {}
+        self._steady = Steadiness()
+        self._following: Following | None = None
 
     @property
     @abstractmethod
@@ -138,6 +142,10 @@ class Runner(ABC, Generic[C]):
             RuntimeFailure: ONNX Runtime does not run the file with its layers tapped.
         """
         raise NotImplementedError("a runner with sessions compares layers in them")
+
+    def chosen(self, case: C, names: Collection[str]) -> Mapping[str, Array]:  # noqa: ARG002 - some runners know none
+        """What the right model has in float64 for some values of the file, by name, as far as it has them."""
+        return {}
 
     def unusable(self, case: C, trial: Trial) -> str | None:
         """Why nothing can be compared with this reference; None where something can."""
@@ -246,9 +254,30 @@ class Runner(ABC, Generic[C]):
         self.compare(case, trial)
         if self._sessions is None:
             return
-        self._sessions.compare(trial, self.feeds(case), lambda settings: self._located(case, settings))
+        inputs = self.feeds(case)
+
+        def follow(settings: SessionSettings, values: Mapping[str, Array], found: Comparison) -> Followed:
+            return self._followed(case, trial, inputs, settings, values, found)
+
+        self._sessions.compare(trial, inputs, lambda settings: self._located(case, settings), follow)
         if self._check.thorough:
             self._compare_layers(case)
+
+    def _followed(
+        self,
+        case: C,
+        trial: Trial,
+        inputs: Mapping[str, Array],
+        settings: SessionSettings,
+        values: Mapping[str, Array],
+        found: Comparison,
+    ) -> Followed:
+        """What was found, given the session's decisions where these may matter: elsewhere nobody looks at them."""
+        may_matter = found.status is not Status.PASS or self._steady.changed
+        if self._following is None or not may_matter or not found.is_value:
+            return Followed(found=found)
+        self._check.progress(f"following decisions: {case.name}")
+        return self._following.judge(trial, inputs, settings, values, found, lambda names: self.chosen(case, names))
 
     def _shows_nothing(self, case: C, why: str) -> None:
         """A generated input may be one that shows nothing; with the user's own, that is the result."""
@@ -270,6 +299,10 @@ class Runner(ABC, Generic[C]):
         self._check.progress(f"comparing layers: {case.name}")
         try:
             found = self.layer_ratios(case)
+            if self._following is not None and not all(ratio <= FACTOR for ratio in found.values()):
+                # A layer behind a decision may be right given another one.
+                settings = SessionSettings(spinning=False)
+                found = {**found, **self._following.layer_ratios(self.feeds(case), settings)}
         except RuntimeFailure as failure:
             note = f"the layers could not be tapped: {failure}"
             self._notes += [] if note in self._notes else [note]

@@ -23,6 +23,7 @@ from spdexport.ort.providers import CPU, Provider, Purpose
 from spdexport.ort.sessions import RuntimeFailure, Session, SessionSettings, open_session, provider_status
 from spdexport.verification.bounded import Bounded
 from spdexport.verification.compare import FACTOR, Comparison, failed
+from spdexport.verification.decisions_followed import Followed
 from spdexport.verification.edge import Edge
 from spdexport.verification.result import SEVERITY, EdgeResult, Status, WorstCase
 
@@ -38,6 +39,9 @@ MATRIX_OPERATORS = frozenset(("Conv", "ConvTranspose", "FusedConv", "Gemm", "Fus
 
 Locate = Callable[[SessionSettings], tuple[str | None, str]]
 """Finds the first layer that diverges under some settings: the layer or None, and a remark."""
+
+Follow = Callable[[SessionSettings, "Mapping[str, Array]", Comparison], Followed]
+"""Looks at the decisions of a session where they matter: from its outputs and what was found of them."""
 
 
 @dataclass(slots=True)
@@ -96,13 +100,14 @@ class SessionEdges:
         """The case on which a session was furthest from the reference; None before the first."""
         return self._worst
 
-    def compare(self, trial: Trial, inputs: Mapping[str, Array], locate: Locate) -> None:
+    def compare(self, trial: Trial, inputs: Mapping[str, Array], locate: Locate, follow: Follow | None = None) -> None:
         """Run every open session on one case and compare.
 
         Args:
             trial: The case's reference.
             inputs: By the file's names.
             locate: Called for the first failure of each edge.
+            follow: Called for each session; None where no decision is to be looked at.
         """
         if self._bounded is not None and self.open:
             try:
@@ -122,6 +127,8 @@ class SessionEdges:
                 edge.add(trial.name, found)
                 continue
             found = trial.compare(values)
+            if follow is not None:
+                found = _followed(edge, trial, follow(running.settings, values, found))
             if (found.status is Status.FAIL or not edge.compared) and running.settings.optimized:
                 found = self._repeated(running.session, trial, inputs, values, found)
             if found.status is Status.FAIL and running.settings.purpose is Purpose.DEPLOYMENT:
@@ -265,6 +272,15 @@ class SessionEdges:
             session = open_session(self._file, replace(settings, purpose=Purpose.COARSE))
             return trial.compare(session.run(inputs)).status is Status.FAIL
         return False
+
+
+def _followed(edge: Edge, trial: Trial, followed: Followed) -> Comparison:
+    """What was found given the session's decisions; the edge is told what they were, and where a fault is."""
+    if followed.told:
+        edge.followed.append((trial.name, followed.told))
+    if followed.found.status is Status.FAIL and edge.first is None and not edge.remark:
+        edge.first, edge.remark = followed.layer, followed.remark
+    return followed.found
 
 
 def _failure(failure: RuntimeFailure, what: str) -> Comparison:

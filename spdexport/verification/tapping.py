@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from spdexport.files.atomic import named_beside
@@ -96,16 +97,40 @@ def tapped(
     wanted = [v.name for v in floats if v.name]
     if not wanted:
         return {}
-    with _loadable(model, path) as source:
+    is_outside = any(isinstance(v.const_value, ir.ExternalTensor) for v in model.graph.initializers.values())
+    with _loadable(ir.to_proto(model), path, is_outside=is_outside) as source:
         return open_session(source, settings).run(inputs, wanted)
 
 
+def with_choices(
+    model: onnx.ModelProto, path: Path, names: Collection[str], inputs: Mapping[str, Array], settings: SessionSettings
+) -> dict[str, Array]:
+    """All outputs of a model and some of its inner values of any dtype, in one session.
+
+    Args:
+        model: The model, its external data left in their file.
+        path: The file that it is from.
+        names: Of the inner values.
+        inputs: By the model's names.
+        settings: Of the session.
+
+    Raises:
+        RuntimeFailure: The model with these values as outputs does not run.
+    """
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    own = {value.name for value in model.graph.output}
+    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in own)
+    is_outside = any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer)
+    with _loadable(watched, path, is_outside=is_outside) as source:
+        return open_session(source, settings).run(inputs)
+
+
 @contextlib.contextmanager
-def _loadable(model: ir.Model, path: Path) -> Iterator[bytes | Path]:
+def _loadable(model: onnx.ModelProto, path: Path, *, is_outside: bool) -> Iterator[bytes | Path]:
     """The model as ONNX Runtime can load it: bytes, or where weights are outside, a file beside theirs."""
-    weights = (v.const_value for v in model.graph.initializers.values())
-    content = ir.to_proto(model).SerializeToString()
-    if not any(isinstance(w, ir.ExternalTensor) for w in weights):
+    content = model.SerializeToString()
+    if not is_outside:
         yield content
         return
     with contextlib.ExitStack() as stack:
