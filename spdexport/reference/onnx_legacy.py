@@ -6,7 +6,6 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops._op_list import NonMaxSuppression as StockNonMaxSuppression
 from onnx.reference.ops._op_list import Pad_18 as StockPad
@@ -61,7 +60,9 @@ class Pad(OpRun):
         x = x[tuple(slice(lo, size - hi) for lo, hi, size in zip(*crop, x.shape, strict=True))]
         constant = value if fill is None else fill.reshape(()) if fill.size else None
         fits = {"mode": mode or "constant"}
-        return run_stock(StockPad, self, x, np.maximum(whole, 0).reshape(-1), np.asarray(constant or 0, x.dtype), **fits)
+        return run_stock(
+            StockPad, self, x, np.maximum(whole, 0).reshape(-1), np.asarray(constant or 0, x.dtype), **fits
+        )
 
 
 class OneHot(OpRun):
@@ -103,7 +104,9 @@ class Unsqueeze(OpRun):
 class CumSum(OpRun):
     """Sums along an axis, which is given with rank 0 or 1."""
 
-    def _run(self, x: Array, axis: Array, exclusive: int | None = None, reverse: int | None = None) -> tuple[Array, ...]:
+    def _run(
+        self, x: Array, axis: Array, exclusive: int | None = None, reverse: int | None = None
+    ) -> tuple[Array, ...]:
         (along,) = axis.reshape(-1).tolist()
         turned = np.flip(x, along) if reverse else x
         sums = np.cumsum(turned, axis=along, dtype=x.dtype)
@@ -117,9 +120,7 @@ class CumSum(OpRun):
 class Dropout(OpRun):
     """Dropout for inference: its input, and where the mask is asked for, what ONNX Runtime has for it."""
 
-    def _run(
-        self, x: Array, ratio: Array | None = None, training: Array | None = None, **_: Any
-    ) -> tuple[Array, ...]:
+    def _run(self, x: Array, ratio: Array | None = None, training: Array | None = None, **_: Any) -> tuple[Array, ...]:
         opset = self.run_params["opsets"][""]
         if training is not None and bool(training) and (ratio is None or float(ratio) > 0):
             raise NotImplementedError("Dropout in training mode: its output is random")
@@ -131,9 +132,7 @@ class Dropout(OpRun):
 class LRN(OpRun):
     """Local response normalization: ``x / (bias + alpha / size * sum of squares of the channels around)^beta``."""
 
-    def _run(
-        self, x: Array, alpha: Any = None, beta: Any = None, bias: Any = None, size: int = 1
-    ) -> tuple[Array, ...]:
+    def _run(self, x: Array, alpha: Any = None, beta: Any = None, bias: Any = None, size: int = 1) -> tuple[Array, ...]:
         before, after = (size - 1) // 2, size - 1 - (size - 1) // 2
         padded = np.pad(x**2, [(0, 0), (before, after), *[(0, 0)] * (x.ndim - 2)])
         sums = sum(padded[:, k : k + x.shape[1]] for k in range(size))
@@ -163,7 +162,8 @@ class ReduceSumSquare(OpRun):
     def _run(self, x: Array, axes: Any = None, **attributes: Any) -> tuple[Array, ...]:
         newest = StockReduceSumSquare(self.onnx_node, self.run_params)
         given = None if axes is None else np.asarray(axes, np.int64)
-        return tuple(y.astype(x.dtype) for y in newest._run(x, given, **attributes))
+        (squares,) = newest._run(x, given, **attributes)  # type: ignore[no-untyped-call]
+        return (squares.astype(x.dtype),)
 
 
 class MaxUnpool(OpRun):
@@ -204,11 +204,11 @@ class MaxRoiPool(OpRun):
                 self._bins(int(start), max(int(end) - int(start) + 1, 1), count, size)
                 for start, end, count, size in zip(starts, ends, pooled_shape, sizes, strict=True)
             ]
-            for position in itertools.product(*map(range, pooled_shape)):
-                (top, bottom), (left, right) = (bins[axis][p] for axis, p in enumerate(position))
+            for i, j in itertools.product(range(pooled_shape[0]), range(pooled_shape[1])):
+                (top, bottom), (left, right) = bins[0][i], bins[1][j]
                 if top < bottom and left < right:
                     window = x[int(batch), :, top:bottom, left:right]
-                    out[(row, slice(None), *position)] = window.max(axis=(1, 2))
+                    out[row, :, i, j] = window.max(axis=(1, 2))
         return (out,)
 
     @staticmethod
@@ -240,36 +240,7 @@ class NonMaxSuppression(OpRun):
         return run_stock(StockNonMaxSuppression, self, boxes, scores, *numbers, **attributes)
 
 
-class Constant(OpRun):
-    """A constant; a sparse one gives its zeros too."""
-
-    def _run(self, **attributes: Any) -> tuple[Any, ...]:
-        for attribute in self.onnx_node.attribute:
-            if attribute.type == onnx.AttributeProto.SPARSE_TENSOR:
-                return (dense(attribute.sparse_tensor),)
-        ((name, value),) = attributes.items()
-        dtypes = {"float": np.float64, "int": np.int64, "string": np.str_}
-        kind = name.removeprefix("value").removeprefix("_").removesuffix("s")
-        return (value if kind == "" else np.array(value, dtype=dtypes[kind]),)
-
-
-def dense(sparse: onnx.SparseTensorProto, base_dir: str = "") -> Array:
-    """Return a sparse tensor with its zeros, of its own dtype.
-
-    Args:
-        sparse: Its indices are positions in the flat array, or rows with one index for each axis.
-        base_dir: The folder of external data.
-    """
-    values = onnx.numpy_helper.to_array(sparse.values, base_dir)
-    indices = onnx.numpy_helper.to_array(sparse.indices, base_dir)
-    out = np.zeros(tuple(sparse.dims), values.dtype)
-    flat = indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), out.shape)
-    out.reshape(-1)[flat] = values
-    return out
-
-
 LEGACY_OPERATORS: tuple[type[OpRun], ...] = (
-    Constant,
     CumSum,
     Dropout,
     GatherElements,

@@ -23,25 +23,27 @@ if TYPE_CHECKING:
     from spdexport.conv import Array
 
 
-def _activated(x: Array, name: str, numbers: Sequence[float]) -> Array:
+def _activated(x: Array, name: str, given: Sequence[float]) -> Array:
     """One of the activations that ONNX Runtime fuses, with its parameters in order."""
-    match name, *numbers:
-        case "", *_:
-            return x
-        case "Relu", *_:
-            return np.maximum(x, 0)
-        case "Sigmoid", *_:
-            return np.asarray(1 / (1 + np.exp(-x)))
-        case "Tanh", *_:
-            return np.asarray(np.tanh(x))
-        case "LeakyRelu", slope:
-            return np.where(x >= 0, x, slope * x)
-        case "Clip", low, high:
-            return np.clip(x, low, high)
-        case "HardSigmoid", alpha, beta:
-            return np.clip(alpha * x + beta, 0, 1)
+    numbers: list[Any] = list(given)
+    match name, len(numbers):
+        case "", _:
+            y = x
+        case "Relu", _:
+            y = np.maximum(x, 0)
+        case "Sigmoid", _:
+            y = 1 / (1 + np.exp(-x))
+        case "Tanh", _:
+            y = np.tanh(x)
+        case "LeakyRelu", 1:
+            y = np.where(x >= 0, x, numbers[0] * x)
+        case "Clip", 2:
+            y = np.clip(x, numbers[0], numbers[1])
+        case "HardSigmoid", 2:
+            y = np.clip(numbers[0] * x + numbers[1], 0, 1)
         case _:
             raise NotImplementedError(f"the fused activation {name} with {len(numbers)} parameters")
+    return np.asarray(y)
 
 
 class FusedConv(Microsoft):
@@ -77,7 +79,8 @@ class FusedMatMul(Microsoft):
         if self.attribute(f"transBatch{side}", 0):
             # The first axis stands where the rows are.
             x = np.moveaxis(x, 0, -2)
-        return np.swapaxes(x, -1, -2) if self.attribute(f"trans{side}", 0) and x.ndim > 1 else x
+        turned = self.attribute(f"trans{side}", 0) and x.ndim > 1
+        return np.asarray(np.swapaxes(x, -1, -2) if turned else x)
 
 
 def _gelu(x: Array) -> Array:

@@ -82,7 +82,7 @@ class DequantizeLinear(OpRun):
         zero: Array | None = None,
         axis: int | None = None,
         block_size: int | None = None,
-        **attributes: Any,
+        **_: Any,
     ) -> tuple[Array, ...]:
         if x.dtype.kind not in "iu":  # floats of 8 bits and less, integers of 4
             opset = self.run_params["opsets"][""]
@@ -103,7 +103,7 @@ class QuantizeLinear(OpRun):
         block_size: int | None = None,
         output_dtype: int | None = None,
         saturate: int | None = None,
-        **attributes: Any,
+        **_: Any,
     ) -> tuple[Array, ...]:
         target = np.dtype(np.uint8)
         if zero is not None:
@@ -147,7 +147,7 @@ class QLinearConv(OpRun):
     ) -> tuple[Array, ...]:
         # The sums of integers are exact in float64, and rounding is of these.
         w_shift = w_zero.astype(np.float64).reshape(-1, *(1,) * (w.ndim - 1))
-        settings = {name: attributes.get(name) for name in _CONV_ATTRIBUTES}
+        settings: dict[str, Any] = {name: attributes.get(name) for name in _CONV_ATTRIBUTES}
         shifted = x.astype(np.float64) - x_zero, w.astype(np.float64) - w_shift
         given = None if bias is None else bias.astype(np.float64)
         (sums,) = Conv(self.onnx_node, self.run_params)._run(*shifted, given, **settings)
@@ -352,7 +352,7 @@ class DynamicQuantizeMatMul(Microsoft):
         **_: Any,
     ) -> tuple[Array, ...]:
         found = DynamicQuantizeLinear(self.onnx_node, self.run_params)._run(a)
-        product = dequantized(*found) @ dequantized(b, b_scale, b_zero, -1)
+        product = dequantized(found[0], found[1], found[2]) @ dequantized(b, b_scale, b_zero, -1)
         return (product if bias is None else product + bias,)
 
 

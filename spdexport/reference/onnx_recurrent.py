@@ -36,12 +36,12 @@ _ACTIVATIONS: dict[str, tuple[Callable[..., Array], tuple[float, ...]]] = {
 }
 """By the names in small letters, with the defaults of alpha and beta for those that have them.
 
-NaN where there is none to rely on: the standard gives ScaledTanh none, and ONNX Runtime does not take ThresholdedRelu's.
+NaN where there is none to rely on: the standard has none for ScaledTanh, and ONNX Runtime another for ThresholdedRelu.
 """
 
 
 def _functions(names: Sequence[str], alphas: Sequence[float], betas: Sequence[float]) -> list[Callable[..., Array]]:
-    """The activations; each that has an alpha or a beta takes the next of those that are given."""
+    """The functions; each that has an alpha or a beta takes the next of those that are given."""
     given: tuple[Iterator[float], Iterator[float]] = iter(alphas), iter(betas)
     found = []
     for name in names:
@@ -69,10 +69,8 @@ class _Recurrent(OpRun):
     states: int = 1
     default: tuple[str, ...]
 
-    def _step(
-        self, W: Array, R: Array, B: Array, P: Array, functions: Sequence[Callable[..., Array]], **attributes: Any
-    ) -> Callable[[Array, tuple[Array, ...]], tuple[Array, ...]]:
-        """One time: from its input (N, in) and the states (N, H) to the next states, the first of which is the output."""
+    def _step(self, W: Array, R: Array, B: Array, P: Array, functions: Any, **attributes: Any) -> Any:
+        """One time: from input (N, in) and states (N, H) to the next states, the first of which is the output."""
         raise NotImplementedError
 
     def _run(
@@ -101,7 +99,8 @@ class _Recurrent(OpRun):
         given += [None] * (self.states + 1 - len(given))
         zero = np.zeros((directions, batch, hidden))
         initial = [zero if state is None else state for state in given[: self.states]]
-        P = np.zeros((directions, 3 * hidden)) if given[self.states] is None else given[self.states]
+        peepholes = given[self.states]
+        P = np.zeros((directions, 3 * hidden)) if peepholes is None else peepholes
         B = np.zeros((directions, 2 * self.gates * hidden)) if B is None else B
         names = [n.decode() if isinstance(n, bytes) else n for n in activations or self.default * directions]
         functions = _functions(names, activation_alpha or (), activation_beta or ())
@@ -109,9 +108,7 @@ class _Recurrent(OpRun):
         each, ys, ends = len(self.default), [], []
         for d in range(directions):
             back = direction == "reverse" or d == 1
-            step = self._step(
-                W[d], R[d], B[d], P[d], functions[d * each : (d + 1) * each], clip=limit, **attributes
-            )
+            step = self._step(W[d], R[d], B[d], P[d], functions[d * each : (d + 1) * each], clip=limit, **attributes)
             y, end = _unrolled(step, _backwards(X, lengths) if back else X, [s[d] for s in initial], lengths)
             ys.append(_backwards(y, lengths) if back else y)
             ends.append(end)
@@ -141,8 +138,8 @@ class RNN(_Recurrent):
     gates = 1
     default = ("Tanh",)
 
-    def _step(self, W: Array, R: Array, B: Array, P: Array, functions: Any, *, clip: float, **_: Any) -> Any:
-        (f,), bias = functions, B.reshape(2, -1).sum(axis=0)
+    def _step(self, W: Array, R: Array, B: Array, P: Array, functions: Any, **attributes: Any) -> Any:  # noqa: ARG002
+        (f,), bias, clip = functions, B.reshape(2, -1).sum(axis=0), attributes["clip"]
         return lambda x, states: (f(np.clip(x @ W.T + states[0] @ R.T + bias, -clip, clip)),)
 
 
@@ -152,18 +149,8 @@ class GRU(_Recurrent):
     gates = 3
     default = ("Sigmoid", "Tanh")
 
-    def _step(
-        self,
-        W: Array,
-        R: Array,
-        B: Array,
-        P: Array,
-        functions: Any,
-        *,
-        clip: float,
-        linear_before_reset: int | None = None,
-        **_: Any,
-    ) -> Any:
+    def _step(self, W: Array, R: Array, B: Array, P: Array, functions: Any, **attributes: Any) -> Any:  # noqa: ARG002
+        clip, linear_before_reset = attributes["clip"], attributes.get("linear_before_reset")
         (f, g), hidden = functions, R.shape[1]
         (Wzr, Wh), (Rzr, Rh) = (np.split(m, [2 * hidden]) for m in (W, R))
         (Wbzr, Wbh), (Rbzr, Rbh) = (np.split(b, [2 * hidden]) for b in B.reshape(2, -1))
@@ -185,18 +172,8 @@ class LSTM(_Recurrent):
     states = 2
     default = ("Sigmoid", "Tanh", "Tanh")
 
-    def _step(
-        self,
-        W: Array,
-        R: Array,
-        B: Array,
-        P: Array,
-        functions: Any,
-        *,
-        clip: float,
-        input_forget: int | None = None,
-        **_: Any,
-    ) -> Any:
+    def _step(self, W: Array, R: Array, B: Array, P: Array, functions: Any, **attributes: Any) -> Any:
+        clip, input_forget = attributes["clip"], attributes.get("input_forget")
         (f, g, h), bias = functions, B.reshape(2, -1).sum(axis=0)
         pi, po, pf = np.split(P, 3)
 

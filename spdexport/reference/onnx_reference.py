@@ -26,7 +26,7 @@ from onnx.reference.op_run import OpRun, RuntimeContextError
 from spdexport.errors import ExampleInputError
 from spdexport.files.reading import first_line
 from spdexport.reference.onnx_bounds import Allowance, BeyondLimitError, check_output
-from spdexport.reference.onnx_legacy import LEGACY_OPERATORS, dense
+from spdexport.reference.onnx_legacy import LEGACY_OPERATORS
 from spdexport.reference.onnx_microsoft import MICROSOFT_OPERATORS
 from spdexport.reference.onnx_operators import OPERATORS, promote
 from spdexport.reference.onnx_quantized import QUANTIZED_OPERATORS
@@ -188,8 +188,11 @@ class _Evaluator(ReferenceEvaluator):
     def _init(self) -> None:
         """Loads the operators, and leaves the weights where they are."""
         tensors, self.inits_ = self.inits_, []
+        for tensor in tensors:
+            if isinstance(tensor, onnx.SparseTensorProto):
+                raise ReferenceUnavailable("a sparse initializer", tensor.values.name, "only dense ones are read")
         super()._init()
-        self._tensors = {t.values.name if isinstance(t, onnx.SparseTensorProto) else t.name: t for t in tensors}
+        self._tensors = {tensor.name: tensor for tensor in tensors}
         self._captured = [_captured_by(node.onnx_node) for node in self.rt_nodes_]
         last = {name: index for index, node in enumerate(self.rt_nodes_) for name in node.output}
         for index, node in enumerate(self.rt_nodes_):
@@ -246,9 +249,7 @@ class _Evaluator(ReferenceEvaluator):
     def _value(self, name: str, values: dict[str, Any], run: _Run) -> Any:
         if name in values:
             return values[name]
-        tensor = self._tensors[name]
-        read = dense if isinstance(tensor, onnx.SparseTensorProto) else onnx.numpy_helper.to_array
-        return promote(read(tensor, run.base_dir))
+        return promote(onnx.numpy_helper.to_array(self._tensors[name], run.base_dir))
 
 
 def _identity(node: onnx.NodeProto) -> tuple[str, str]:

@@ -3,8 +3,8 @@
 Which pixel is nearest is decided at whole and half numbers, and coordinates fall on those often; they are computed in
 float32, as all runtimes do, where a pixel is chosen, and in float64 where it is weighed.
 
-What `align_corners` and `tf_crop_and_resize` stretch over an output of ``scale * length`` pixels is open in the
-standard where that is no whole number: onnx's own reference takes the fraction, ONNX Runtime and PyTorch the length that
+The standard leaves open what `align_corners` and `tf_crop_and_resize` stretch over an output of ``scale * length``
+pixels where that is no whole number: onnx's own reference takes the fraction, ONNX Runtime and PyTorch the length that
 the output has. Their reading is used here, so that no way of asking gives another answer.
 """
 
@@ -36,23 +36,23 @@ def _coordinates(mode: str, axis: Axis, length: int, dtype: Any) -> Array:
     x, factor = np.arange(out, dtype=dtype), number(scale)
     match mode:
         case "align_corners":
-            return x * 0 if out == 1 else x * number(length - 1) / number(out - 1)
+            found = x * 0 if out == 1 else x * number(length - 1) / number(out - 1)
         case "asymmetric":
-            return x / factor
+            found = x / factor
         case "half_pixel" | "half_pixel_symmetric":
             shift = 0.0 if mode == "half_pixel" else length / 2 * (1 - out / (float(scale) * length))
-            return number(shift) + (x + one_half) / factor - one_half
+            found = number(shift) + (x + one_half) / factor - one_half
         case "pytorch_half_pixel":
-            return x * 0 if out == 1 else (x + one_half) / factor - one_half
+            found = x * 0 if out == 1 else (x + one_half) / factor - one_half
         case "tf_half_pixel_for_nn":
-            return (x + one_half) / factor
+            found = (x + one_half) / factor
         case "tf_crop_and_resize":
-            if out == 1:
-                return np.full(1, number(0.5 * (start + end) * (length - 1)))
             first, whole = number(start) * number(length - 1), number(end - start) * number(length - 1)
-            return first + x * whole / number(out - 1)
+            middle = np.full(1, number(0.5 * (start + end) * (length - 1)))
+            found = middle if out == 1 else first + x * whole / number(out - 1)
         case _:
             raise NotImplementedError(f"coordinate_transformation_mode {mode}")
+    return np.asarray(found)
 
 
 def _nearest(x: Array, mode: str) -> Array:
@@ -62,9 +62,9 @@ def _nearest(x: Array, mode: str) -> Array:
         case "ceil":
             return np.ceil(x)
         case "round_prefer_ceil":
-            return np.floor(x + x.dtype.type(0.5))
+            return np.asarray(np.floor(x + x.dtype.type(0.5)))
         case "round_prefer_floor":
-            return np.ceil(x - x.dtype.type(0.5))
+            return np.asarray(np.ceil(x - x.dtype.type(0.5)))
         case _:
             raise NotImplementedError(f"nearest_mode {mode}")
 
@@ -219,7 +219,7 @@ class Resize(OpRun):
         )
 
     def _antialiased(self, x: Array, resized: Sequence[Axis], attributes: dict[str, Any]) -> tuple[Array, ...]:
-        """onnx's own, on the lengths that were found."""
+        """What onnx's own gives, on the lengths that were found."""
         scales = np.ones(x.ndim)
         for axis, scale, length, _ in resized:
             fits = math.floor(scale * x.shape[axis]) == length
@@ -230,7 +230,7 @@ class Resize(OpRun):
 
 
 def _upsampled(x: Array, scales: Array, mode: str) -> Array:
-    """Upsample's definition, whose pixels are those at or before a coordinate; of Resize 10, behind it if it shrinks."""
+    """Upsample's definition, whose pixels are those at or before a coordinate; Resize 10 shrinks to those behind."""
     axes = _scaled(x, scales.tolist(), range(x.ndim), None)
     mode = "linear" if mode == "bilinear" else mode
     if mode != "nearest":
