@@ -14,7 +14,6 @@ import ml_dtypes
 import numpy as np
 import onnx
 from onnx.reference.op_run import OpRun
-from onnx.reference.ops._op_list import Resize as StockResize
 from onnx.reference.ops.op_attention import Attention as StockAttention
 from onnx.reference.ops.op_scan import Scan as StockScan
 
@@ -98,7 +97,8 @@ class BatchNormalization(OpRun):
     ) -> tuple[Array, ...]:
         if attributes.get("training_mode"):
             raise NotImplementedError("BatchNormalization in training mode")
-        shape = (-1, *[1] * (x.ndim - 2))
+        # Before opset 9, spatial=0 asks for a scale of each location.
+        shape = (*scale.shape, *[1] * (x.ndim - 1 - scale.ndim))
         factor = scale / np.sqrt(var + epsilon)
         return ((x - mean.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape),)
 
@@ -140,7 +140,8 @@ class Softmax(LogSoftmax):
         return (np.exp(super()._run(x, axis)[0]),)
 
 
-def _erf(x: Array) -> Array:
+def erf(x: Array) -> Array:
+    """Return the error function of each element, in float64."""
     torch = torch_or_none()
     if torch is None:
         return np.asarray(np.vectorize(math.erf, otypes=[np.float64])(x))
@@ -151,7 +152,7 @@ class Erf(OpRun):
     """The error function; onnx's own rounds it to float32."""
 
     def _run(self, x: Array) -> tuple[Array, ...]:
-        return (_erf(x),)
+        return (erf(x),)
 
 
 class Gelu(OpRun):
@@ -160,7 +161,17 @@ class Gelu(OpRun):
     def _run(self, x: Array, approximate: str | None = None) -> tuple[Array, ...]:
         if approximate == "tanh":
             return (0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),)
-        return (0.5 * x * (1 + _erf(x / math.sqrt(2))),)
+        return (0.5 * x * (1 + erf(x / math.sqrt(2))),)
+
+
+class MeanVarianceNormalization(OpRun):
+    """Values less their mean over their deviation plus 1e-9; the function in the standard cannot be run at opset 9."""
+
+    def _run(self, x: Array, axes: Any = None) -> tuple[Array, ...]:
+        over = tuple(axes or (0, 2, 3))
+        mean = x.mean(axis=over, keepdims=True)
+        deviation = np.sqrt(np.maximum((x**2).mean(axis=over, keepdims=True) - mean**2, 0))
+        return ((x - mean) / (deviation + 1e-9),)
 
 
 class HardSwish(OpRun):
@@ -168,27 +179,6 @@ class HardSwish(OpRun):
 
     def _run(self, x: Array) -> tuple[Array, ...]:
         return (x * np.clip(x / 6 + 0.5, 0, 1),)
-
-
-class Resize(OpRun):
-    """Resizing; the output's size is the floor of a float32 product, as ONNX Runtime has it.
-
-    The scale 1.3 is a little less than that in float32: in float64, 10 * 1.3 would give 12.
-    """
-
-    def _run(
-        self, x: Array, roi: Any = None, scales: Any = None, sizes: Any = None, **attributes: Any
-    ) -> tuple[Array, ...]:
-        if scales is None or not np.size(scales):
-            return run_stock(StockResize, self, x, roi, None, sizes, **attributes)
-        axes = attributes.get("axes") or range(x.ndim)
-        corrected = []
-        for scale, axis in zip(scales, axes, strict=True):
-            wanted = math.floor(np.float32(scale) * np.float32(x.shape[axis]))
-            fits = math.floor(scale * x.shape[axis]) == wanted
-            # One ulp up, so that the product with the input's size is not below the whole number again.
-            corrected.append(scale if fits else np.nextafter(wanted / x.shape[axis], np.inf))
-        return run_stock(StockResize, self, x, roi, np.asarray(corrected), None, **attributes)
 
 
 class GridSample(OpRun):
@@ -251,6 +241,8 @@ class Scan(StockScan):
     """A scan, which stops where what it collects becomes too much."""
 
     def _run(self, *arguments: Any, num_scan_inputs: int = 1, **attributes: Any) -> tuple[Any, ...]:
+        if self.run_params["opsets"][""] < 9:
+            raise NotImplementedError("Scan of opset 8, which has a batch")
         self._pile, self._states = Pile(), len(arguments) - num_scan_inputs
         stock: Any = super()
         result: tuple[Any, ...] = stock._run(*arguments, num_scan_inputs=num_scan_inputs, **attributes)
@@ -292,7 +284,7 @@ OPERATORS: tuple[type[OpRun], ...] = (
     HardSwish,
     LogSoftmax,
     Loop,
-    Resize,
+    MeanVarianceNormalization,
     Scan,
     Softmax,
 )

@@ -27,7 +27,12 @@ from spdexport.reference.decisions import Decide, Decision
 from spdexport.reference.decisions_table import RULES
 from spdexport.reference.noise import Magnitudes, Noise, undisturbed
 from spdexport.reference.onnx_bounds import Allowance, BeyondLimitError, check_output
+from spdexport.reference.onnx_legacy import LEGACY_OPERATORS
+from spdexport.reference.onnx_microsoft import MICROSOFT_OPERATORS
 from spdexport.reference.onnx_operators import OPERATORS, promote
+from spdexport.reference.onnx_quantized import QUANTIZED_OPERATORS
+from spdexport.reference.onnx_recurrent import RECURRENT_OPERATORS
+from spdexport.reference.onnx_resize import RESIZE_OPERATORS
 from spdexport.reference.onnx_windows import WINDOW_OPERATORS
 from spdexport.reference.rounding_onnx import DECISIONS, EXACT, SHAPES, Call, with_rounding
 
@@ -42,6 +47,15 @@ NoiseSpec = Noise
 RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 # onnx's reference computes these in float32, whatever it is given.
 FLOAT32_ONLY = ("CausalConvWithState", "LinearAttention")
+_OPERATORS = [
+    *LEGACY_OPERATORS,
+    *MICROSOFT_OPERATORS,
+    *OPERATORS,
+    *QUANTIZED_OPERATORS,
+    *RECURRENT_OPERATORS,
+    *RESIZE_OPERATORS,
+    *WINDOW_OPERATORS,
+]
 
 
 class ReferenceUnavailable(Exception):  # noqa: N818 - no fault of the model or the user: there is nothing to compare with
@@ -163,7 +177,7 @@ class _Evaluator(ReferenceEvaluator):
 
     def __init__(self, proto: Any, **settings: Any) -> None:
         # Functions are given no operators by onnx, and subgraphs those of their parent: all get the same here.
-        settings["new_ops"] = [*OPERATORS, *WINDOW_OPERATORS]
+        settings["new_ops"] = _OPERATORS
         super().__init__(proto, **settings)
 
     def _init(self) -> None:

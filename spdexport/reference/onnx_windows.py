@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnx.reference.op_run import OpRun
-from onnx.reference.ops._op_list import MaxPool as StockMaxPool
 from onnx.reference.ops.op_conv import Conv as StockConv
 
 from spdexport.reference.onnx_operators import run_stock, to_tensor, torch_or_none
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from spdexport.conv import Array
 
@@ -173,41 +172,60 @@ class _Pool:
             self.out.append(count)
             self.beyond.append(max((count - 1) * stride + extent - size - lo - hi, 0))
 
-    def reduce(self, x: Array, fill: Any, combine: Callable[[Array, Array], Array], beyond: Any = None) -> Array:
-        """Combines the values of each window: (N, C, spatial) to (N, C, out); `beyond` fills behind the padding."""
+    def windows(self, x: Array, fill: Any, beyond: Any = None) -> Iterator[Array]:
+        """Each offset of the kernel in turn, of all windows: (N, C, out); `beyond` fills behind the padding."""
         pads = [(0, 0)] * (x.ndim - len(self.kernel))
         padded = np.pad(x, [*pads, *zip(self.before, self.after, strict=True)], constant_values=fill)
         padded = np.pad(
             padded, [*pads, *((0, b) for b in self.beyond)], constant_values=fill if beyond is None else beyond
         )
-        out: Array | None = None
         for offset in itertools.product(*map(range, self.kernel)):
             starts = [o * d for o, d in zip(offset, self.dilations, strict=True)]
             index = tuple(
                 slice(lo, lo + (count - 1) * s + 1, s)
                 for lo, count, s in zip(starts, self.out, self.strides, strict=True)
             )
-            part = padded[(slice(None), slice(None), *index)]
+            yield padded[(slice(None), slice(None), *index)]
+
+    def reduce(self, x: Array, fill: Any, combine: Callable[[Array, Array], Array], beyond: Any = None) -> Array:
+        """Combines the values of each window: (N, C, spatial) to (N, C, out); `beyond` fills behind the padding."""
+        out: Array | None = None
+        for part in self.windows(x, fill, beyond):
             out = part.copy() if out is None else combine(out, part)
         if out is None:
             raise ValueError("a pooling with an empty kernel")
         return out
 
+    def first_places(self, x: Array, lowest: Any, largest: Array, *, column_major: bool) -> Array:
+        """Where in the input (N, C, spatial) the largest value of each window is, counted in the whole array.
+
+        Args:
+            x: The input.
+            lowest: What fills the padding.
+            largest: The values.
+            column_major: Whether the spatial axes are counted with the first one fastest.
+        """
+        spatial = np.arange(math.prod(self.sizes)).reshape(self.sizes, order="F" if column_major else "C")
+        whole = np.arange(x.shape[0] * x.shape[1]).reshape(x.shape[0], x.shape[1], *[1] * len(self.sizes))
+        places = np.broadcast_to(whole * spatial.size + spatial, x.shape)
+        beyond = np.iinfo(np.int64).max
+        values = self.windows(x, lowest)
+        found = np.full(largest.shape, beyond)
+        for value, place in zip(values, self.windows(places, beyond), strict=True):
+            found = np.where((found == beyond) & (value == largest) & (place != beyond), place, found)
+        return found
+
 
 class MaxPool(OpRun):
-    """Maximum pooling; onnx's own is a loop over outputs, and is kept for the second output, Indices."""
+    """Maximum pooling, with the second output, Indices: positions in the whole input, of equal values the first."""
 
-    def _run(self, x: Array, **attributes: Any) -> tuple[Array, ...]:
-        if len(self.output) > 1:
-            values, indices = run_stock(StockMaxPool, self, x, **attributes)
-            # ONNX counts over the whole tensor, and onnx's own over the plane of a sample and a channel.
-            plane = math.prod(x.shape[2:])
-            planes = np.arange(math.prod(x.shape[:2])).reshape(*x.shape[:2], *[1] * (x.ndim - 2))
-            return values, indices % plane + plane * planes
-        attributes.pop("storage_order", None)  # matters to Indices alone
-        pool = _Pool(x, attributes.pop("kernel_shape"), **{"dilations": None, **attributes})
+    def _run(self, x: Array, storage_order: int | None = None, **attributes: Any) -> tuple[Array, ...]:
+        pool = _Pool(x, attributes.pop("kernel_shape"), **{"dilations": None, "ceil_mode": 0, **attributes})
         lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
-        return (pool.reduce(x, lowest, np.maximum),)
+        largest = pool.reduce(x, lowest, np.maximum)
+        if len(self.output) < 2 or not self.output[1]:
+            return (largest,)
+        return largest, pool.first_places(x, lowest, largest, column_major=bool(storage_order))
 
 
 class AveragePool(OpRun):

@@ -366,8 +366,7 @@ class _Run(Runner[Case]):
         choose(recording(values))
 
         def evaluated(noise: NoiseSpec | None, decide: Decide) -> Mapping[str, Array]:
-            simulated = None if noise is None else Noise(seed=noise.seed, unit_rounding=noise.unit_rounding)
-            return self._outputs(program, case, noise=simulated, decide=decide)
+            return self._outputs(program, case, noise=noise, decide=decide)
 
         given = follow(evaluated, values, unit_rounding=self._u, seed=self._check.seed, ties_are_open=True)
         if given.wrong is not None:

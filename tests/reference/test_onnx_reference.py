@@ -392,14 +392,14 @@ def test_missing_and_unknown_inputs_are_named(convnet, convnet_inputs):
 
 
 def test_an_unknown_operator_is_named():
-    node = onnx.helper.make_node("FusedConv", ["x", "x"], ["y"], name="conv7", domain="com.microsoft")
+    node = onnx.helper.make_node("NGramRepeatBlock", ["x", "x"], ["y"], name="conv7", domain="com.microsoft")
     value = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph([node], "g", [value("x", 1, [1])], [value("y", 1, [1])])
     opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("com.microsoft", 1)]
     for imports in (opsets, opsets[:1]):
-        with pytest.raises(ReferenceUnavailable, match=r"com\.microsoft\.FusedConv \(node conv7\)") as caught:
+        with pytest.raises(ReferenceUnavailable, match=r"com\.microsoft\.NGramRepeatBlock \(node conv7\)") as caught:
             OnnxReference(onnx.helper.make_model(graph, opset_imports=imports))
-        assert (caught.value.op, caught.value.node) == ("com.microsoft.FusedConv", "conv7")
+        assert (caught.value.op, caught.value.node) == ("com.microsoft.NGramRepeatBlock", "conv7")
 
 
 def test_random_operators_have_no_reference():
