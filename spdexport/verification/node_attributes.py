@@ -1,0 +1,99 @@
+"""What the attributes of a node say, so that two nodes can be compared: written out or left to the operator's default."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+
+
+def attribute_names(node: ir.Node, other: ir.Node) -> list[str]:
+    """Return the names of the attributes, bodies apart, that one of two nodes writes out."""
+    return sorted(
+        {name for n in (node, other) for name, attribute in n.attributes.items() if attribute.type not in GRAPHS}
+    )
+
+
+def bodies(node: ir.Node) -> dict[str, list[ir.Graph]]:
+    """Return the graphs of a node by the names of the attributes that hold them."""
+    found: dict[str, list[ir.Graph]] = {}
+    for name, attribute in node.attributes.items():
+        if attribute.type in GRAPHS and not attribute.is_ref():
+            value = attribute.value
+            found[name] = list(value) if isinstance(value, tuple | list) else [value]
+    return found
+
+
+def described(node: ir.Node, name: str, opsets: Mapping[str, int]) -> str:
+    """Return what an attribute says, in words that are the same if and only if it says the same.
+
+    Args:
+        node: The node.
+        name: The attribute's; where the node does not write it out, its default counts.
+        opsets: The versions of the operators, by domain.
+    """
+    attribute = node.attributes.get(name)
+    if attribute is None:
+        return _default(node, name, opsets)
+    if attribute.is_ref():
+        return f"the attribute {attribute.ref_attr_name} of the function"
+    value = attribute.value
+    match attribute.type:
+        case ir.AttributeType.FLOAT:
+            return _number(value)
+        case ir.AttributeType.FLOATS:
+            return f"[{', '.join(map(_number, value))}]"
+        case ir.AttributeType.INTS | ir.AttributeType.STRINGS:
+            return str(list(value))
+        case ir.AttributeType.TENSOR:
+            return _tensor(value)
+        case ir.AttributeType.TENSORS:
+            return f"[{', '.join(map(_tensor, value))}]"
+        case ir.AttributeType.INT | ir.AttributeType.STRING:
+            return str(value)
+        case _:
+            # Types and sparse tensors: what a file has for them.
+            return str(ir.to_proto(attribute))
+
+
+def _number(value: float) -> str:
+    # A file keeps float32; an export in memory has what the exporter was given.
+    return str(float(np.float32(value)))
+
+
+def _tensor(tensor: ir.TensorProtocol) -> str:
+    array = tensor.numpy()
+    held = array.tolist() if array.size <= 8 or array.dtype == object else array.tobytes()
+    return f"{held!r} ({tensor.dtype} of shape {list(array.shape)})"
+
+
+def _default(node: ir.Node, name: str, opsets: Mapping[str, int]) -> str:
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    version = opsets.get(domain, opsets.get("ai.onnx") if domain == "" else None)
+    if version is None or not onnx.defs.has(node.op_type, domain):
+        return "nothing"
+    try:
+        schema = onnx.defs.get_schema(node.op_type, version, domain)
+    except onnx.defs.SchemaError:  # younger than the opset
+        return "nothing"
+    if name not in schema.attributes:
+        return "nothing"
+    proto = schema.attributes[name].default_value
+    if proto.type == onnx.AttributeProto.UNDEFINED:
+        return "nothing"
+    proto.name = name
+    made = ir.Node("", "default", [], [ir.from_proto(proto)])
+    return described(made, name, {})
+
+
+def versions(nodes: Iterator[ir.Node], opsets: Mapping[str, int]) -> dict[str, int | None]:
+    """Return the version of every domain that nodes are of."""
+    domains = {"" if node.domain == "ai.onnx" else node.domain for node in nodes}
+    return {d: opsets.get(d, opsets.get("ai.onnx") if d == "" else None) for d in sorted(domains)}
