@@ -200,7 +200,7 @@ def decide(
     notes = [] if edits is None else [edits_note(edits)]
     if components is not None:
         check_orders(plan, str(components.path or "the components"))
-        notes += hidden_notes(plan)
+        notes += hidden_notes(plan, beside=beside)
     return Decided(
         notes=tuple(notes),
         plan=plan,

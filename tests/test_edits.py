@@ -169,6 +169,9 @@ def test_what_a_weight_delta_hides_is_told(x, tmp_path):
     factors["head.U"][1] += 5
     save_file(factors, tmp_path / "edited.safetensors")
     given = {**MODEL, "verify": False}
+    # Of a run, what training leaves is in the table of its layers alone; a checkpoint that was changed is told.
+    changed = convert(RUN, tmp_path / "c.onnx", **given)
+    assert any("the weight delta, 225.5% of the weight's norm in blocks.1" in note for note in changed.notes)
     plain = convert(tmp_path / "dense.pt", tmp_path / "a.onnx", **given, components=tmp_path / "own.safetensors")
     assert not any("weight delta" in note for note in plain.notes)
     made = convert(tmp_path / "dense.pt", tmp_path / "b.onnx", **given, components=tmp_path / "edited.safetensors")

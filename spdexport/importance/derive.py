@@ -244,7 +244,7 @@ def _gated(prepared: Prepared, options: Options) -> tuple[dict[str, _Gated], tup
         functions = components.gates.with_sigmoid(options.sigmoid)
         notes += [] if functions.note is None else [functions.note]
         alive = functions.alive_above
-        if alive is not None:
+        if alive:  # SPD's own default, 0, says nothing of this run
             notes.append(f"the run's own configuration counts a component as alive above {alive:g}")
     return found, tuple(notes)
 

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from spdexport.conv import ConvSpec
     from spdexport.planning.plan import Decision, Plan
 
-HIDDEN = 1e-3
+_FOREIGN = 1e-3
 """The norm of a weight delta over the weight's, from which on it is told that the delta hides what V and U say."""
+
+_CHANGED = 0.25
+"""The same, of the components that a run brings itself: training leaves 0.05 to 0.2, which the layers' table shows."""
 
 _AS_LARGE = 0.7
 """The same, from which on components are looked at in other orders; wrong orders of trained ones have 0.9 to 1.5."""
@@ -30,12 +33,18 @@ _FITS = 0.5
 """Another order fits where it leaves less than this of the delta."""
 
 
-def hidden_notes(plan: Plan) -> tuple[str, ...]:
-    """Return what the user should know of weight deltas that are added back beside components without a mask."""
+def hidden_notes(plan: Plan, *, beside: bool) -> tuple[str, ...]:
+    """Return what the user should know of weight deltas that are added back beside components without a mask.
+
+    Args:
+        plan: The decisions.
+        beside: Whether the components come from elsewhere than the weights.
+    """
+    told_from = _FOREIGN if beside else _CHANGED
     kept = [
         (layer.delta_ratio, layer.name)
         for d in plan.decisions
-        if (layer := d.layer).delta is DeltaUse.KEPT and layer.delta_ratio is not None and layer.delta_ratio > HIDDEN
+        if (layer := d.layer).delta is DeltaUse.KEPT and layer.delta_ratio is not None and layer.delta_ratio > told_from
     ]
     if not kept:
         return ()
