@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from spdexport.conv import Array
 
 FACTOR = 8.0
-"""An error above this many floors fails. Correct files stay below 1; benchmarks/results/noise.md has the numbers."""
+"""An error above this many floors fails. Correct files stay below 2; benchmarks/results/noise.md has the numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
