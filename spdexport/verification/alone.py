@@ -30,6 +30,7 @@ from spdexport.verification.runner import Runner
 from spdexport.verification.sessions import SessionEdges
 from spdexport.verification.tapping import TAPPING_HIDES, as_it_is
 from spdexport.verification.trial import rounded
+from spdexport.verification.weights import compare_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -199,8 +200,13 @@ class FileRun(Runner[FileCase]):
         return self._file, self._right, self._evaluated, case.inputs
 
     def _weights(self) -> EdgeResult:
-        """Whether the file is still what the conversion wrote, by the hash that it carries."""
+        """Whether the file has the other's graph and weights; alone, whether it is still what the conversion wrote.
+
+        Of a file alone, the hash that it carries tells.
+        """
         self._check.progress("comparing weights")
+        if self._reference != self._file:
+            return compare_files(self._model, self._right)
         recorded = read_metadata(self._model).get("content")
         if not isinstance(recorded, str):
             return not_run("weights", "the file carries no hash of its weights and graph from spdexport")

@@ -143,10 +143,7 @@ def _floor(known: _Known) -> FloatArray | None:
 def is_stored(value: ir.Value | None) -> bool:
     """Return whether a value is an initializer that no caller can override."""
     return (
-        value is not None
-        and value.const_value is not None
-        and value.producer() is None
-        and not value.is_graph_input()
+        value is not None and value.const_value is not None and value.producer() is None and not value.is_graph_input()
     )
 
 

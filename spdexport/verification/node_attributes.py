@@ -1,4 +1,4 @@
-"""What the attributes of a node say, so that two nodes can be compared: written out or left to the operator's default."""
+"""What the attributes of a node say, written out or left to the operator's default: for comparing two nodes."""
 
 from __future__ import annotations
 
