@@ -49,3 +49,8 @@ def _read_by(node: ir.Node) -> list[ir.Value]:
                 found += _read_by(inner)
             found += list(graph.outputs)
     return found
+
+
+def taken_by_bodies(node: ir.Node) -> list[ir.Value]:
+    """Return the values that the bodies of a node read, those of their own among them."""
+    return _read_by(node)[sum(value is not None for value in node.inputs) :]

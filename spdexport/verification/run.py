@@ -141,7 +141,10 @@ class _Run(Runner[Case]):
             return not_run("weights", NO_FILE)
         self._check.progress("comparing weights")
         file = reload_onnx(self._subject.file)
-        found = compare_trimmed(file, self._subject.trimmed, self._subject.plain())
+        subject = self._subject
+        known = subject.trimmed is not None and subject.example is not None and subject.masked is None
+        example = feeds(subject.intended, subject.example) if known and subject.example is not None else None
+        found = compare_trimmed(file, subject.trimmed, subject.plain(), example)
         self._errors = found.layers
         edge = mask_fault(file, self._subject.plan) or factors_fault(file, self._subject.plan) or found.edge
         del file

@@ -138,7 +138,8 @@ FAULTS: dict[str, tuple[Edit, str, str]] = {
         lambda m: reads(body_of(m, "choice", "else_branch"), "e", 0, "a"),
         "often", "MatMul reads the output of first (Mul) at input 0 where the output of second (Mul) is right"),
     "the branches swapped": (
-        lambda m: _swap_branches(m), "often", "in the then branch of If choice: the file has MatMul where Neg is right"),
+        lambda m: _swap_branches(m),
+        "often", "in the then branch of If choice: the file has MatMul where Neg is right"),
     "what a loop captures": (
         lambda m: change(m.graph.initializer, "step.bias", one_bit),
         "step", "in the body of Loop loop: step.bias differs in 1 of 4 entries"),
