@@ -18,12 +18,12 @@ import numpy as np
 from spdexport.content import graph_hash
 from spdexport.factors import unit_rounding
 from spdexport.reference.onnx_reference import ReferenceUnavailable
+from spdexport.verification.channel_draws import EXACT, HUGE, PRODUCTS, Draws, are_close, largest_of, numbers_of
 from spdexport.verification.compare import FACTOR
 from spdexport.verification.computed import is_stored
 from spdexport.verification.graph_order import taken_by_bodies
 from spdexport.verification.layers import layer_of
 from spdexport.verification.node_attributes import attribute_names, bodies, described
-from spdexport.verification.one_node import OneNode, widened
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,14 +32,6 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Array, FloatArray
     from spdexport.rewrite.onnx_dead import Kept, Removal
-
-HUGE = 1e150
-"""What a removed channel holds: times the smallest weight that float32 knows, 1e-45, it is still huge."""
-
-EXACT = 1e-9
-"""The error of float64 sums, relative to the largest number; no channel that is alive does less, for it holds 1e150."""
-
-PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,18 +79,6 @@ class _Relation:
         return left if self.lack is None else left - self.lack
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Constants:
-    """Which entries of a value are the same whatever the inputs are, and what they are."""
-
-    known: Array
-    numbers: FloatArray
-
-    def put(self, values: Array) -> Array:
-        """Put the constants into an array."""
-        return np.where(self.known, self.numbers, values)
-
-
 class ChannelProof:
     """The proof of one removal.
 
@@ -107,18 +87,20 @@ class ChannelProof:
         after: The graph after, likewise.
         removal: What is claimed: which channels are left of each value.
         values: Values of the graph before, by name, on some inputs: they tell shapes, and what integers are.
+
+    Attributes:
+        relations: What is proved of the values so far, by their names before.
+        draws: The numbers that nodes are evaluated on.
     """
 
     def __init__(self, whole: ir.Model, after: ir.Model, removal: Removal, values: Mapping[str, Array]) -> None:
-        self._whole, self._model, self._values = whole, after, values
+        self._whole, self._model = whole, after
         self._claims: Mapping[str, Kept] = removal.kept
         self._instead = removal.instead
         self._after = {value.name or "": node for node in after.graph for value in node.outputs}
         self._nodes = set(whole.graph)
-        self._relations: dict[str, _Relation] = {
-            v.name or "": _Relation(after=v.name or "") for v in whole.graph.inputs
-        }
-        self._constants: dict[str, _Constants] = {}
+        self.relations: dict[str, _Relation] = {v.name or "": _Relation(after=v.name or "") for v in whole.graph.inputs}
+        self.draws = Draws(whole.opset_imports, values)
 
     def fault(self) -> Wrong | None:
         """Return the first thing that is wrong, in the graph's order; None where the removal is proved."""
@@ -153,7 +135,7 @@ class ChannelProof:
         before, after = self._whole.graph.outputs, self._model.graph.outputs
         for value, other in zip(before, after, strict=False):
             name = value.name or ""
-            relation = _Relation(after=name) if is_stored(value) else self._relations.get(name)
+            relation = _Relation(after=name) if is_stored(value) else self.relations.get(name)
             if relation is None or not relation.is_whole or relation.after != other.name:
                 return Wrong(layer=name, what=f"of the output {name} channels are gone")
         if len(before) != len(after):
@@ -166,20 +148,20 @@ class ChannelProof:
         if other is None:
             return self._removed(node)
         for value in taken_by_bodies(node):
-            relation = self._relations.get(value.name or "")
+            relation = self.relations.get(value.name or "")
             if not is_stored(value) and value.producer() in self._nodes and (relation is None or not relation.is_whole):
                 return Wrong(
                     layer=layer_of(node), what=f"{node.op_type} reads {value.name}, of which channels are gone"
                 )
         if self._is_unchanged(node, other):
-            self._relations.update((v.name or "", _Relation(after=v.name or "")) for v in node.outputs)
+            self.relations.update((v.name or "", _Relation(after=v.name or "")) for v in node.outputs)
         elif bodies(node) or bodies(other):
             return Wrong(layer=layer_of(node), what=f"{node.op_type} is not what it was, and has graphs of its own")
         else:
             wrong = self._changed(node, other)
             if wrong is not None:
                 return wrong
-        self._find_constants(node)
+        self.draws.find_constants(node)
         return None
 
     def _is_unchanged(self, node: ir.Node, other: ir.Node) -> bool:
@@ -191,7 +173,7 @@ class ChannelProof:
                 if (value is None) != (target is None) or (value is not None and not _same_tensor(value, target)):
                     return False
                 continue
-            relation = self._relations.get(value.name or "")
+            relation = self.relations.get(value.name or "")
             if relation is None or not relation.is_whole or relation.after != target.name:
                 return False
         opsets = self._whole.opset_imports
@@ -202,18 +184,18 @@ class ChannelProof:
 
     def _removed(self, node: ir.Node) -> Wrong | None:
         """A node that is gone: another value stands for its result, or whatever read it tells."""
-        self._find_constants(node)
+        self.draws.find_constants(node)
         for output in node.outputs:
             if (output.name or "") not in self._instead:
                 continue
             trials = [_Trial(self, node, draw) for draw in range(2)]
             for value in node.inputs:
-                relation = None if value is None or is_stored(value) else self._relations.get(value.name or "")
+                relation = None if value is None or is_stored(value) else self.relations.get(value.name or "")
                 if relation is None or value is None:
                     continue
                 results = [(relation.taken(t.results[0]), relation.taken(t.operand(value))) for t in trials]
-                if all(a.shape == b.shape and _close(a, b, EXACT * _largest(b)) for a, b in results):
-                    self._relations[output.name or ""] = relation
+                if all(a.shape == b.shape and are_close(a, b, EXACT * largest_of(b)) for a, b in results):
+                    self.relations[output.name or ""] = relation
                     break
         return None
 
@@ -228,7 +210,7 @@ class ChannelProof:
         for draw in range(2):
             trial = _Trial(self, node, draw)
             try:
-                got = _run(other, self._model, trial.after(operands))
+                got = self.draws.run(other, trial.after(operands))
             except ReferenceUnavailable as error:  # of the node before the reference can tell
                 return Wrong(layer=layer, what=f"{other.op_type} cannot be computed any more: {error.reason}")
             for index, (relation, result, after) in enumerate(zip(claims, trial.results, got, strict=False)):
@@ -242,13 +224,13 @@ class ChannelProof:
                     return Wrong(layer=layer, what=f"{name} has shape {after.shape} where {right.shape} is right")
                 if _shifted(self._claims, name):
                     right, lacks[index] = _without_lack(right, after, lacks[index])
-                allowed = EXACT * _largest(right) + self._rounding(node, other, relation, right)
-                if not _close(after, right, allowed):
+                allowed = EXACT * largest_of(right) + self._rounding(node, other, relation, right)
+                if not are_close(after, right, allowed):
                     return Wrong(layer=layer, what=self._explained(node, index))
         for value, relation, lack in zip(node.outputs, claims, lacks, strict=True):
             name = value.name or ""
             found = _Relation(after=name, axis=relation.axis, channels=relation.channels, lack=lack)
-            self._relations[name] = self._behind(found) if lack is not None else found
+            self.relations[name] = self._behind(found) if lack is not None else found
         return None
 
     def _claimed(self, value: ir.Value) -> _Relation:
@@ -265,12 +247,13 @@ class ChannelProof:
         left, right = node.inputs
         if left is None or left.name != relation.after or not is_stored(right) or right is None:
             return relation
-        added, tensor = _numbers(right), right.const_value
+        added, tensor = numbers_of(right), right.const_value
         assert tensor is not None, "it is stored"
-        allowed = FACTOR * unit_rounding(tensor.dtype.numpy()) * np.abs(relation.lack) + 1e-12 * _largest(relation.lack)
+        u = unit_rounding(tensor.dtype.numpy())
+        allowed = FACTOR * u * np.abs(relation.lack) + 1e-12 * largest_of(relation.lack)
         if np.broadcast_shapes(added.shape, relation.lack.shape) != relation.lack.shape:
             return relation
-        if not _close(np.broadcast_to(added, relation.lack.shape), relation.lack, allowed):
+        if not are_close(np.broadcast_to(added, relation.lack.shape), relation.lack, allowed):
             return relation
         return _Relation(after=f"{relation.after}.shifted", axis=relation.axis, channels=relation.channels)
 
@@ -284,7 +267,7 @@ class ChannelProof:
                 continue
             if value is None or is_stored(value):
                 return f"{node.op_type} reads {target.name} where it read a constant"
-            relation = self._relations.get(value.name or "")
+            relation = self.relations.get(value.name or "")
             if relation is None or relation.after != target.name:
                 return f"{node.op_type} does not read {value.name} any more, nor what is the same"
         return pairs
@@ -299,16 +282,16 @@ class ChannelProof:
         u = max(unit_rounding(kind) for kind in kinds)
         if node.op_type in PRODUCTS:
             # The bias holds what the constants made: it is rounded in proportion to the sum of its terms.
-            sizes = {i: np.abs(_numbers(v)) for i, v in enumerate(node.inputs) if v is not None and is_stored(v)}
+            sizes = {i: np.abs(numbers_of(v)) for i, v in enumerate(node.inputs) if v is not None and is_stored(v)}
             for index, value in enumerate(node.inputs):
                 if value is not None and not is_stored(value):
-                    held = self._constants.get(value.name or "")
-                    shape = self._shape(value)
+                    held = self.draws.constants.get(value.name or "")
+                    shape = self.draws.shape(value)
                     sizes[index] = np.abs(np.where(held.known, held.numbers, 0)) if held else np.zeros(shape)
-            return FACTOR * u * np.abs(relation.taken(_run(node, self._whole, sizes)[0]))
+            return FACTOR * u * np.abs(relation.taken(self.draws.run(node, sizes)[0]))
         if node.op_type not in ("Add", "Sub", "Mul", "Div", "Max", "Min", "Sum"):
             return 0.0
-        held_there = sum(np.abs(_numbers(v)) for v in floats)
+        held_there = sum(np.abs(numbers_of(v)) for v in floats)
         return FACTOR * u * (np.abs(right) + held_there)
 
     def _explained(self, node: ir.Node, index: int) -> str:
@@ -316,44 +299,29 @@ class ChannelProof:
         trial = _Trial(self, node, 0)
         base = self._claimed(node.outputs[index]).taken(trial.results[index])
         for value in node.inputs:
-            relation = None if value is None or is_stored(value) else self._relations.get(value.name or "")
+            relation = None if value is None or is_stored(value) else self.relations.get(value.name or "")
             if value is None or relation is None or relation.channels is None:
                 continue
             whole = trial.operand(value)
             for channel in np.setdiff1d(np.arange(whole.shape[relation.axis]), relation.channels):
                 changed = whole.copy()
-                held = self._constants.get(value.name or "")
+                held = self.draws.constants.get(value.name or "")
                 place = tuple([slice(None)] * relation.axis + [channel])
                 if held is not None and held.known[place].all():
                     continue
                 changed[place] = np.sign(changed[place]) * HUGE / 3
                 moved = trial.run_with(value, held.put(changed) if held is not None else changed)[index]
-                if not _close(self._claimed(node.outputs[index]).taken(moved), base, 0.0):
+                if not are_close(self._claimed(node.outputs[index]).taken(moved), base, 0.0):
                     return (
                         f"the channel {channel} that was removed from {value.name} is alive: {node.op_type} reads it, "
                         "and it is no constant"
                     )
         return f"what is left of {node.op_type} does not compute what it did, on the channels that are left"
 
-    def _shape(self, value: ir.Value) -> tuple[int, ...]:
-        found = self._values.get(value.name or "")
-        if found is None:
-            raise ReferenceUnavailable("the graph", value.name or "", "no input was found that it can be evaluated on")
-        return found.shape
-
-    def drawn(self, value: ir.Value, rng: np.random.Generator, *, sign: float = 1.0, scale: float = 1.0) -> Array:
-        """Numbers for a value: constants where it has them, what it held on some input where it is of no floats."""
-        shape = self._shape(value)
-        if self._values[value.name or ""].dtype.kind != "f":
-            return self._values[value.name or ""]
-        numbers = sign * scale * rng.standard_normal(shape)
-        held = self._constants.get(value.name or "")
-        return numbers if held is None else held.put(numbers)
-
     def operand_of(self, value: ir.Value, rng: np.random.Generator, *, sign: float) -> Array:
         """The same; what was removed of it, and is no constant, holds huge numbers."""
-        numbers = self.drawn(value, rng, sign=sign)
-        relation = self._relations.get(value.name or "")
+        numbers = self.draws.drawn(value, rng, sign=sign)
+        relation = self.relations.get(value.name or "")
         if relation is None or relation.channels is None or numbers.dtype.kind != "f":
             return numbers
         gone = np.ones(numbers.shape[relation.axis], bool)
@@ -361,40 +329,8 @@ class ChannelProof:
         numbers = numbers.copy()
         place = tuple([slice(None)] * relation.axis + [gone])
         numbers[place] = HUGE * np.sign(rng.standard_normal(numbers[place].shape))
-        held = self._constants.get(value.name or "")
+        held = self.draws.constants.get(value.name or "")
         return numbers if held is None else held.put(numbers)
-
-    def _find_constants(self, node: ir.Node) -> None:
-        """Which entries of a node's results no operand moves, be it of any sign and size."""
-        if bodies(node) or node.domain not in ("", "ai.onnx"):
-            return
-        given = [v for v in node.inputs if v is not None and not is_stored(v)]
-        held = [self._constants[v.name or ""] for v in given if (v.name or "") in self._constants]
-        if not given or not (held or _may_hide(node)):
-            return
-        largest = max((_largest(np.where(h.known, h.numbers, 0)) for h in held), default=0.0)
-        try:
-            rng_draws = [(draw // 2, (-1.0) ** draw, scale) for scale in (1.0, HUGE) for draw in range(2)]
-            drawn = []
-            for seed, sign, scale in rng_draws:
-                rng = np.random.default_rng(seed)
-                operands = {
-                    i: _numbers(v) if is_stored(v) else self.drawn(v, rng, sign=sign, scale=scale)
-                    for i, v in enumerate(node.inputs)
-                    if v is not None
-                }
-                drawn.append(_run(node, self._whole, operands))
-        except ReferenceUnavailable:
-            return
-        for value, *results in zip(node.outputs, *drawn, strict=False):
-            first = results[0]
-            if not value.name or first.dtype.kind != "f" or any(r.shape != first.shape for r in results):
-                continue
-            with np.errstate(all="ignore"):
-                allowed = EXACT * np.abs(first) + 1e-14 * largest
-                known = np.isfinite(first) & np.logical_and.reduce([np.abs(r - first) <= allowed for r in results])
-            if known.any():
-                self._constants[value.name] = _Constants(known=known, numbers=np.where(known, first, 0.0))
 
 
 class _Trial:
@@ -404,7 +340,7 @@ class _Trial:
         self._proof, self._node = proof, node
         rng = np.random.default_rng([7, draw])
         self._operands = {
-            index: _numbers(value) if is_stored(value) else proof.operand_of(value, rng, sign=(-1.0) ** draw)
+            index: numbers_of(value) if is_stored(value) else proof.operand_of(value, rng, sign=(-1.0) ** draw)
             for index, value in enumerate(node.inputs)
             if value is not None
         }
@@ -413,7 +349,7 @@ class _Trial:
         for index, value in enumerate(node.inputs):
             if value is not None:
                 self._operands[index] = by_name.setdefault(value.name or "", self._operands[index])
-        self.results = _run(node, proof._whole, self._operands)
+        self.results = proof.draws.run(node, self._operands)
 
     def operand(self, value: ir.Value) -> Array:
         return self._operands[list(self._node.inputs).index(value)]
@@ -422,7 +358,7 @@ class _Trial:
         """The results with another operand."""
         inputs = list(self._node.inputs)
         changed = {i: numbers if inputs[i] is value else held for i, held in self._operands.items()}
-        return _run(self._node, self._proof._whole, changed)
+        return self._proof.draws.run(self._node, changed)
 
     def after(self, operands: list[tuple[ir.Value | None, ir.Value | None]]) -> dict[int, Array]:
         """What the node after reads where the one before reads this."""
@@ -431,31 +367,11 @@ class _Trial:
             if target is None:
                 continue
             if is_stored(target):
-                found[index] = _numbers(target)
+                found[index] = numbers_of(target)
             else:
                 assert value is not None, "the operands belong together"
-                found[index] = self._proof._relations[value.name or ""].of(self._operands[index])
+                found[index] = self._proof.relations[value.name or ""].of(self._operands[index])
         return found
-
-
-def _run(node: ir.Node, model: ir.Model, operands: Mapping[int, Array]) -> list[Array]:
-    kinds = []
-    for index, value in enumerate(node.inputs):
-        held = operands.get(index)
-        stored = value.const_value if value is not None and is_stored(value) else None
-        if held is None:
-            kinds.append(None)
-        elif stored is not None:
-            kinds.append(stored.dtype.numpy())
-        else:
-            kinds.append(np.dtype(np.float32) if held.dtype.kind == "f" else held.dtype)
-    return OneNode(node, kinds, model.opset_imports).run(operands)
-
-
-def _numbers(value: ir.Value | None) -> Array:
-    assert value is not None, "the operand is there"
-    assert value.const_value is not None, "and stored"
-    return widened(value.const_value.numpy(), value.const_value.dtype)
 
 
 def _same_default(value: ir.Value, other: ir.Value) -> bool:
@@ -474,21 +390,6 @@ def _same_tensor(value: ir.Value, other: ir.Value | None) -> bool:
     return mine is theirs or (list(mine.shape) == list(theirs.shape) and _same_default(value, other))
 
 
-def _may_hide(node: ir.Node) -> bool:
-    """Whether a node has zeros among its weights, which alone make constants of what is none."""
-    for value in node.inputs:
-        tensor = value.const_value if value is not None and is_stored(value) else None
-        if tensor is None or not tensor.dtype.is_floating_point() or not tensor.size:
-            continue
-        zero = tensor.numpy() == 0
-        if zero.ndim < 2 or node.op_type not in PRODUCTS:
-            if zero.any():
-                return True
-        elif any(zero.all(axis=tuple(a for a in range(zero.ndim) if a != axis)).any() for axis in range(2)):
-            return True
-    return False
-
-
 def _shifted(claims: Mapping[str, Kept], name: str) -> bool:
     return name in claims and claims[name].shifted
 
@@ -498,14 +399,3 @@ def _without_lack(right: Array, after: Array, known: FloatArray | None) -> tuple
     if known is None:
         known = (right - after).reshape(-1, right.shape[-1]).mean(axis=0) if right.size else np.zeros(right.shape[-1:])
     return right - known, known
-
-
-def _largest(values: Array) -> float:
-    finite = np.abs(values[np.isfinite(values)]) if values.size else values
-    return float(finite.max(initial=0.0))
-
-
-def _close(a: Array, b: Array, allowed: Array | float) -> bool:
-    with np.errstate(all="ignore"):
-        near = np.abs(a - b) <= allowed
-    return bool((near | (a == b) | ((a != a) & (b != b))).all())
