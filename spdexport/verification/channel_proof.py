@@ -222,7 +222,7 @@ class ChannelProof:
                 right = relation.taken(result)
                 if right.shape != after.shape:
                     return Wrong(layer=layer, what=f"{name} has shape {after.shape} where {right.shape} is right")
-                if _shifted(self._claims, name):
+                if name in self._claims and self._claims[name].shifted:
                     right, lacks[index] = _without_lack(right, after, lacks[index])
                 allowed = EXACT * largest_of(right) + self._rounding(node, other, relation, right)
                 if not are_close(after, right, allowed):
@@ -388,10 +388,6 @@ def _same_tensor(value: ir.Value, other: ir.Value | None) -> bool:
     assert mine is not None, "it is stored"
     assert theirs is not None, "it is stored"
     return mine is theirs or (list(mine.shape) == list(theirs.shape) and _same_default(value, other))
-
-
-def _shifted(claims: Mapping[str, Kept], name: str) -> bool:
-    return name in claims and claims[name].shifted
 
 
 def _without_lack(right: Array, after: Array, known: FloatArray | None) -> tuple[Array, FloatArray]:

@@ -89,7 +89,7 @@ def _default(node: ir.Node, name: str, opsets: Mapping[str, int]) -> str:
     if proto.type == onnx.AttributeProto.UNDEFINED:
         return "nothing"
     proto.name = name
-    made = ir.Node("", "default", [], [ir.from_proto(proto)])
+    made = ir.Node("", "default", [], [ir.serde.deserialize_attribute(proto)])
     return described(made, name, {})
 
 
