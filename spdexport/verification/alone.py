@@ -9,10 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from spdexport.content import content_hash
+from spdexport.errors import ExampleInputError
 from spdexport.factors import unit_rounding
 from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import reload_onnx
-from spdexport.model_files import read_metadata
+from spdexport.model_files import read_metadata, recorded_ranges
+from spdexport.ranges import outside, told
 from spdexport.reference.onnx_reference import ReferenceUnavailable
 from spdexport.verification.edge import not_run
 from spdexport.verification.file_inputs import (
@@ -21,6 +23,7 @@ from spdexport.verification.file_inputs import (
     given_tensors,
     guesses,
     input_ports,
+    limits_of,
     output_ports,
 )
 from spdexport.verification.inner import Evaluated, first_divergent, layer_ratios
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from spdexport.conv import Array
     from spdexport.loading.model import ExampleInputs
     from spdexport.ort.sessions import SessionSettings
+    from spdexport.ranges import Ranges
     from spdexport.reference.onnx_reference import NoiseSpec
     from spdexport.verification.check import Check
     from spdexport.verification.edge import Edge
@@ -112,6 +116,10 @@ class FileRun(Runner[FileCase]):
         super().__init__(check, SessionEdges(file, check.providers, is_evaluated=reference == file), u, edges)
         self._evaluated = Evaluated(reference, self._right)
         self._given = None if inputs is None else given_tensors(self._inputs, inputs)
+        ranges = recorded_ranges(self._model, file)
+        self._limits = limits_of(self._inputs, ranges)
+        self._notes += told(ranges)
+        _check_sizes(self._given or {}, ranges)
         self._meant: Meant = as_it_is
         self._own_inputs, self._origin = own_inputs, "" if inputs is None else inputs.origin
 
@@ -163,7 +171,9 @@ class FileRun(Runner[FileCase]):
         """The user's own inputs, and those that fit what the file declares."""
         if self._given is not None and self._own_inputs:
             yield FileCase(name=f"given by {self._origin or 'the caller'}", inputs=self._given, own=True)
-        yield from file_cases(self._inputs, self._sizes(self._given), self._given, seed=self._check.seed)
+        yield from file_cases(
+            self._inputs, self._sizes(self._given), self._given, seed=self._check.seed, limits=self._limits
+        )
 
     def feeds(self, case: FileCase) -> Mapping[str, Array]:
         """As they are."""
@@ -236,7 +246,7 @@ class FileRun(Runner[FileCase]):
     def _sizes(self, given: Mapping[str, Array] | None) -> dict[str, int]:
         """Sizes for the dynamic axes, with which the file can be evaluated."""
         first: ReferenceUnavailable | None = None
-        for guess, sizes in guesses(self._inputs, given):
+        for guess, sizes in guesses(self._inputs, given, self._limits):
             if guess is None:
                 return sizes
             try:
@@ -253,6 +263,17 @@ class FileRun(Runner[FileCase]):
             return sizes
         assert first is not None, "some size was tried"
         raise first
+
+
+def _check_sizes(given: Mapping[str, Array], ranges: Ranges) -> None:
+    """Refuse inputs where the model does not hold for their sizes."""
+    for name, value in given.items():
+        if (what := outside(ranges, name, value.shape)) is not None:
+            raise ExampleInputError(
+                f"The input {what}.",
+                where="--inputs or --input-shape",
+                hint="Give inputs in that range, or convert the model with example inputs of such sizes.",
+            )
 
 
 def _float_weights(model: ir.Model) -> Iterator[ir.TensorProtocol]:

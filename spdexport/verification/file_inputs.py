@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from spdexport.errors import ExampleInputError
@@ -13,6 +14,7 @@ from spdexport.files.onnx_sizes import GIB
 from spdexport.files.sniff import FileKind, sniff
 from spdexport.names import CLASSES
 from spdexport.ort.installed import require_torch
+from spdexport.ranges import SizeRange, ends
 from spdexport.verification.recipes import Recipe, draw, generators, span_of
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Array
     from spdexport.loading.model import ExampleInputs
+    from spdexport.ranges import Ranges
+
+_NO_LIMITS: Mapping[str, SizeRange] = MappingProxyType({})
 
 SIZES = (32, 64, 224, 16, 8, 4, 2, 1)
 """Sizes tried for dynamic axes other than the batch, where no example tells one that the model takes."""
@@ -197,12 +202,25 @@ def given_tensors(ports: Sequence[Port], inputs: ExampleInputs | GivenArrays) ->
     return given_by_name(ports, args, {name: to_numpy(t) for name, t in named_tensors(inputs.kwargs).items()})
 
 
-def guesses(ports: Sequence[Port], example: Mapping[str, Array] | None) -> Iterator[tuple[int | None, dict[str, int]]]:
+def limits_of(ports: Sequence[Port], ranges: Ranges) -> dict[str, SizeRange]:
+    """Return the sizes that a file holds for by the names under which those of dynamic axes are kept."""
+    return {
+        key: held
+        for port in ports
+        for axis, held in ranges.get(port.name, {}).items()
+        if axis < len(port.shape or ()) and (key := _key(port, axis)) is not None
+    }
+
+
+def guesses(
+    ports: Sequence[Port], example: Mapping[str, Array] | None, limits: Mapping[str, SizeRange] = _NO_LIMITS
+) -> Iterator[tuple[int | None, dict[str, int]]]:
     """Sizes for the dynamic axes other than the batch, in the order in which they are to be tried.
 
     Args:
         ports: The file's inputs.
         example: Inputs whose sizes are known to be right, or None.
+        limits: The sizes that the file holds for, by the names of axes.
 
     Yields:
         The size that was guessed for all of them (None where nothing is guessed), and the size of each by its name.
@@ -219,7 +237,7 @@ def guesses(ports: Sequence[Port], example: Mapping[str, Array] | None) -> Itera
         yield None, known
         return
     for size in SIZES:
-        guessed = known | dict.fromkeys(unknown, size)
+        guessed = known | {key: limits[key].nearest(size) if key in limits else size for key in unknown}
         # Of inputs with many dynamic axes a size that is usual for two of them is more than the memory holds.
         elements = [math.prod(_sample_shape(port, guessed, batch)) for port in ports]
         if size == 1 or all(8 * number <= limit("value") * GIB for number in elements):
@@ -234,7 +252,12 @@ def _sample_shape(port: Port, sizes: Mapping[str, int], batch: str | None) -> li
 
 
 def file_cases(
-    ports: Sequence[Port], sizes: Mapping[str, int], example: Mapping[str, Array] | None, *, seed: int
+    ports: Sequence[Port],
+    sizes: Mapping[str, int],
+    example: Mapping[str, Array] | None,
+    *,
+    seed: int,
+    limits: Mapping[str, SizeRange] = _NO_LIMITS,
 ) -> Iterator[FileCase]:
     """Generated cases of all recipes.
 
@@ -243,10 +266,18 @@ def file_cases(
         sizes: Of dynamic axes other than the batch, by name.
         example: Inputs that the model takes; integers are drawn from the range they span, else from 0 and 1.
         seed: Of the random generator.
+        limits: The sizes that the file holds for, by the names of axes: the first two cases have those at the ends.
     """
-    for recipe, random in generators(seed):
-        inputs = generated(ports, sizes, example, recipe, random)
-        yield FileCase(name=recipe.label(dynamic=varies_in_batch(ports)), inputs=inputs, own=False)
+    batch = _batch_key(ports)
+    at_ends = {key: ends(held, sizes[key]) for key, held in limits.items() if key in sizes and key != batch}
+    for number, (recipe, random) in enumerate(generators(seed)):
+        special = {key: pair[number] for key, pair in at_ends.items()} if number < 2 else {}
+        if batch in limits:
+            recipe = recipe._replace(batch=limits[batch].nearest(recipe.batch))
+        inputs = generated(ports, {**sizes, **special}, example, recipe, random)
+        label = recipe.label(dynamic=batch is not None)
+        label += "".join(f", {key} {size}" for key, size in special.items() if size != sizes[key])
+        yield FileCase(name=label, inputs=inputs, own=False)
 
 
 def varies_in_batch(ports: Sequence[Port]) -> bool:

@@ -12,6 +12,7 @@ from torch.export.graph_signature import OutputKind, TensorArgument
 
 from spdexport.arrays import to_numpy
 from spdexport.capture import call_module
+from spdexport.capture.ranges import axis_ranges
 from spdexport.factors import unit_rounding
 from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import reload_onnx
@@ -21,7 +22,7 @@ from spdexport.verification.compare import failed
 from spdexport.verification.edge import Edge, not_run
 from spdexport.verification.inputs import Case, cases, feeds
 from spdexport.verification.locate import first_divergent_layer, first_divergent_value, layer_ratios
-from spdexport.verification.masks import mask_fault
+from spdexport.verification.masks import mask_fault, ranges_fault
 from spdexport.verification.module_calls import effective_parameters, first_divergent_module
 from spdexport.verification.per_layer import Patches, layer_results, read_in_program
 from spdexport.verification.removed import compare_trimmed
@@ -146,7 +147,8 @@ class _Run(Runner[Case]):
         example = feeds(subject.intended, subject.example) if known and subject.example is not None else None
         found = compare_trimmed(file, subject.trimmed, subject.plain(), example)
         self._errors = found.layers
-        edge = mask_fault(file, self._subject.plan) or factors_fault(file, self._subject.plan) or found.edge
+        edge = ranges_fault(file, self._subject.file, axis_ranges(subject.program))
+        edge = edge or mask_fault(file, self._subject.plan) or factors_fault(file, self._subject.plan) or found.edge
         del file
         # Graphs refer to themselves in circles, and those that were compared hold several copies of the weights.
         gc.collect()
