@@ -69,8 +69,12 @@ REACH = 16
 
 
 def ends(held: SizeRange, size: int) -> tuple[int, int]:
-    """Return the sizes at both ends of a range, the largest first, as far as they are in reach of a known size."""
-    return held.nearest(REACH * max(size, 1)), held.nearest(1)
+    """Return the sizes at both ends of a range, the largest first, as far as they are in reach of a known size.
+
+    Where there is no largest, one that is larger than the known one has its place.
+    """
+    most = size + 1 if held.most is None else min(held.most, REACH * max(size, 1))
+    return held.nearest(most), held.least
 
 
 def _is_size(value: object) -> bool:

@@ -63,5 +63,5 @@ def check_asked(asked: Mapping[str, Mapping[int, SizeRange]], found: Ranges) -> 
             raise UsageError(
                 f"The trace holds for sizes {held} of axis {axis} of {name}, and {wanted} are asked for.",
                 where="--dynamic",
-                hint="Ask for sizes in that range, or give example inputs of other sizes, on which the model may branch.",
+                hint="Ask for sizes in that range, or give an example of another size: a model may branch on it.",
             )
