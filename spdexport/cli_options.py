@@ -114,7 +114,12 @@ model_options = _together(
     trust_option,
     seed_option,
     keyword("--dynamic-batch/--static-batch", default=True, show_default=True, help="Let axis 0 of the inputs change."),
-    keyword("--dynamic", multiple=True, metavar="NAME:AXIS=DIM", help="A further dynamic axis. Repeatable."),
+    keyword(
+        "--dynamic",
+        multiple=True,
+        metavar="NAME:AXIS=DIM[:LEAST..MOST]",
+        help="A further dynamic axis, and the sizes it is to have. Repeatable.",
+    ),
 )
 """What tells the model and how it is traced."""
 

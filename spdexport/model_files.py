@@ -13,10 +13,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from spdexport.errors import ExportError
+from spdexport.errors import ExportError, SourceError
 from spdexport.files.onnx_reading import check_model
 from spdexport.files.unfinished import data_name
 from spdexport.files.writing import Deferred, writing
+from spdexport.ranges import read_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from spdexport.files.atomic import Pending
+    from spdexport.ranges import Ranges
 
 METADATA_PREFIX = "spdexport."
 """What the names of our entries in a model's metadata begin with."""
@@ -193,6 +195,22 @@ def write_metadata(model: ir.Model, entries: Mapping[str, Any]) -> None:
 
 def _refuse_constant(word: str) -> float:
     raise ValueError(f"{word} is no JSON")
+
+
+def recorded_ranges(model: ir.Model, path: Path) -> Ranges:
+    """Return the sizes that a file says it holds for, of dynamic axes that have a limit.
+
+    Raises:
+        SourceError: What it says are no sizes.
+    """
+    try:
+        return read_ranges(read_metadata(model).get("ranges", {}))
+    except ValueError as error:
+        raise SourceError(
+            f"The entry 'ranges' of the file's metadata tells no sizes: {error}.",
+            where=str(path),
+            hint="Give a file as spdexport wrote it, or convert the model again.",
+        ) from error
 
 
 def read_metadata(model: ir.Model) -> dict[str, Any]:

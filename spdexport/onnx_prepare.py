@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -18,8 +18,9 @@ from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import external_files, load_onnx
 from spdexport.loading.load import no_keys
 from spdexport.loading.model import LABELS
-from spdexport.model_files import INLINE_UP_TO, METADATA_PREFIX
+from spdexport.model_files import INLINE_UP_TO, METADATA_PREFIX, recorded_ranges
 from spdexport.prepare import check_labels, components_of, decide, example_inputs
+from spdexport.ranges import told
 from spdexport.rewrite.onnx_graph import is_operator
 from spdexport.rewrite.onnx_rewrite import place_onnx_forms
 from spdexport.rewrite.onnx_sites import LAYERS, list_onnx_sites, node_keys, source_of
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from spdexport.loading.model import ExampleInputs
     from spdexport.options import Options
     from spdexport.planning import Plan
+    from spdexport.ranges import Ranges
 
 OLDEST = 7
 """The oldest opset that is taken as it is: ONNX Runtime runs none before, and Mul and Add broadcast otherwise there."""
@@ -59,6 +61,7 @@ class PreparedOnnx:
         components: Where V and U come from: ``spd``, ``file`` or ``svd``.
         hashes: SHA-256 of source, components and masks, as far as there are any.
         notes: What the user should know.
+        ranges: The sizes that the file says it holds for, of dynamic axes that have a limit.
     """
 
     path: Path
@@ -70,6 +73,7 @@ class PreparedOnnx:
     components: str
     hashes: Mapping[str, str]
     notes: tuple[str, ...]
+    ranges: Ranges = field(default_factory=dict)
 
     def factorized(self) -> ir.Model:
         """The model with every layer in the form that the plan names, without what spdexport noted in the source."""
@@ -125,6 +129,7 @@ def prepare_onnx(path: Path, options: Options, progress: Callable[[str], None] =
             f"the file does not tell the output sizes of {_some(unknown)}: MACs are those of one location; "
             "--input-shape tells them"
         )
+    ranges = recorded_ranges(original, path)
     data = {f"source {file.name}": sha256_file(file) for file in files}
     return PreparedOnnx(
         path=path,
@@ -135,7 +140,8 @@ def prepare_onnx(path: Path, options: Options, progress: Callable[[str], None] =
         plan=decided.plan,
         components=decided.components,
         hashes={"source": sha256_file(path), **data, **decided.hashes},
-        notes=(*notes, *decided.notes),
+        notes=(*notes, *decided.notes, *told(ranges)),
+        ranges=ranges,
     )
 
 

@@ -82,7 +82,7 @@ class ModelOptions:
         state_key: The key of the state dict in a checkpoint that holds several, dotted for one inside of another.
         seed: Of every random number: a factory's, generated inputs, simulated rounding.
         dynamic_batch: Whether axis 0 of the inputs may change at run time, where the model can.
-        dynamic: Further dynamic axes as ``NAME:AXIS=DIM``.
+        dynamic: Further dynamic axes as ``NAME:AXIS=DIM``, with ``:LEAST..MOST`` behind for sizes that are to be.
         components: A file or run with V and U; where None, those of the source itself, or else the exact SVD.
         sigmoid: The ``sigmoid_type`` of the run's causal-importance functions, where no configuration tells it.
         masks: A file of fixed masks, one (C,) for each layer it names.

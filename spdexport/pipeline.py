@@ -6,7 +6,7 @@ What needs torch is imported where it is used, for a file alone can be verified 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from spdexport.ort.providers import Provider
     from spdexport.planning import Plan
     from spdexport.prepare import Source
+    from spdexport.ranges import Ranges
     from spdexport.rewrite.onnx_trim import Trimming
 
 
@@ -62,6 +63,7 @@ class Inspection:
         notes: What the user should know.
         seed: Of every random number.
         versions: Of everything that took part.
+        ranges: The sizes that the model holds for, of dynamic axes that have a limit.
     """
 
     plan: Plan
@@ -70,6 +72,7 @@ class Inspection:
     notes: tuple[str, ...]
     seed: int
     versions: Mapping[str, str]
+    ranges: Ranges = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -202,6 +205,7 @@ def convert(
         outputs=tuple(written),
         verification=verification,
         trimming=route.trimming if onnx_path else None,
+        ranges=prepared.ranges,
     )
 
 
@@ -303,6 +307,7 @@ def inspect(source: Source, *, progress: Progress = _silent, **options: Unpack[O
         notes=prepared.notes,
         seed=chosen.seed,
         versions=versions(),
+        ranges=prepared.ranges,
     )
 
 

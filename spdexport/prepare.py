@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from spdexport.forms import Form
     from spdexport.masks import MaskSet
     from spdexport.options import Options
+    from spdexport.ranges import Ranges
     from spdexport.sources.components import ComponentSet
 
 Source = str | Path | torch.nn.Module | ExportedProgram | None
@@ -68,6 +69,11 @@ class Prepared:
     hashes: Mapping[str, str]
     notes: tuple[str, ...]
     run: ComponentSet | None = None
+
+    @property
+    def ranges(self) -> Ranges:
+        """The sizes that the model holds for, of dynamic axes that have a limit."""
+        return self.captured.ranges
 
     def factorized(self, forms: Iterable[tuple[ConvSite, Form]] | None = None) -> ExportedProgram:
         """The program with every layer in the form that the plan names; ``forms`` are those, where they are made."""

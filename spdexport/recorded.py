@@ -18,7 +18,7 @@ from spdexport.errors import PlanError, SourceError, UsageError
 from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import load_onnx
 from spdexport.files.sniff import FileKind, sniff
-from spdexport.model_files import METADATA_PREFIX, read_metadata
+from spdexport.model_files import METADATA_PREFIX, read_metadata, recorded_ranges
 from spdexport.options import CHOICES, NOT_RECORDED, RECORDED, Options, OptionsDict
 from spdexport.planning import FormChoice, parse_plan
 from spdexport.text import printable
@@ -34,6 +34,7 @@ _ENTRIES: Mapping[str, type] = {
     "folded": dict,
     "options": dict,
     "plan": dict,
+    "ranges": dict,
     "sha256": dict,
     "source": str,
     "trimming": dict,
@@ -115,6 +116,7 @@ def read_record(model: ir.Model, path: Path) -> Record:
     hashes = metadata.get("sha256", {})
     if wrong := [name for name, value in hashes.items() if not isinstance(value, str)]:
         raise _not_recorded(f"The hash of {wrong[0]!r} in its metadata is a {_kind(hashes[wrong[0]])}", path)
+    recorded_ranges(model, path)
     options = metadata.get("options", {})
     for name, value in options.items():
         _check_option(name, value, path, str(metadata.get("version", "")))

@@ -12,6 +12,7 @@ from spdexport.errors import UsageError
 from spdexport.files.sniff import FileKind, sniff
 from spdexport.model_files import write_metadata
 from spdexport.ort.installed import require_torch
+from spdexport.ranges import ranges_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from spdexport.options import Options
     from spdexport.planning import Plan
     from spdexport.prepare import Prepared, Source
+    from spdexport.ranges import Ranges
     from spdexport.rewrite.onnx_trim import Trimmed, Trimming
     from spdexport.verification.check import Check
     from spdexport.verification.result import Verification
@@ -45,6 +47,8 @@ class Decided(Protocol):
     def hashes(self) -> Mapping[str, str]: ...  # noqa: D102
     @property
     def notes(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def ranges(self) -> Ranges: ...  # noqa: D102
 
 
 class Route(Protocol):
@@ -141,6 +145,8 @@ def _write_metadata(
         "components": prepared.components,
         "source": source,
     }
+    if prepared.ranges:
+        entries["ranges"] = ranges_json(prepared.ranges)
     if trimming is not None:
         entries["trimming"] = trimming.as_json()
     write_metadata(model, entries)

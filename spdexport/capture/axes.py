@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.export import Dim, ShapesCollection
 
 from spdexport.errors import UsageError
+from spdexport.ranges import SizeRange
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,29 +31,34 @@ class DynamicAxes:
         batch: Whether axis 0 of all inputs that share the first input's size there is dynamic, where the model can.
         named: Further axes: input name to axis to the name that the dimension has in the file. An input inside of
             another one is called after its path, such as ``batch_image`` or ``frames_0``.
+        ranges: Sizes that these are to have, where that is asked for.
     """
 
     batch: bool = True
     named: Mapping[str, Mapping[int, str]] | None = None
+    ranges: Mapping[str, Mapping[int, SizeRange]] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, texts: tuple[str, ...], *, batch: bool) -> DynamicAxes:
-        """Read ``NAME:AXIS=DIM`` options.
+        """Read ``NAME:AXIS=DIM`` options, with ``:LEAST..MOST`` behind for sizes that are to be.
 
         Raises:
             UsageError: A text has another form.
         """
         named: Axes = {}
+        ranges: dict[str, dict[int, SizeRange]] = {}
         for text in texts:
-            match = re.fullmatch(r"([A-Za-z_]\w*):(\d+)=([A-Za-z_]\w*)", text)
-            if match is None:
+            match = re.fullmatch(r"([A-Za-z_]\w*):(\d+)=([A-Za-z_]\w*)(?::(\d{1,9})\.\.(\d{1,9}))?", text)
+            if match is None or (match[4] and int(match[4]) > int(match[5])):
                 raise UsageError(
                     f"{text!r} does not name a dynamic axis.",
                     where="--dynamic",
-                    hint="Write NAME:AXIS=DIM, such as --dynamic x:2=height.",
+                    hint="Write NAME:AXIS=DIM, such as --dynamic x:2=height, or with its sizes x:2=height:16..512.",
                 )
             named.setdefault(match[1], {})[int(match[2])] = match[3]
-        return cls(batch=batch, named=named)
+            if match[4]:
+                ranges.setdefault(match[1], {})[int(match[2])] = SizeRange(least=int(match[4]), most=int(match[5]))
+        return cls(batch=batch, named=named, ranges=ranges)
 
 
 def check_axes(axes: Mapping[str, Mapping[int, str]], names: Mapping[str, torch.Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,8 +10,10 @@ from torch.export.graph_signature import InputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
 from spdexport.capture.call import bound_arguments, check_call, described, eval_mode
+from spdexport.capture.ranges import axis_ranges, check_asked
 from spdexport.capture.trace import trace
 from spdexport.errors import CaptureError, ExampleInputError, SourceError, UsageError
+from spdexport.ranges import told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from spdexport.capture.axes import DynamicAxes
     from spdexport.loading.model import ExampleInputs, LoadedModel
+    from spdexport.ranges import Ranges
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -31,12 +34,14 @@ class Captured:
         inputs: The example inputs it was traced with; None for a program that brought none.
         axes: Names of the dynamic axes: input name to axis to dimension name. Empty for a program that was loaded.
         notes: What the user should know, such as that the batch had to stay static.
+        ranges: The sizes that the trace holds for, of dynamic axes that have a limit.
     """
 
     program: ExportedProgram
     inputs: ExampleInputs | None
     axes: Mapping[str, Mapping[int, str]]
     notes: tuple[str, ...] = ()
+    ranges: Ranges = field(default_factory=dict)
 
 
 def capture(loaded: LoadedModel, inputs: ExampleInputs | None, dynamic: DynamicAxes) -> Captured:
@@ -64,7 +69,7 @@ def capture(loaded: LoadedModel, inputs: ExampleInputs | None, dynamic: DynamicA
                 where="--dynamic",
                 hint="Leave the option out, or trace the program again with torch.export.",
             )
-        return Captured(program=loaded.program, inputs=_as_traced(loaded.program, inputs), axes={})
+        return _with_ranges(Captured(program=loaded.program, inputs=_as_traced(loaded.program, inputs), axes={}))
     module = loaded.module
     assert module is not None, "a loaded model has a module or a program"
     _refuse_quantized(module)
@@ -89,7 +94,16 @@ def capture(loaded: LoadedModel, inputs: ExampleInputs | None, dynamic: DynamicA
     fixed = [leaf for leaf in pytree.tree_leaves((inputs.args, dict(inputs.kwargs))) if _is_constant(leaf)]
     if fixed:
         notes.append(f"inputs that are no tensors keep the example's value: {', '.join(map(repr, fixed))}")
-    return Captured(program=traced.program, inputs=traced.inputs, axes=traced.axes, notes=(*notes, *traced.notes))
+    found = Captured(program=traced.program, inputs=traced.inputs, axes=traced.axes, notes=(*notes, *traced.notes))
+    captured = _with_ranges(found)
+    check_asked(dynamic.ranges, captured.ranges)
+    return captured
+
+
+def _with_ranges(captured: Captured) -> Captured:
+    """The same with the sizes that the trace holds for, which the user should know."""
+    ranges = axis_ranges(captured.program)
+    return replace(captured, ranges=ranges, notes=(*captured.notes, *told(ranges)))
 
 
 def _is_constant(leaf: object) -> bool:

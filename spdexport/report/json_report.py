@@ -13,6 +13,7 @@ from spdexport.folding import Folding
 from spdexport.importance.result import DerivedMasks
 from spdexport.measuring.bench import Bench
 from spdexport.pipeline import Conversion, Inspection
+from spdexport.ranges import ranges_json
 from spdexport.report.ablations import ablations_json
 from spdexport.report.bench import bench_json
 from spdexport.report.derived import masks_json
@@ -50,6 +51,7 @@ def to_json(result: Result) -> dict[str, Any]:
             report |= {"components": result.components, **_planned(result.plan, result.verification)}
             report["outputs"] = [path.name for path in result.outputs]
             report["trimming"] = None if result.trimming is None else result.trimming.as_json()
+            report["ranges"] = ranges_json(result.ranges)
         case Bench():
             report = bench_json(result)
         case DerivedMasks():
@@ -59,6 +61,7 @@ def to_json(result: Result) -> dict[str, Any]:
         case Inspection():
             report = _verified(None, result.hashes, result.versions, result.seed, notes=result.notes)
             report |= {"components": result.components, **_planned(result.plan, None)}
+            report["ranges"] = ranges_json(result.ranges)
     report["schema_version"] = SCHEMA_VERSION
     return {key: _plain(value) for key, value in report.items()}
 

@@ -14,7 +14,9 @@ are never looked at to recognize something, only to call it something.
 For the normal form in which two files are compared, ``Search(lone=True)`` takes layers alone for folds in the second
 line: otherwise a sum of two dense layers would stay where the sum of the same two, factorized, goes. Beyond that it
 only does what undoes a factorization, a pointwise layer behind another and sums of one geometry, so that what it does
-never depends on the number of components.
+never depends on the number of components. Where layers take forms of other stages, such as k x 1 and 1 x k, or 1 x 1,
+k x k and 1 x 1, ``Search(beyond=in_chains(...))`` has their geometries: rows of layers with just these are composed as
+well, in both files alike, and all other consecutive convolutions stay what the model has.
 
 What a node is, a ``GraphReader`` tells; there is one for ONNX and one for torch.
 """
@@ -23,7 +25,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import TYPE_CHECKING, Generic, Protocol
+from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias
 
 from spdexport.conv import Skipped
 from spdexport.forms import Form, compose, fold_form
@@ -32,9 +34,32 @@ from spdexport.forms.compose import appends_pointwise
 from spdexport.rewrite.stages import NodeT, ReadStage, Unreadable, ValueT
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
+    from spdexport.conv import ConvSpec
     from spdexport.forms import Stage
+
+Chain: TypeAlias = "tuple[ConvSpec, ...]"
+"""The geometries of layers in a row."""
+
+
+def in_chains(chains: Iterable[Chain]) -> Callable[[Chain], bool]:
+    """Return what tells whether a row of layers is part of one of these chains, for the normal form.
+
+    Args:
+        chains: The stages of the forms that layers take, as the plan has them.
+    """
+    known = tuple(chains)
+
+    def is_part(row: Chain) -> bool:
+        return any(row == chain[i : i + len(row)] for chain in known for i in range(len(chain) - len(row) + 1))
+
+    return is_part
+
+
+def any_chain(row: Chain) -> bool:
+    """Return that a row of layers is to be composed where its algebra allows that."""
+    return bool(row)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -132,10 +157,13 @@ class Search(Generic[NodeT, ValueT]):
     Attributes:
         graph: Tells what nodes are.
         lone: Whether a layer alone is enough for a sum to be folded.
+        beyond: Of the normal form, which rows of layers are composed beside those with a pointwise second one; None
+            for no others.
     """
 
     graph: GraphReader[NodeT, ValueT]
     lone: bool = False
+    beyond: Callable[[Chain], bool] | None = None
     matches: dict[ValueT, Match[NodeT, ValueT]] = field(default_factory=dict)
     absorbed: set[ValueT] = field(default_factory=set)
     unreadable: dict[ValueT, Unreadable] = field(default_factory=dict)
@@ -220,7 +248,7 @@ class Search(Generic[NodeT, ValueT]):
         problem = problem or self._shared(value, nodes)
         if problem is None:
             try:
-                stage = self._composed(earlier.stage, [link.stage for link in reversed(between)], match.stage)
+                stage = self._composed(earlier, [link.stage for link in reversed(between)], match)
             except CannotComposeError as error:
                 problem = str(error)
             else:
@@ -238,10 +266,12 @@ class Search(Generic[NodeT, ValueT]):
         self.decline(match, earlier.last, problem)
         return match
 
-    def _composed(self, first: Stage, between: list[Stage], second: Stage) -> Stage:
-        if self.lone and not appends_pointwise(first.spec, second.spec):
-            raise CannotComposeError("the second does more than mix the channels of the first within its groups")
-        return reduce(compose, [first, *between, second])
+    def _composed(self, first: Match[NodeT, ValueT], between: list[Stage], second: Match[NodeT, ValueT]) -> Stage:
+        if self.lone and not appends_pointwise(first.stage.spec, second.stage.spec):
+            row = tuple(layer.stage.spec for layer in (*first.layers, *second.layers))
+            if self.beyond is None or not self.beyond(row):
+                raise CannotComposeError("the second does more than mix the channels of the first within its groups")
+        return reduce(compose, [first.stage, *between, second.stage])
 
     def _extended(self, node: NodeT) -> Match[NodeT, ValueT] | None:
         """A match and what the graph has behind it as part of the same layer."""

@@ -18,8 +18,11 @@ from spdexport.rewrite.onnx_reader import OnnxReader
 from spdexport.rewrite.stages import ReadStage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from spdexport.conv import Skipped
     from spdexport.rewrite.fold_result import FoldedChain
+    from spdexport.rewrite.match import Chain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -37,7 +40,13 @@ class FoldResult:
     declined: tuple[Skipped, ...]
 
 
-def fold_onnx(model: ir.Model, *, lone: bool = False, if_cheaper: bool = False) -> FoldResult:
+def fold_onnx(
+    model: ir.Model,
+    *,
+    lone: bool = False,
+    beyond: Callable[[Chain], bool] | None = None,
+    if_cheaper: bool = False,
+) -> FoldResult:
     """Turn every factorized layer of the model's main graph into one layer.
 
     The result computes the same function to rounding, whatever that does to its cost unless ``if_cheaper``. Subgraphs
@@ -49,12 +58,13 @@ def fold_onnx(model: ir.Model, *, lone: bool = False, if_cheaper: bool = False) 
             files are compared. Beyond these, only pointwise layers behind another are folded then, also where several
             of them are behind the same one. The weights of such a model are composed each time they are read, and may
             be infinite where they do not fit their type.
+        beyond: As ``Search.beyond``.
         if_cheaper: Whether to leave a chain that has fewer multiply-accumulates than its fold, with that reason.
     """
     model = model.clone()
     if lone:
         _separate(model.graph)
-    search = Search(graph=OnnxReader(lone=lone), lone=lone)
+    search = Search(graph=OnnxReader(lone=lone), lone=lone, beyond=beyond)
     for node in model.graph:
         search.visit(node)
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from spdexport.content import content_hash
+from spdexport.errors import ExampleInputError
 from spdexport.factors import unit_rounding
 from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import reload_onnx
-from spdexport.model_files import read_metadata
+from spdexport.model_files import read_metadata, recorded_ranges
+from spdexport.ranges import outside, told
 from spdexport.reference.onnx_reference import ReferenceUnavailable
 from spdexport.verification.decisions_followed import Following
 from spdexport.verification.edge import not_run
@@ -22,6 +24,7 @@ from spdexport.verification.file_inputs import (
     given_tensors,
     guesses,
     input_ports,
+    limits_of,
     output_ports,
     told,
 )
@@ -32,6 +35,7 @@ from spdexport.verification.runner import Runner
 from spdexport.verification.sessions import SessionEdges
 from spdexport.verification.tapping import TAPPING_HIDES, as_it_is
 from spdexport.verification.trial import rounded
+from spdexport.verification.weights import compare_files
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
     from spdexport.conv import Array
     from spdexport.loading.model import ExampleInputs
     from spdexport.ort.sessions import SessionSettings
+    from spdexport.ranges import Ranges
     from spdexport.reference.onnx_reference import NoiseSpec
     from spdexport.verification.check import Check
     from spdexport.verification.edge import Edge
@@ -114,6 +119,10 @@ class FileRun(Runner[FileCase]):
         self._evaluated = Evaluated(reference, self._right)
         self._following = Following(file, unit_rounding=u, seed=check.seed, is_right=reference == file)
         self._given = None if inputs is None else given_tensors(self._inputs, inputs)
+        ranges = recorded_ranges(self._model, file)
+        self._limits = limits_of(self._inputs, ranges)
+        self._notes += told(ranges)
+        _check_sizes(self._given or {}, ranges)
         self._meant: Meant = as_it_is
         self._own_inputs, self._origin = own_inputs, "" if inputs is None else inputs.origin
 
@@ -165,7 +174,9 @@ class FileRun(Runner[FileCase]):
         """The user's own inputs, and those that fit what the file declares."""
         if self._given is not None and self._own_inputs:
             yield FileCase(name=f"given by {self._origin or 'the caller'}", inputs=self._given, own=True)
-        yield from file_cases(self._inputs, self._sizes(self._given), self._given, seed=self._check.seed)
+        yield from file_cases(
+            self._inputs, self._sizes(self._given), self._given, seed=self._check.seed, limits=self._limits
+        )
 
     def feeds(self, case: FileCase) -> Mapping[str, Array]:
         """As they are."""
@@ -216,8 +227,13 @@ class FileRun(Runner[FileCase]):
         return self._file, self._right, self._evaluated, case.inputs
 
     def _weights(self) -> EdgeResult:
-        """Whether the file is still what the conversion wrote, by the hash that it carries."""
+        """Whether the file has the other's graph and weights; alone, whether it is still what the conversion wrote.
+
+        Of a file alone, the hash that it carries tells.
+        """
         self._check.progress("comparing weights")
+        if self._reference != self._file:
+            return compare_files(self._model, self._right)
         recorded = read_metadata(self._model).get("content")
         if not isinstance(recorded, str):
             return not_run("weights", "the file carries no hash of its weights and graph from spdexport")
@@ -247,7 +263,7 @@ class FileRun(Runner[FileCase]):
     def _sizes(self, given: Mapping[str, Array] | None) -> dict[str, int]:
         """Sizes for the dynamic axes, with which the file can be evaluated."""
         first: ReferenceUnavailable | None = None
-        for guess, sizes in guesses(self._inputs, given):
+        for guess, sizes in guesses(self._inputs, given, self._limits):
             if guess is None:
                 return sizes
             try:
@@ -262,6 +278,17 @@ class FileRun(Runner[FileCase]):
             return sizes
         assert first is not None, "some size was tried"
         raise first
+
+
+def _check_sizes(given: Mapping[str, Array], ranges: Ranges) -> None:
+    """Refuse inputs where the model does not hold for their sizes."""
+    for name, value in given.items():
+        if (what := outside(ranges, name, value.shape)) is not None:
+            raise ExampleInputError(
+                f"The input {what}.",
+                where="--inputs or --input-shape",
+                hint="Give inputs in that range, or convert the model with example inputs of such sizes.",
+            )
 
 
 def _float_weights(model: ir.Model) -> Iterator[ir.TensorProtocol]:

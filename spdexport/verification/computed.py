@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from spdexport.factors import unit_rounding
-from spdexport.quiet import quiet
-from spdexport.reference.onnx_reference import RANDOM, OnnxReference, ReferenceUnavailable
+from spdexport.reference.onnx_reference import RANDOM, ReferenceUnavailable
+from spdexport.verification.one_node import OneNode, widened
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -143,10 +142,7 @@ def _floor(known: _Known) -> FloatArray | None:
 def is_stored(value: ir.Value | None) -> bool:
     """Return whether a value is an initializer that no caller can override."""
     return (
-        value is not None
-        and value.const_value is not None
-        and value.producer() is None
-        and not value.is_graph_input()
+        value is not None and value.const_value is not None and value.producer() is None and not value.is_graph_input()
     )
 
 
@@ -167,15 +163,11 @@ def _evaluated(node: ir.Node, known: dict[ir.Value, _Known], model: ir.Model) ->
     operands = [None if value is None else known.get(value) or _read(value) for value in node.inputs]
     if any(o is not None and (o.exact.dtype.kind not in "biuf" or o.exact.size > ELEMENTS) for o in operands):
         return None
-    proto = ir.to_proto(node)
-    for index in range(len(proto.input)):
-        if proto.input[index]:
-            proto.input[index] = f"i{index}"
-    feeds = {f"i{index}": o for index, o in enumerate(operands) if o is not None}
+    feeds = {index: o for index, o in enumerate(operands) if o is not None}
     try:
-        function = _Function(proto, {name: o.dtype for name, o in feeds.items()}, model)
+        function = OneNode(node, [None if o is None else o.dtype for o in operands], model.opset_imports)
         exact = function.run({name: o.exact for name, o in feeds.items()})
-    except (ReferenceUnavailable, onnx.shape_inference.InferenceError):
+    except ReferenceUnavailable:
         return None
     if any(not isinstance(v, np.ndarray) or v.dtype.kind not in "biuf" or v.size > ELEMENTS for v in exact):
         return None
@@ -196,51 +188,14 @@ def _read(value: ir.Value) -> _Known:
     if tensor.dtype is ir.DataType.STRING:
         return _Known(exact=tensor.numpy(), noisy=(), dtype=np.dtype(object), parameters=(value.name or "",))
     array = tensor.numpy()
-    wide = array
-    if tensor.dtype.is_floating_point():
-        wide = array.astype(np.float64)
-    elif array.dtype.kind == "V":  # the small integers
-        wide = array.astype(np.int8 if tensor.dtype.is_signed() else np.uint8)
+    wide = widened(array, tensor.dtype)
     return _Known(exact=wide, noisy=(), dtype=array.dtype, parameters=(value.name or "",))
-
-
-class _Function:
-    """One node as a function of arrays."""
-
-    def __init__(self, node: onnx.NodeProto, inputs: dict[str, np.dtype[Any]], model: ir.Model) -> None:
-        names = [name or f"unused{index}" for index, name in enumerate(node.output)]
-        node.output[:] = names
-        opsets = [
-            onnx.helper.make_opsetid("" if domain == "ai.onnx" else domain, version)
-            for domain, version in model.opset_imports.items()
-        ]
-        kinds = {name: ir.DataType.from_numpy(dtype).value for name, dtype in inputs.items()}
-        given = [onnx.helper.make_tensor_value_info(name, kind, None) for name, kind in kinds.items()]
-        results = [onnx.ValueInfoProto(name=name) for name in names]
-        graph = onnx.helper.make_graph([node], "one", given, results)
-        proto = onnx.helper.make_model(graph, opset_imports=opsets)
-        with quiet():
-            typed = onnx.shape_inference.infer_shapes(proto)
-        self._names = names
-        self.dtypes = [_dtype_of(typed, name) for name in names]
-        self._reference = OnnxReference(proto)
-
-    def run(self, inputs: dict[str, Array]) -> list[Array]:
-        found = self._reference.run(inputs)
-        return [found[name] for name in self._names]
-
-
-def _dtype_of(model: onnx.ModelProto, name: str) -> np.dtype[Any] | None:
-    for value in (*model.graph.output, *model.graph.value_info):
-        if value.name == name and value.type.tensor_type.elem_type:
-            return np.dtype(ir.DataType(value.type.tensor_type.elem_type).numpy())
-    return None
 
 
 def _drawn(
     node: ir.Node,
-    function: _Function,
-    operands: dict[str, _Known],
+    function: OneNode,
+    operands: dict[int, _Known],
     exact: Sequence[Array],
     dtypes: Sequence[np.dtype[Any]],
 ) -> list[list[Array]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from spdexport.errors import ExampleInputError
@@ -13,6 +14,7 @@ from spdexport.files.onnx_sizes import GIB
 from spdexport.files.sniff import FileKind, sniff
 from spdexport.names import CLASSES
 from spdexport.ort.installed import require_torch
+from spdexport.ranges import SizeRange, ends
 from spdexport.verification.recipes import Recipe, draw, generators, span_of
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Array
     from spdexport.loading.model import ExampleInputs
+    from spdexport.ranges import Ranges
+
+_NO_LIMITS: Mapping[str, SizeRange] = MappingProxyType({})
 
 SIZES = (32, 64, 224, 512, 2048, 16, 8, 4, 2, 1)
 """Sizes tried for dynamic axes other than the batch, where no example tells one that the model takes."""
@@ -200,12 +205,25 @@ def given_tensors(ports: Sequence[Port], inputs: ExampleInputs | GivenArrays) ->
     return given_by_name(ports, args, {name: to_numpy(t) for name, t in named_tensors(inputs.kwargs).items()})
 
 
-def guesses(ports: Sequence[Port], example: Mapping[str, Array] | None) -> Iterator[tuple[int | None, dict[str, int]]]:
+def limits_of(ports: Sequence[Port], ranges: Ranges) -> dict[str, SizeRange]:
+    """Return the sizes that a file holds for by the names under which those of dynamic axes are kept."""
+    return {
+        key: held
+        for port in ports
+        for axis, held in ranges.get(port.name, {}).items()
+        if axis < len(port.shape or ()) and (key := _key(port, axis)) is not None
+    }
+
+
+def guesses(
+    ports: Sequence[Port], example: Mapping[str, Array] | None, limits: Mapping[str, SizeRange] = _NO_LIMITS
+) -> Iterator[tuple[int | None, dict[str, int]]]:
     """Sizes for the dynamic axes other than the batch, in the order in which they are to be tried.
 
     Args:
         ports: The file's inputs.
         example: Inputs whose sizes are known to be right, or None.
+        limits: The sizes that the file holds for, by the names of axes.
 
     Yields:
         The size that was guessed for all of them (None where nothing is guessed), and the size of each by its name.
@@ -225,7 +243,9 @@ def guesses(ports: Sequence[Port], example: Mapping[str, Array] | None) -> Itera
     # States of recurrent networks are as long as the batch, and often have no name for that axis.
     leading = {_key(port, axis) for port in ports[:1] for axis in range(len(port.shape or ()))}
     tied = dict.fromkeys([key for key in unknown if key not in leading], FOLLOWS_BATCH)
-    guessed = [(size, known | dict.fromkeys(unknown, size)) for size in SIZES]
+    guessed = [
+        (size, known | {key: limits[key].nearest(size) if key in limits else size for key in unknown}) for size in SIZES
+    ]
     if batch is not None and tied:
         guessed += [(size, sizes | tied) for size, sizes in (guessed if len(tied) < len(unknown) else guessed[-1:])]
     for size, named in guessed:
@@ -244,7 +264,12 @@ def _sample_shape(port: Port, sizes: Mapping[str, int], batch: str | None) -> li
 
 
 def file_cases(
-    ports: Sequence[Port], sizes: Mapping[str, int], example: Mapping[str, Array] | None, *, seed: int
+    ports: Sequence[Port],
+    sizes: Mapping[str, int],
+    example: Mapping[str, Array] | None,
+    *,
+    seed: int,
+    limits: Mapping[str, SizeRange] = _NO_LIMITS,
 ) -> Iterator[FileCase]:
     """Generated cases of all recipes.
 
@@ -253,10 +278,18 @@ def file_cases(
         sizes: Of dynamic axes other than the batch, by name.
         example: Inputs that the model takes; integers are drawn from the range they span, else from 0 and 1.
         seed: Of the random generator.
+        limits: The sizes that the file holds for, by the names of axes: the first two cases have those at the ends.
     """
-    for recipe, random in generators(seed):
-        inputs = generated(ports, sizes, example, recipe, random)
-        yield FileCase(name=recipe.label(dynamic=varies_in_batch(ports)), inputs=inputs, own=False)
+    batch = _batch_key(ports)
+    at_ends = {key: ends(held, sizes[key]) for key, held in limits.items() if key in sizes and key != batch}
+    for number, (recipe, random) in enumerate(generators(seed)):
+        special = {key: pair[number] for key, pair in at_ends.items()} if number < 2 else {}
+        if batch in limits:
+            recipe = recipe._replace(batch=limits[batch].nearest(recipe.batch))
+        inputs = generated(ports, {**sizes, **special}, example, recipe, random)
+        label = recipe.label(dynamic=batch is not None)
+        label += "".join(f", {key} {size}" for key, size in special.items() if size != sizes[key])
+        yield FileCase(name=label, inputs=inputs, own=False)
 
 
 def varies_in_batch(ports: Sequence[Port]) -> bool:

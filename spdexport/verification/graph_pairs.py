@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from spdexport.names import count, shape_of
+from spdexport.names import count
+from spdexport.verification.graph_order import in_order
+from spdexport.verification.graph_ports import alike, compare_body_ports, compare_ports, origin, short, type_of
 from spdexport.verification.layers import layer_at, layer_of
 from spdexport.verification.node_attributes import attribute_names, bodies, described, versions
 from spdexport.verification.weight_errors import WeightError, error_of
@@ -22,7 +24,6 @@ from spdexport.verification.weight_values import Mismatch, compare_values, const
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from spdexport.conv import Array
     from spdexport.verification.weight_errors import WeightErrors
 
 Scope: TypeAlias = "ir.Graph | ir.Function"
@@ -71,10 +72,11 @@ class Comparison:
         file: The file.
         plain: What is right.
         found: Takes the errors of weights by layer.
+        made_from: As for ``compare_weights``.
     """
 
-    def __init__(self, file: Side, plain: Side, found: WeightErrors) -> None:
-        self._file, self._plain, self._found = file, plain, found
+    def __init__(self, file: Side, plain: Side, found: WeightErrors, *, made_from: bool = True) -> None:
+        self._file, self._plain, self._found, self._made_from = file, plain, found, made_from
         self._same: dict[ir.Value | None, ir.Value | None] = {None: None}
         self._functions: dict[tuple[ir.OperatorIdentifier, ir.OperatorIdentifier], Mismatch | None] = {}
 
@@ -88,7 +90,7 @@ class Comparison:
         for domain in sorted(mine.keys() | theirs.keys()):
             if mine.get(domain) != theirs.get(domain) and domain in mine and domain in theirs:
                 return _opset(domain, mine[domain], theirs[domain], "the file")
-        ports = _compare_ports(file.graph, plain.graph)
+        ports = compare_ports(file.graph, plain.graph, named=self._made_from)
         if ports is not None and len(file.graph.inputs) != len(plain.graph.inputs):
             return ports
         level = _Level(
@@ -107,8 +109,12 @@ class Comparison:
         order, other_order = in_order(level.file), in_order(level.plain)
         listed, right = list(level.file), list(level.plain)
         nodes, others = [listed[i] for i in order], [right[i] for i in other_order]
-        if [self._kind(n, self._file) for n in nodes] != [self._kind(n, self._plain) for n in others]:
-            return _at(self._first_operator(nodes, others), level)
+        if not self._are_like(nodes, others):
+            if not self._are_like(listed, right):
+                return _at(self._first_operator(nodes, others), level)
+            # The same operators, connected otherwise: as they are listed, the difference is told where it is.
+            order = other_order = list(range(len(listed)))
+            nodes, others = listed, right
         sizes, other_sizes = list(level.size), list(level.plain_size)
         first: Mismatch | None = None
         for node, other, index, other_index in zip(nodes, others, order, other_order, strict=True):
@@ -137,13 +143,13 @@ class Comparison:
             mine, theirs = constant_of(value), constant_of(target)
             if mine is None and theirs is None and self._partner(value) is target:
                 continue
-            if mine is not None and theirs is not None and _alike(mine, theirs):
-                mismatch, ratio, _ = compare_values(name, name, mine, theirs, size, other_size)
+            if mine is not None and theirs is not None and alike(mine, theirs):
+                mismatch, ratio, _ = compare_values(name, name, mine, theirs, size, other_size, exact=self._made_from)
                 if mismatch is None:
                     self._found.ratio = max(self._found.ratio, ratio)
                     continue
                 return _at(mismatch, level)
-            what = f"output {name} is {_origin(value)} where {_origin(target)} is right"
+            what = f"output {name} is {origin(value)} where {origin(target)} is right"
             return _at(Mismatch(layer=name, what=what, structural=True), level)
         return None
 
@@ -154,6 +160,9 @@ class Comparison:
     def _kind(node: ir.Node, side: Side) -> str:
         """The operator; all local functions are of one kind, and compared by what they hold."""
         return "a local function" if node.op_identifier() in side.model.functions else node.op_type
+
+    def _are_like(self, nodes: list[ir.Node], others: list[ir.Node]) -> bool:
+        return [self._kind(n, self._file) for n in nodes] == [self._kind(n, self._plain) for n in others]
 
     def _first_operator(self, nodes: list[ir.Node], others: list[ir.Node]) -> Mismatch:
         for node, other in zip(nodes, others, strict=False):
@@ -181,11 +190,11 @@ class Comparison:
             return fault(f"has {len(inputs)} inputs where {len(wanted)} is right")
         for index, (value, target) in enumerate(zip(inputs, wanted, strict=True)):
             if (stored(value) is None or stored(target) is None) and self._partner(value) is not target:
-                return fault(f"reads {_origin(value)} at input {index} where {_origin(target)} is right")
+                return fault(f"reads {origin(value)} at input {index} where {origin(target)} is right")
         for name in attribute_names(node, other):
             mine, theirs = (described(n, name, opsets) for n in (node, other))
             if mine != theirs:
-                return fault(f"has {name} = {_short(mine)} where {_short(theirs)} is right")
+                return fault(f"has {name} = {short(mine)} where {short(theirs)} is right")
         if {k: len(v) for k, v in bodies(node).items()} != {k: len(v) for k, v in bodies(other).items()}:
             return fault("has other bodies than are right")
         return None
@@ -203,12 +212,12 @@ class Comparison:
             added = _WHOLLY
             assert mine is not None, "the nodes read constants at the same places"
             assert theirs is not None, "the nodes read constants at the same places"
-            if not _alike(mine, theirs):
-                what = f"{name} is {_described(mine)} where {_described(theirs)} is right"
-                mismatch = Mismatch(layer=layer, what=what, structural=True)
+            if not alike(mine, theirs):
+                what = f"{name} is {type_of(mine)} where {type_of(theirs)} is right"
+                mismatch = Mismatch(layer=layer, what=what, structural=True, unlike=True)
             else:
                 mismatch, ratio, error = compare_values(
-                    name, layer, mine, theirs, size.inputs[index], other_size.inputs[index]
+                    name, layer, mine, theirs, size.inputs[index], other_size.inputs[index], exact=self._made_from
                 )
                 added = error_of(node.op_type, index, error, ratio, _integer(node, "group"))
                 if mismatch is None:
@@ -237,7 +246,7 @@ class Comparison:
                     plain_size=theirs,
                     where=f"{where}, {level.where}" if level.where else where,
                 )
-                mismatch = _compare_body_ports(file, plain, index) or self._compare_level(below)
+                mismatch = compare_body_ports(file, plain, index) or self._compare_level(below)
                 first = first or mismatch
         return first
 
@@ -280,47 +289,6 @@ class Comparison:
             where=where,
         )
         return self._compare_level(level)
-
-
-def in_order(scope: Scope) -> list[int]:
-    """Return the places of a graph's nodes in the order that its connections give, counted from its outputs.
-
-    Two graphs of the same nodes and connections give partners the same place, however a file lists them. What no output
-    needs comes last, as it is listed.
-    """
-    nodes = list(scope)
-    place = {node: index for index, node in enumerate(nodes)}
-    order: list[int] = []
-    seen: set[ir.Node] = set()
-    roots = [value.producer() for value in scope.outputs]
-    for root in (*roots, *nodes):
-        if root is None or root not in place or root in seen:
-            continue
-        seen.add(root)
-        waiting = [(root, iter(_read_by(root)))]
-        while waiting:
-            node, values = waiting[-1]
-            for value in values:
-                before = value.producer()
-                if before is not None and before in place and before not in seen:
-                    seen.add(before)
-                    waiting.append((before, iter(_read_by(before))))
-                    break
-            else:
-                order.append(place[node])
-                waiting.pop()
-    return order
-
-
-def _read_by(node: ir.Node) -> list[ir.Value]:
-    """The values that a node reads, those that its bodies take from around them too."""
-    found = [value for value in node.inputs if value is not None]
-    for graphs in bodies(node).values():
-        for graph in graphs:
-            for inner in graph:
-                found += _read_by(inner)
-            found += graph.outputs
-    return found
 
 
 def _given(node: ir.Node) -> list[ir.Value | None]:
@@ -369,67 +337,8 @@ def _opset(domain: str, mine: int | None, theirs: int | None, where: str) -> Mis
     return Mismatch(layer="opset", what=f"{where} is of opset {mine}{of} where {theirs} is right", structural=True)
 
 
-def _compare_ports(file: ir.Graph, plain: ir.Graph) -> Mismatch | None:
-    for kind, values, wanted in (("input", file.inputs, plain.inputs), ("output", file.outputs, plain.outputs)):
-        got, expected = [_port(v) for v in values], [_port(v) for v in wanted]
-        if got != expected:
-            what = f"the file's {kind}s are {', '.join(got)} where {', '.join(expected)} is right"
-            return Mismatch(layer=kind, what=what, structural=True)
-    for value, target in zip(file.inputs, plain.inputs, strict=True):
-        mine, theirs = value.const_value, target.const_value
-        name = value.name or ""
-        if (mine is None) != (theirs is None):
-            what = f"the input {name} has {'no' if mine is None else 'a'} default, and should have "
-            return Mismatch(layer=name, what=what + ("none" if theirs is None else "one"), structural=True)
-        if mine is not None and theirs is not None:
-            held, right = mine.numpy(), theirs.numpy()
-            if not _alike(held, right) or held.tobytes() != right.tobytes():
-                what = f"the default of the input {name} is not the one that is right"
-                return Mismatch(layer=name, what=what, structural=False)
-    return None
-
-
-def _compare_body_ports(file: ir.Graph, plain: ir.Graph, index: int) -> Mismatch | None:
-    if len(file.inputs) != len(plain.inputs):
-        what = f"body {index} takes {len(file.inputs)} values where {len(plain.inputs)} is right"
-        return Mismatch(layer="", what=what, structural=True)
-    for mine, right in (*zip(file.inputs, plain.inputs, strict=True), *zip(file.outputs, plain.outputs, strict=False)):
-        if mine.type is not None and right.type is not None and mine.type != right.type:
-            what = f"{mine.name} is {mine.type} where {right.type} is right"
-            return Mismatch(layer="", what=what, structural=True)
-    return None
-
-
-def _port(value: ir.Value) -> str:
-    shape = "?" if value.shape is None else shape_of(value.shape)
-    kind = value.type if not isinstance(value.type, ir.TensorType) else value.dtype
-    return f"{value.name} ({kind} of shape {shape})"
-
-
 def _holder(attribute: ir.Attr) -> ir.Node:
     return ir.Node("", "holder", [], [attribute])
-
-
-def _alike(mine: Array, theirs: Array) -> bool:
-    return mine.shape == theirs.shape and mine.dtype == theirs.dtype
-
-
-def _described(values: Array) -> str:
-    return f"{values.dtype} of shape {shape_of(values.shape)}"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 120 else f"{text[:100]}..."
-
-
-def _origin(value: ir.Value | None) -> str:
-    """Where a value comes from, in words."""
-    if value is None:
-        return "nothing"
-    node = value.producer()
-    if node is None:
-        return f"{'the input' if value.is_graph_input() else 'the constant'} {value.name}"
-    return f"the output of {layer_at(node) or layer_of(node)} ({node.op_type})"
 
 
 def _integer(node: ir.Node, name: str) -> int:

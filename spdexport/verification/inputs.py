@@ -9,7 +9,9 @@ import torch
 from torch.export.graph_signature import InputKind, TensorArgument
 
 from spdexport.arrays import to_numpy, to_torch
+from spdexport.capture.ranges import axis_ranges
 from spdexport.loading.model import ExampleInputs
+from spdexport.ranges import ends
 from spdexport.verification.recipes import Recipe, draw, generators, span_of
 
 if TYPE_CHECKING:
@@ -70,9 +72,11 @@ def cases(program: ExportedProgram, example: ExampleInputs | None, *, own: bool,
     values = _placeholders(program)
     tensors = example.tensors()
     others = _other_sizes(program, tensors, symbol)
+    most, least = _ends(program, tensors, symbol)
     for number, (recipe, random) in enumerate(generators(seed)):
-        # The second case, which is never left out for time, has other sizes on the further dynamic axes.
-        sizes = others if number == 1 else {}
+        # The first and second case, which are never left out for time, have other sizes on the further dynamic axes:
+        # those at the ends of what the trace holds for.
+        sizes = most if number == 0 else {**others, **least} if number == 1 else {}
         made = [
             _redraw(tensor, _resized(tensor, fake, {**sizes, symbol: recipe.batch}), recipe, random)
             for tensor, fake in zip(tensors, values, strict=True)
@@ -131,6 +135,22 @@ def _other_sizes(
         bounds = program.range_constraints.get(symbol)
         fits = [n for n in (size + 1, size - 1) if bounds is None or bounds.lower <= n <= bounds.upper]
         found |= {str(symbol): n for n in fits[:1]}
+    return found
+
+
+def _ends(
+    program: ExportedProgram, tensors: Sequence[torch.Tensor], batch: str | None
+) -> tuple[Mapping[str | None, int], Mapping[str | None, int]]:
+    """The largest and the least sizes that the program holds for, by symbol, of axes that have a limit."""
+    ranges, found = axis_ranges(program), (dict[str | None, int](), dict[str | None, int]())
+    free = _other_sizes(program, tensors, batch)
+    for name, tensor, fake in zip(input_names(program), tensors, _placeholders(program), strict=True):
+        for axis, held in ranges.get(name, {}).items():
+            dim = fake.shape[axis]
+            key = str(dim.node.expr) if isinstance(dim, torch.SymInt) else None
+            if key in free:
+                for sizes, size in zip(found, ends(held, tensor.shape[axis]), strict=True):
+                    sizes[key] = size
     return found
 
 

@@ -1,4 +1,4 @@
-"""Masks that stay visible in a file: dead components are dead there, and live ones alive."""
+"""What a file says beside its weights: masks that stay visible, and the sizes that it holds for."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from spdexport.model_files import recorded_ranges
 from spdexport.names import layer_of_call
 from spdexport.verification.result import EdgeResult, Status
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import onnx_ir as ir
 
     from spdexport.conv import Array
     from spdexport.planning import Plan
+    from spdexport.ranges import Ranges
 
 
 def mask_fault(file: ir.Model, plan: Plan) -> EdgeResult | None:
@@ -40,6 +44,29 @@ def mask_fault(file: ir.Model, plan: Plan) -> EdgeResult | None:
                 first_divergence=decision.site.name,
                 reason=reason,
             )
+    return None
+
+
+def ranges_fault(file: ir.Model, path: Path, ranges: Ranges) -> EdgeResult | None:
+    """The weights edge as a failure, where a file says of other sizes than the trace that it holds for them.
+
+    A file that says nothing of sizes promises none.
+
+    Args:
+        file: The file.
+        path: Where it is.
+        ranges: What the trace holds for.
+
+    Raises:
+        SourceError: What the file says are no sizes.
+    """
+    for name, axes in recorded_ranges(file, path).items():
+        for axis, said in axes.items():
+            held = ranges.get(name, {}).get(axis)
+            if held != said:
+                right = "no limit" if held is None else f"{held}"
+                reason = f"the file says that {name} takes sizes {said} on axis {axis}, where {right} is right"
+                return EdgeResult(edge="weights", status=Status.FAIL, first_divergence=name, reason=reason)
     return None
 
 

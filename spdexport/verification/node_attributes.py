@@ -1,4 +1,4 @@
-"""What the attributes of a node say, so that two nodes can be compared: written out or left to the operator's default."""
+"""What the attributes of a node say, written out or left to the operator's default: for comparing two nodes."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _default(node: ir.Node, name: str, opsets: Mapping[str, int]) -> str:
     if proto.type == onnx.AttributeProto.UNDEFINED:
         return "nothing"
     proto.name = name
-    made = ir.Node("", "default", [], [ir.from_proto(proto)])
+    made = ir.Node("", "default", [], [ir.serde.deserialize_attribute(proto)])
     return described(made, name, {})
 
 

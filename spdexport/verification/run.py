@@ -12,6 +12,7 @@ from torch.export.graph_signature import OutputKind, TensorArgument
 
 from spdexport.arrays import to_numpy
 from spdexport.capture import call_module
+from spdexport.capture.ranges import axis_ranges
 from spdexport.factors import unit_rounding
 from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import reload_onnx
@@ -29,7 +30,7 @@ from spdexport.verification.locate import (
     layer_ratios,
     node_values,
 )
-from spdexport.verification.masks import mask_fault
+from spdexport.verification.masks import mask_fault, ranges_fault
 from spdexport.verification.module_calls import effective_parameters, first_divergent_module
 from spdexport.verification.per_layer import Patches, layer_results, read_in_program
 from spdexport.verification.removed import compare_trimmed
@@ -153,9 +154,13 @@ class _Run(Runner[Case]):
             return not_run("weights", NO_FILE)
         self._check.progress("comparing weights")
         file = reload_onnx(self._subject.file)
-        found = compare_trimmed(file, self._subject.trimmed, self._subject.plain())
+        subject = self._subject
+        known = subject.trimmed is not None and subject.example is not None and subject.masked is None
+        example = feeds(subject.intended, subject.example) if known and subject.example is not None else None
+        found = compare_trimmed(file, subject.trimmed, subject.plain(), example)
         self._errors = found.layers
-        edge = mask_fault(file, self._subject.plan) or factors_fault(file, self._subject.plan) or found.edge
+        edge = ranges_fault(file, self._subject.file, axis_ranges(subject.program))
+        edge = edge or mask_fault(file, self._subject.plan) or factors_fault(file, self._subject.plan) or found.edge
         del file
         # Graphs refer to themselves in circles, and those that were compared hold several copies of the weights.
         gc.collect()

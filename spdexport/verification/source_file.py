@@ -164,7 +164,7 @@ class _Run(FileRun):
 
     def _weights(self) -> EdgeResult:
         self._check.progress("comparing weights")
-        found = compare_trimmed(self._model, self._subject.trimmed, self._subject.plain())
+        found = compare_trimmed(self._model, self._subject.trimmed, self._subject.plain(), self._given)
         self._errors = found.layers
         fault = mask_fault(self._model, self._subject.plan) or self._touched()
         return found.edge if found.edge.status is Status.FAIL or fault is None else fault

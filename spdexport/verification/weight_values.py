@@ -48,7 +48,14 @@ class Mismatch:
 
 
 def compare_values(
-    name: str, layer: str, mine: Array, theirs: Array, size: ir.Value | None, other_size: ir.Value | None
+    name: str,
+    layer: str,
+    mine: Array,
+    theirs: Array,
+    size: ir.Value | None,
+    other_size: ir.Value | None,
+    *,
+    exact: bool = True,
 ) -> tuple[Mismatch | None, float, FloatArray]:
     """Compare two constants of one shape and dtype.
 
@@ -59,6 +66,7 @@ def compare_values(
         theirs: What is right.
         size: The same place in the graph of the file's magnitudes (``magnitudes``, folded alike).
         other_size: In that of what is right.
+        exact: Whether a constant that was neither composed nor computed is to be equal bit for bit.
 
     Returns:
         What is wrong, or None; the largest error over its floor; and all errors, signed, in float64. An error is
@@ -68,7 +76,7 @@ def compare_values(
         return _compare_exactly(name, layer, mine, theirs)
     if mine.tobytes() == theirs.tobytes():
         return None, 0.0, np.zeros(mine.shape)
-    bound = _bound(mine, size, other_size)
+    bound = _bound(mine, size, other_size, exact=exact)
     odd = ~(_finite(mine) & _finite(theirs))
     same = (mine == theirs) | ((mine != mine) & (theirs != theirs))  # NaN is what differs from itself
     signed = np.where(odd, 0, mine).astype(np.float64) - np.where(odd, 0, theirs).astype(np.float64)
@@ -127,9 +135,9 @@ def _index(place: tuple[np.intp, ...]) -> str:
     return ", ".join(map(str, place))
 
 
-def _bound(mine: Array, size: ir.Value | None, other_size: ir.Value | None) -> Array | None:
-    """The floor of a composed weight's error, at each entry; None for a weight that was not composed."""
-    if not (_composed(size) or _composed(other_size)):
+def _bound(mine: Array, size: ir.Value | None, other_size: ir.Value | None, *, exact: bool) -> Array | None:
+    """The floor of a composed weight's error, at each entry; None for a weight that is to be equal bit for bit."""
+    if exact and not (_composed(size) or _composed(other_size)):
         return None
     magnitude, other = constant_of(size), constant_of(other_size)
     assert magnitude is not None, "the graph of magnitudes has the same structure"

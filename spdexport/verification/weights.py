@@ -2,16 +2,17 @@
 
 The file's factors are composed back (by structure, in float64), what the graph computes from weights alone is computed,
 and what results must be the same graph as the plain export: the same operators with the same attributes and
-connections, in bodies and local functions too (``graph_pairs``). Weights that no form touched must be equal bit for bit;
-composed and computed ones must agree to the rounding of their parts. No input is needed.
+connections, in bodies and local functions too (``graph_pairs``). Weights that no form touched must be equal bit for
+bit; composed and computed ones must agree to the rounding of their parts. No input is needed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from spdexport.names import count
+from spdexport.rewrite.match import any_chain
 from spdexport.rewrite.onnx_fold import fold_onnx
 from spdexport.rewrite.onnx_names import node_name
 from spdexport.verification.computed import with_computed
@@ -22,8 +23,11 @@ from spdexport.verification.weight_errors import WeightErrors
 from spdexport.verification.weight_values import Mismatch, magnitudes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import onnx_ir as ir
 
+    from spdexport.rewrite.match import Chain
     from spdexport.rewrite.onnx_fold import FoldResult
 
 
@@ -34,33 +38,73 @@ class WeightsFound:
     Attributes:
         edge: The edge's result.
         layers: The errors of each layer that was compared.
+        unlike: Whether the two have other operators, so that their weights have no partners.
     """
 
     edge: EdgeResult
     layers: WeightErrors
+    unlike: bool = False
 
 
-def compare_weights(file: ir.Model, plain: ir.Model) -> WeightsFound:
+def compare_weights(
+    file: ir.Model,
+    plain: ir.Model,
+    *,
+    made_from: bool = True,
+    beyond: Callable[[Chain], bool] | None = None,
+) -> WeightsFound:
     """Compare a file with the plain export of the dense model that has the plan's effective weights.
 
     Args:
         file: The file, as it was read back.
         plain: What ``export_onnx`` makes of the effective program.
+        made_from: Whether the file was made from that model: what no form touched is equal bit for bit then. Of two
+            files that came about apart, every weight may differ by rounding, and axes may have other names.
+        beyond: Which rows of layers stand for one, beside V and U: ``rewrite.match.in_chains`` of the stages that the
+            plan's forms have. In both graphs alike, so that a model's own convolutions in a row stay comparable.
     """
     torn = _torn(file)
     if torn is not None:
         edge = EdgeResult(edge="weights", status=Status.FAIL, first_divergence=torn.layer, reason=torn.what)
         return WeightsFound(edge=edge, layers=WeightErrors())
-    folded, wanted = _normal_form(file), _normal_form(plain)
+    folded, wanted = _normal_form(file, beyond), _normal_form(plain, beyond)
     found = WeightErrors()
     for form in (wanted, folded):
         layers = {node_name(node): layer_of(node) for node in form.source.graph}
         for chain in form.result.folded:
             found.compose(chain.name, {layers[name] for name in chain.nodes if name in layers})
     comparison = Comparison(
-        Side(model=folded.result.model, sizes=folded.sizes), Side(model=wanted.result.model, sizes=wanted.sizes), found
+        Side(model=folded.result.model, sizes=folded.sizes),
+        Side(model=wanted.result.model, sizes=wanted.sizes),
+        found,
+        made_from=made_from,
     )
-    return WeightsFound(edge=_edge(comparison.compare(), folded.result, found), layers=found)
+    mismatch = comparison.compare()
+    unlike = mismatch is not None and mismatch.unlike
+    return WeightsFound(edge=_edge(mismatch, folded.result, found), layers=found, unlike=unlike)
+
+
+def compare_files(file: ir.Model, other: ir.Model) -> EdgeResult:
+    """Compare the graph and the weights of a file with those of another one that it was not made from.
+
+    Inconclusive where the two have other operators: what they compute may be the same all the same.
+
+    Args:
+        file: The file.
+        other: The one that is right.
+    """
+    found = compare_weights(file, other, made_from=False)
+    if found.unlike:
+        # One of them may have in one layer what the other has in several, of any geometry.
+        composed = compare_weights(file, other, made_from=False, beyond=any_chain)
+        found = found if composed.unlike else composed
+    edge = found.edge
+    if edge.status is Status.FAIL and found.unlike:
+        reason = f"the two graphs cannot be compared node by node, and their outputs alone were: {edge.reason}"
+        return replace(edge, status=Status.INCONCLUSIVE, noise_ratio=None, reason=reason)
+    if edge.status is Status.PASS:
+        return replace(edge, reason="the graph is that of the other file, and every weight is, to rounding")
+    return edge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -78,7 +122,7 @@ class _NormalForm:
     sizes: ir.Model
 
 
-def _normal_form(model: ir.Model) -> _NormalForm:
+def _normal_form(model: ir.Model, beyond: Callable[[Chain], bool] | None) -> _NormalForm:
     """Bring a model to the form in which two are compared.
 
     What exporters may do or leave is done: constants are computed, and lone layers fold as well, for whether a batch
@@ -88,8 +132,8 @@ def _normal_form(model: ir.Model) -> _NormalForm:
     source = with_computed(model)
     return _NormalForm(
         source=source,
-        result=fold_onnx(source, lone=True),
-        sizes=fold_onnx(magnitudes(source), lone=True).model,
+        result=fold_onnx(source, lone=True, beyond=beyond),
+        sizes=fold_onnx(magnitudes(source), lone=True, beyond=beyond).model,
     )
 
 
@@ -132,5 +176,3 @@ def _edge(mismatch: Mismatch | None, folded: FoldResult, found: WeightErrors) ->
         first_divergence=mismatch.layer,
         reason=reason,
     )
-
-
