@@ -228,9 +228,7 @@ def test_decisions_beyond_rounding_fail_by_name(name: str, tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("name", ["Floor", "TopK", "GridSample", "QuantizeLinear", "Greater"])
-def test_faults_behind_followed_decisions_are_found(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_faults_behind_followed_decisions_are_found(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, x = file(tmp_path / "m.onnx", name, 0)
     patched(monkeypatch, "y", lambda y: y * np.float32(1 + 1e-5))
     found = edge(pipeline.verify(path, inputs={"x": x}), "export")
