@@ -10,7 +10,6 @@ import pytest
 import torch
 from onnx import TensorProto
 from onnx.helper import make_node
-from torch import nn
 
 from spdexport import pipeline
 from spdexport.ort.sessions import Session

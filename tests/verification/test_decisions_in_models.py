@@ -1,4 +1,4 @@
-"""Decisions of whole models: of programs and the files made of them, of branches, loops and functions, of faulty files."""
+"""Decisions of whole models: of programs and their files, of branches, loops and functions, of faulty files."""
 
 from __future__ import annotations
 
