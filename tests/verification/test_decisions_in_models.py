@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -15,6 +15,7 @@ from subjects import make_subject
 from torch import nn
 
 from spdexport import pipeline
+from spdexport.ort.sessions import Session
 from spdexport.verification import recipes
 from spdexport.verification.result import Status
 
@@ -226,6 +227,17 @@ def test_decisions_in_loops_are_no_failure(tmp_path: Path, monkeypatch: pytest.M
     )  # fmt: skip
     found = pipeline.verify(path, inputs={"x": torch.from_numpy(x)})
     assert found.verdict is not Status.FAIL, [e.reason for e in found.edges]
+
+    run = Session.run
+
+    def changed(self: Session, *args: Any, **settings: Any) -> dict[str, np.ndarray]:
+        is_near = np.array_equal(args[0]["x"], x)
+        return {k: v + 50 * (k == "y" and is_near) for k, v in run(self, *args, **settings).items()}
+
+    monkeypatch.setattr(Session, "run", changed)
+    found = pipeline.verify(path, inputs={"x": torch.from_numpy(x)})
+    assert edge(found, "export").status is Status.INCONCLUSIVE
+    assert "rounding decides at Floor node steps, which cannot be followed" in edge(found, "export").reason
 
 
 def quantized(path: Path, seed: int, zero: int = 3) -> Path:
