@@ -14,7 +14,7 @@ from spdexport.factors import unit_rounding
 from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import reload_onnx
 from spdexport.model_files import read_metadata, recorded_ranges
-from spdexport.ranges import outside, told
+from spdexport.ranges import outside
 from spdexport.reference.onnx_reference import ReferenceUnavailable
 from spdexport.verification.decisions_followed import Following
 from spdexport.verification.edge import not_run

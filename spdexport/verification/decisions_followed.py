@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,13 +20,14 @@ from spdexport.verification.inner import Evaluated, first_divergent, layer_ratio
 from spdexport.verification.layers import layer_at
 from spdexport.verification.result import Status
 from spdexport.verification.tapping import TAPPING_HIDES, with_choices
+from spdexport.verification.trial import NOISE_RUNS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from spdexport.conv import Array
     from spdexport.ort.sessions import SessionSettings
-    from spdexport.reference.decisions import Decide
+    from spdexport.reference.decisions import Decide, Decision
     from spdexport.verification.trial import Trial
 
 Chosen = Callable[[Collection[str]], Mapping[str, "Array"]]
@@ -91,7 +92,7 @@ class Following:
         try:
             self._open(inputs)
             if not self._names:
-                return Followed(found=found)
+                return Followed(found=self._undecided(found))
             assert self._model is not None, "it is open"
             if not self._is_right:
                 self._agrees = self._agrees or self._compared(trial, chosen)
@@ -135,8 +136,7 @@ class Following:
             if self._model.functions:
                 self._model = inliner.inline_local_functions(self._model)
             self._names = _choices(self._model)
-            if self._names:
-                self._reference = OnnxReference(self._model, self._file.parent)
+            self._reference = OnnxReference(self._model, self._file.parent)
         if inputs is not self._inputs:
             self._inputs, self._agrees, self._known = inputs, None, []
 
@@ -185,14 +185,15 @@ class Following:
         seen = {name: tapped[name] for name in values}
         is_same = all(np.array_equal(value, seen[name], equal_nan=True) for name, value in values.items())
         if not is_same and right.compare(seen).status is not Status.FAIL:
-            if given.followed or self._is_near():
+            if given.followed or self._near():
                 reason = "a session that has its decisions as outputs too decides otherwise, and is right"
                 reason = f"{found.reason}; {reason}"
                 return Followed(found=replace(found, status=Status.INCONCLUSIVE, reason=reason), told=told)
             return Followed(found=found, told=told, remark=TAPPING_HIDES)
-        if given.unsteady:
-            reason = f"{found.reason}; rounding decides at {', '.join(given.unsteady)}, which could not be followed"
-            return Followed(found=replace(found, status=Status.INCONCLUSIVE, reason=reason), told=told)
+        decide = forcing({name: tapped[name] for name in self._names})
+        found = self._undecided(found, given.unsteady, decide)
+        if found.status is not Status.FAIL:
+            return Followed(found=found, told=told)
         layer, remark = self._fault(settings, tapped)
         return Followed(found=found, told=told, layer=layer, remark=remark)
 
@@ -209,18 +210,46 @@ class Following:
             return None, f"the layers could not be tapped: {error}"
         return layer, "" if layer else TAPPING_HIDES
 
-    def _is_near(self) -> bool:
-        """Whether all that counts as rounding, at once, would change a choice."""
+    def _undecided(self, found: Comparison, unsteady: Collection[str] = (), decide: Decide | None = None) -> Comparison:
+        """What was found, but no failure where rounding changes a choice that cannot be followed."""
+        if found.status is not Status.FAIL or not (unsteady or self._has_inner):
+            return found
+        names = list(unsteady) or self._near(decide, inner=True)
+        if not names:
+            return found
+        reason = f"{found.reason}; rounding decides at {', '.join(names)}, which cannot be followed"
+        return replace(found, status=Status.INCONCLUSIVE, reason=reason)
+
+    @property
+    def _has_inner(self) -> bool:
+        """Whether something chooses in a subgraph."""
+        graphs = [] if self._model is None else _subgraphs(self._model.graph)
+        return any(not node.domain and node.op_type in RULES for graph in graphs for node in graph.node)
+
+    def _near(self, decide: Decide | None = None, *, inner: bool = False) -> list[str]:
+        """The nodes whose choice changes with all that counts as rounding at once; inner ones, or all."""
         steady = Steadiness()
-        for noise in (None, NoiseSpec(seed=self._seed, unit_rounding=FACTOR * self._u)):
-            steady.begin(is_exact=noise is None)
-            self._evaluate(noise, steady.decide)
-        return bool(steady.changed)
+
+        def watch(node: Decision) -> Sequence[Array] | None:
+            if node.is_inner or not inner:
+                steady.decide(node)
+            return None if decide is None else decide(node)
+
+        for run in range(-1, NOISE_RUNS):
+            steady.begin(is_exact=run < 0)
+            self._evaluate(None if run < 0 else NoiseSpec(seed=run, unit_rounding=FACTOR * self._u), watch)
+        return list(steady.changed)
 
 
 def _with(found: Comparison, why: str) -> Comparison:
     """What was found, with the reason why decisions have no part in it; a pass stands as it is."""
     return found if found.status is Status.PASS else replace(found, reason=f"{found.reason}; {why}")
+
+
+def _subgraphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    for attribute in (a for node in graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH):
+        yield attribute.g
+        yield from _subgraphs(attribute.g)
 
 
 def _choices(model: onnx.ModelProto) -> list[str]:

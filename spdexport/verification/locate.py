@@ -9,7 +9,6 @@ from spdexport.arrays import to_numpy
 from spdexport.files.onnx_reading import reload_onnx
 from spdexport.names import layer_of_call
 from spdexport.ort.sessions import RuntimeFailure, SessionSettings
-from spdexport.reference.decisions_torch import NODES
 from spdexport.reference.noise import Noise
 from spdexport.reference.torch_reference import evaluate, evaluate_together
 from spdexport.rewrite.torch_graph import module_path
@@ -18,7 +17,7 @@ from spdexport.verification.tapping import TAPPING_HIDES, as_it_is, channel_rati
 from spdexport.verification.trial import NOISE_RUNS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -152,34 +151,6 @@ def layer_ratios(
         return False
 
     _visit(lowered, case, values, unit_rounding, visit, runs=NOISE_RUNS, meant=meant)
-    return found
-
-
-def choosing_nodes(program: ExportedProgram) -> set[str]:
-    """The names of the nodes that choose; what they are not told of gives integers or truth values."""
-    return {node.name for node in program.graph.nodes if node.target in NODES}
-
-
-def node_values(
-    program: ExportedProgram, case: Case, names: Collection[str], outputs: Sequence[str]
-) -> dict[str, Array]:
-    """What a program has in float64 for some values of the file made of it.
-
-    Args:
-        program: Whose nodes have the names of the file's values.
-        case: The inputs.
-        names: Of the file's values.
-        outputs: As for ``first_divergent_value``.
-    """
-    ends = [getattr(a, "name", "") for a in program.graph.output_node().args[0]]
-    renamed = dict(zip([name for name in ends if name], outputs, strict=False))
-    found: dict[str, Array] = {}
-
-    def watch(name: str, tensor: torch.Tensor) -> None:
-        for known in {name, renamed.get(name, name)} & set(names):
-            found[known] = to_numpy(tensor)
-
-    evaluate(program, case.inputs.args, case.inputs.kwargs, watch=watch)
     return found
 
 

@@ -19,17 +19,11 @@ from spdexport.files.onnx_reading import reload_onnx
 from spdexport.reference.torch_reference import evaluate
 from spdexport.verification.approximation import Change, approximation
 from spdexport.verification.compare import Comparison, failed
-from spdexport.verification.decisions import follow, recording
 from spdexport.verification.decisions_followed import Following
+from spdexport.verification.decisions_programs import followed_program, node_values, steadiness_of
 from spdexport.verification.edge import Edge, not_run
 from spdexport.verification.inputs import Case, cases, feeds
-from spdexport.verification.locate import (
-    choosing_nodes,
-    first_divergent_layer,
-    first_divergent_value,
-    layer_ratios,
-    node_values,
-)
+from spdexport.verification.locate import first_divergent_layer, first_divergent_value, layer_ratios
 from spdexport.verification.masks import mask_fault, ranges_fault
 from spdexport.verification.module_calls import effective_parameters, first_divergent_module
 from spdexport.verification.per_layer import Patches, layer_results, read_in_program
@@ -185,26 +179,19 @@ class _Run(Runner[Case]):
     def reference(self, case: Case) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
         """What the intended program gives, in float64 and in its own dtypes."""
         self._steady.begin(is_exact=True)
-        return self._evaluated(self._subject.intended, case, watch=self._steadiness(self._subject.intended))
+        return self._evaluated(self._subject.intended, case, watch=steadiness_of(self._subject.intended, self._steady))
 
     def perturbed(self, case: Case, noise: NoiseSpec) -> Mapping[str, Array]:
         """What the intended program gives, with simulated rounding."""
         self._steady.begin(is_exact=False)
-        return self._noisy(self._subject.intended, case, noise, watch=self._steadiness(self._subject.intended))
+        return self._noisy(
+            self._subject.intended, case, noise, watch=steadiness_of(self._subject.intended, self._steady)
+        )
 
     def chosen(self, case: Case, names: Collection[str]) -> Mapping[str, Array]:
         """Of the values that have the names of the lowered program's nodes."""
         lowered = self._subject.lowered()
         return node_values(lowered, case, names, self._names)
-
-    def _steadiness(self, program: ExportedProgram) -> Callable[[str, torch.Tensor], None]:
-        choosing = choosing_nodes(program)
-
-        def watch(name: str, value: torch.Tensor) -> None:
-            if name in choosing or not (value.is_floating_point() or value.is_complex()):
-                self._steady.see(name, [to_numpy(value)])
-
-        return watch
 
     def unusable(self, case: Case, trial: Trial) -> str | None:
         """Also where the outputs are random, or rounding decides about the masks."""
@@ -291,8 +278,7 @@ class _Run(Runner[Case]):
             found = self._followed_program(
                 self._rewrite,
                 trial,
-                self._subject.effective,
-                case,
+                (self._subject.effective, case),
                 lambda decide: self._outputs(intended, case, decide=decide),
                 lambda right: right.compare_exact(right.reference, trial.reference),
             )
@@ -334,8 +320,7 @@ class _Run(Runner[Case]):
                 found = self._followed_program(
                     self._capture,
                     trial,
-                    program,
-                    case,
+                    (program, case),
                     lambda decide: self._outputs(program, case, float64=False, decide=decide),
                     lambda right: right.compare(outputs),
                 )
@@ -351,35 +336,16 @@ class _Run(Runner[Case]):
         self,
         edge: Edge,
         trial: Trial,
-        program: ExportedProgram,
-        case: Case,
+        right: tuple[ExportedProgram, Case],
         choose: Callable[[Decide], object],
         compare: Callable[[Trial], Comparison],
     ) -> Comparison:
-        """What is found on an edge once a program takes the decisions of another evaluation.
-
-        Args:
-            edge: The edge, which is told what was followed.
-            trial: The case, without decisions.
-            program: The program whose float64 evaluation is right.
-            case: Its inputs.
-            choose: Evaluates what the decisions are taken from.
-            compare: Compares with what is right given them.
-        """
-        self._check.progress(f"following decisions: {case.name}")
-        values: dict[str, Array] = {}
-        choose(recording(values))
-
         def evaluated(noise: NoiseSpec | None, decide: Decide) -> Mapping[str, Array]:
-            return self._outputs(program, case, noise=noise, decide=decide)
+            return self._outputs(*right, noise=noise, decide=decide)
 
-        given = follow(evaluated, values, unit_rounding=self._u, seed=self._check.seed, ties_are_open=True)
-        if given.wrong is not None:
-            edge.first = edge.first or given.wrong.node
-            return failed(f"a wrong decision: {given.wrong.words}")
-        if given.followed:
-            edge.followed.append((case.name, given.told()))
-        return compare(given.trial(trial))
+        self._check.progress(f"following decisions: {trial.name}")
+        seed = self._check.seed
+        return followed_program(edge, trial, evaluated, choose, compare, unit_rounding=self._u, seed=seed)
 
     def locate(self, case: Case, settings: SessionSettings) -> tuple[str | None, str]:
         """The first layer whose values in the file are not those of the intended program."""

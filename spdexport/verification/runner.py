@@ -301,8 +301,8 @@ class Runner(ABC, Generic[C]):
             found = self.layer_ratios(case)
             if self._following is not None and not all(ratio <= FACTOR for ratio in found.values()):
                 # A layer behind a decision may be right given another one.
-                settings = SessionSettings(spinning=False)
-                found = {**found, **self._following.layer_ratios(self.feeds(case), settings)}
+                given = self._following.layer_ratios(self.feeds(case), SessionSettings(spinning=False))
+                found = {layer: given.get(layer, ratio) for layer, ratio in found.items()}
         except RuntimeFailure as failure:
             note = f"the layers could not be tapped: {failure}"
             self._notes += [] if note in self._notes else [note]

@@ -20,6 +20,8 @@ from spdexport.ort.sessions import RuntimeFailure, Session, SessionSettings, ope
 from spdexport.reference.onnx_reference import NoiseSpec, ReferenceUnavailable
 from spdexport.verification.alone import FileRun
 from spdexport.verification.approximation import Change, approximation
+from spdexport.verification.decisions_followed import Following
+from spdexport.verification.decisions_programs import followed_program
 from spdexport.verification.edge import Edge
 from spdexport.verification.inner import Evaluated
 from spdexport.verification.layers import layer_of
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
     from spdexport.rewrite.onnx_trim import Trimmed
     from spdexport.verification.check import Check
     from spdexport.verification.file_inputs import FileCase
+
+AS_IT_IS = SessionSettings(optimized=False, spinning=False)
+"""Of the session that runs the source."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -119,6 +124,7 @@ class _Run(FileRun):
             effective = _written(subject.effective, folder / "effective.onnx")
             self._effective = Evaluated(effective, reload_onnx(effective))
         self._source = self._opened()
+        self._source_decisions = Following(subject.source, unit_rounding=self._u, seed=check.seed, is_right=True)
         self._changes: list[Change] = []
         labels = None if subject.inputs is None else subject.inputs.labels
         self._labels = None if labels is None else labels.numpy()
@@ -157,7 +163,7 @@ class _Run(FileRun):
     def _opened(self) -> Session | None:
         """The source itself on ONNX Runtime."""
         try:
-            return open_session(self._subject.source, SessionSettings(optimized=False, spinning=False))
+            return open_session(self._subject.source, AS_IT_IS)
         except RuntimeFailure as failure:
             self._capture.settle(Status.NOT_RUN, f"ONNX Runtime does not load the source itself: {failure}")
             return None
@@ -190,6 +196,16 @@ class _Run(FileRun):
         self._patches.watch_inputs(case.inputs)
         effective = self._effective.run(case.inputs, watch=self._watch)
         found = trial.compare_exact(effective, trial.reference)
+        if found.status is not Status.PASS or self._steady.changed:
+            found = followed_program(
+                self._rewrite,
+                trial,
+                lambda noise, decide: self._effective.run(case.inputs, noise, decide=decide),
+                lambda decide: self._evaluated.run(case.inputs, decide=decide),
+                lambda right: right.compare_exact(right.reference, trial.reference),
+                unit_rounding=self._u,
+                seed=self._check.seed,
+            )
         if found.status is Status.FAIL and self._rewrite.first is None:
             self._rewrite.first = self._first_divergent(case)
         self._rewrite.add(case.name, found)
@@ -220,7 +236,14 @@ class _Run(FileRun):
             self._capture.settle(Status.NOT_RUN, f"ONNX Runtime cannot run the source itself: {failure}")
             self._source = None
             return
-        self._capture.add(case.name, trial.compare(values, right))
+        found = trial.compare(values, right)
+        if found.is_value and (found.status is not Status.PASS or self._steady.changed):
+            followed = self._source_decisions.judge(trial, case.inputs, AS_IT_IS, values, found, lambda _: {})
+            found = followed.found
+            if followed.told:
+                self._capture.followed.append((case.name, followed.told))
+            self._capture.first = self._capture.first or followed.layer
+        self._capture.add(case.name, found)
 
     def _first_divergent(self, case: FileCase) -> str | None:
         """The first layer at which the factorized model and the dense one differ in float64."""
