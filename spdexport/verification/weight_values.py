@@ -61,7 +61,7 @@ def compare_values(
     """
     if mine.tobytes() == theirs.tobytes():
         return None, 0.0, np.zeros(mine.shape)
-    bound = _bound(mine, size, other_size)
+    bound = None if mine.dtype.kind in "biu" else _bound(mine, size, other_size)
     odd = np.zeros(mine.shape, bool) if mine.dtype.kind in "biu" else ~(_finite(mine) & _finite(theirs))
     same = (mine == theirs) | ((mine != mine) & (theirs != theirs))  # NaN is what differs from itself
     signed = np.where(odd, 0, mine).astype(np.float64) - np.where(odd, 0, theirs).astype(np.float64)
