@@ -15,6 +15,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from spdexport.errors import ExportError
 from spdexport.quiet import quiet
 from spdexport.rewrite.onnx_exported import drop_zero_biases, tidy
+from spdexport.rewrite.torch_graph import spatial_axes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 KEPT_NODE_METADATA = ("pkg.torch.onnx.name_scopes",)
 """Node metadata that stays: the module path. The rest holds stack traces with paths of the exporting machine."""
+
+BFLOAT16_OPSET = 22
+"""The first opset whose convolutions take bfloat16."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -69,8 +73,16 @@ def translate(program: ExportedProgram, *, opset: int | None = None) -> Exported
         opset: As for ``export_onnx``.
 
     Raises:
-        ExportError: As ``export_onnx`` does.
+        ExportError: As ``export_onnx`` does; or the model has convolutions in bfloat16, which the opset has not.
     """
+    if opset is None and _has_bfloat16_convolutions(program):
+        opset = BFLOAT16_OPSET
+    elif opset is not None and opset < BFLOAT16_OPSET and _has_bfloat16_convolutions(program):
+        raise ExportError(
+            f"Conv takes bfloat16 from opset {BFLOAT16_OPSET} on, and the model has convolutions in bfloat16.",
+            where=f"--opset {opset}",
+            hint=f"Ask for opset {BFLOAT16_OPSET} or more, or leave --opset out.",
+        )
     with _exporting():
         result = torch.onnx.export(program, dynamo=True, optimize=False, opset_version=opset, verbose=False)
     assert result is not None, "the dynamo exporter returns its program"
@@ -115,6 +127,11 @@ def finish(
     tidy(model)
     _clean_metadata(model)
     return model
+
+
+def _has_bfloat16_convolutions(program: ExportedProgram) -> bool:
+    values = (node.meta.get("val") for node in program.graph.nodes if spatial_axes(node))
+    return any(isinstance(value, torch.Tensor) and value.dtype is torch.bfloat16 for value in values)
 
 
 @contextlib.contextmanager

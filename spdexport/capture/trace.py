@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from spdexport.capture.attention import PlainAttention
 from spdexport.capture.axes import BATCH, Axes, DynamicAxes, check_axes, dynamic_shapes, with_batch
 from spdexport.capture.call import bound_arguments, first_line
 from spdexport.capture.scalars import constant_scalars, has_scalars
@@ -126,7 +127,8 @@ def _export(module: torch.nn.Module, way: _Way) -> ExportedProgram:
     if isinstance(module, torch.jit.ScriptModule):
         module = _from_torchscript(module, inputs)
     try:
-        with torch.no_grad(), quiet(), constant_scalars(module) if way.scalars else nullcontext():
+        scalars = constant_scalars(module) if way.scalars else nullcontext()
+        with torch.no_grad(), quiet(), PlainAttention(), scalars:
             return torch.export.export(
                 module,
                 inputs.args,

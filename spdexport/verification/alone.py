@@ -121,7 +121,7 @@ class FileRun(Runner[FileCase]):
         self._given = None if inputs is None else given_tensors(self._inputs, inputs)
         ranges = recorded_ranges(self._model, file)
         self._limits = limits_of(self._inputs, ranges)
-        self._notes += told(ranges)
+        self._notes += told_ranges(ranges)
         _check_sizes(self._given or {}, ranges)
         self._meant: Meant = as_it_is
         self._own_inputs, self._origin = own_inputs, "" if inputs is None else inputs.origin

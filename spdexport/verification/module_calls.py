@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from spdexport.arrays import to_numpy
+from spdexport.arrays import to_numpy, to_torch
 from spdexport.capture import call_module
 from spdexport.conv import stored_weight
 from spdexport.names import layer_of_call
@@ -82,7 +82,7 @@ def effective_parameters(
         is_own = module_path(node) == layer or not _is_read_elsewhere(node)
         if not (_is_stored(node) and is_own):
             return None
-        changed[f"{layer}.weight"] = torch.from_numpy(effective)
+        changed[f"{layer}.weight"] = to_torch(effective)
     return changed
 
 
