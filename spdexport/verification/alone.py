@@ -15,6 +15,7 @@ from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import reload_onnx
 from spdexport.model_files import read_metadata, recorded_ranges
 from spdexport.ranges import outside
+from spdexport.ranges import told as told_ranges
 from spdexport.reference.onnx_reference import ReferenceUnavailable
 from spdexport.verification.decisions_followed import Following
 from spdexport.verification.edge import not_run
