@@ -252,11 +252,19 @@ def _subgraphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
         yield from _subgraphs(attribute.g)
 
 
+def _gives_floats(node: onnx.NodeProto) -> bool:
+    """Return whether a node is a cast to floats, which rounds and does not choose."""
+    if node.op_type != "Cast":
+        return False
+    to = next((attribute.i for attribute in node.attribute if attribute.name == "to"), 0)
+    return onnx.helper.tensor_dtype_to_np_dtype(to).kind not in "iub"
+
+
 def _choices(model: onnx.ModelProto) -> list[str]:
     """The values of a model that tell what it chooses."""
     names = []
     for node in model.graph.node:
-        rule = None if node.domain else RULES.get(node.op_type)
+        rule = None if node.domain or _gives_floats(node) else RULES.get(node.op_type)
         taken = [] if rule is None else [node.output[i] for i in rule.taken if i < len(node.output)]
         names += taken if rule is not None and len(taken) == len(rule.taken) and all(taken) else []
     return names
