@@ -57,8 +57,8 @@ def read_ranges(value: Any) -> Ranges:
             raise ValueError(f"{name!r} has no axes")
         for axis, pair in axes.items():
             known = axis.isdecimal() and len(axis) < 4 and isinstance(pair, list) and len(pair) == 2
-            least, most = pair if known else (None, None)
-            if not known or not _is_size(least) or not (most is None or (_is_size(most) and least <= most)):
+            least, most = pair if known else (-1, None)
+            if not _is_size(least) or not (most is None or (_is_size(most) and least <= most)):
                 raise ValueError(f"of axis {axis!r} of {name!r} it has no least and most size")
             found.setdefault(name, {})[int(axis)] = SizeRange(least=least, most=most)
     return found

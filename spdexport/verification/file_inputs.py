@@ -272,7 +272,7 @@ def file_cases(
     at_ends = {key: ends(held, sizes[key]) for key, held in limits.items() if key in sizes and key != batch}
     for number, (recipe, random) in enumerate(generators(seed)):
         special = {key: pair[number] for key, pair in at_ends.items()} if number < 2 else {}
-        if batch in limits:
+        if batch is not None and batch in limits:
             recipe = recipe._replace(batch=limits[batch].nearest(recipe.batch))
         inputs = generated(ports, {**sizes, **special}, example, recipe, random)
         label = recipe.label(dynamic=batch is not None)
