@@ -308,6 +308,11 @@ class ChannelProof:
                 held = self.draws.constants.get(value.name or "")
                 place = tuple([slice(None)] * relation.axis + [channel])
                 if held is not None and held.known[place].all():
+                    if np.ptp(held.numbers[place]) > EXACT * largest_of(held.numbers[place]):
+                        return (
+                            f"the channel {channel} that was removed from {value.name} is not one number everywhere, "
+                            f"and {node.op_type} reads it"
+                        )
                     continue
                 changed[place] = np.sign(changed[place]) * HUGE / 3
                 moved = trial.run_with(value, held.put(changed) if held is not None else changed)[index]
