@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import onnx
 import torch
 from onnx import helper, numpy_helper
+from torch import nn
+
+TESTS = Path(__file__).parents[1] / "tests"
+sys.path[:0] = [str(TESTS), str(TESTS / "verification")]
+
 from onnx_models import model
 from planting import planted
 from subjects import make_subject
-from torch import nn
 
 from spdexport import pipeline
 from spdexport.rewrite import onnx_dead_layers, onnx_dead_rules
@@ -21,7 +28,6 @@ from spdexport.verification.run import verify_subject
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from spdexport.verification.result import Verification
 
@@ -107,8 +113,6 @@ def _in_branches(folder: Path) -> Iterator[Found]:
 
 
 def _verified(subject: Any, file: Path) -> Verification:
-    from dataclasses import replace
-
     return verify_subject(replace(subject, file=file), Check())
 
 
