@@ -153,7 +153,7 @@ def test_ranges_as_values() -> None:
     assert 3 not in held
     assert str(held) == "4 and more"
     assert ends(held, 10) == (11, 4)
-    assert ends(SizeRange(least=2, most=4000), 16) == (256, 2)
+    assert ends(SizeRange(least=2, most=4000), 16) == (64, 2)
     assert ends(SizeRange(least=2, most=40), 16) == (40, 2)
     ranges = {"x": {2: held}}
     assert read_ranges(ranges_json(ranges)) == ranges
