@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import torch
+from planted_elsewhere import plant_elsewhere
 from planted_faults import Fault, faults, padded_otherwise, round_activations
 from planting import one_off, planted, to_bfloat16, weight
 from small_nets import SMALL, TRANSFORMERS, conv_bn, five_convs
@@ -181,7 +182,16 @@ class Tally:
         self.skipped = 0
 
     def add(self, model: Model, kind: str, layer: str, edge: str, found: Verification, file: Path | None) -> None:
-        """Take in what was found on a fault."""
+        """Take in what was found on a fault; of one in a file, what the rules of other tools say too."""
+        self.add_found(model.name, kind, layer, edge, found)
+        if file is not None:
+            count = self.kinds[kind]
+            count["files"] += 1
+            for rule in model.rules_that_fail(file):
+                count[rule] += 1
+
+    def add_found(self, name: str, kind: str, layer: str, edge: str, found: Verification) -> None:
+        """Take in what was found on a fault alone."""
         count = self.kinds[kind]
         count["planted"] += 1
         failing = [e for e in found.edges if e.status is Status.FAIL]
@@ -196,11 +206,7 @@ class Tally:
             count[what] += is_right
         if not all(is_right for what, is_right in right.items() if what != "outputs"):
             told = [(e.edge, e.first_divergence, e.reason[:90]) for e in failing]
-            self.wrong.append(f"{model.name}: {kind} in {layer}, at {edge}: {told}")
-        if file is not None:
-            count["files"] += 1
-            for rule in model.rules_that_fail(file):
-                count[rule] += 1
+            self.wrong.append(f"{name}: {kind} in {layer}, at {edge}: {told}")
 
     def of(self, what: str) -> int:
         """A count over all kinds."""
@@ -390,10 +396,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--date", default=date.today().isoformat())
     parser.add_argument("--models", type=int, default=None, help="only the first so many models")
+    parser.add_argument("--only-elsewhere", action="store_true", help="only the faults that no input shows")
     arguments = parser.parse_args()
     started = time.perf_counter()
     torch.set_num_threads(1)  # tensors this small are only slowed down by more
     tally, names = Tally(), []
+    if arguments.only_elsewhere:
+        with tempfile.TemporaryDirectory() as name:
+            for fault in plant_elsewhere(Path(name)):
+                tally.add_found(fault.model, fault.kind, fault.layer, "weights", fault.verification)
+        print("\n".join(f"{kind}: {dict(count)}" for kind, count in tally.kinds.items()))
+        print("\n".join(tally.wrong))
+        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for number, model in enumerate(models(folder)):
@@ -405,6 +419,8 @@ def main() -> None:
             print(f"{time.perf_counter() - started:.0f} s: {model.name}", file=sys.stderr)
         plant_in_models(folder, tally)
         plant_in_sessions(folder, tally)
+        for fault in plant_elsewhere(folder):
+            tally.add_found(fault.model, fault.kind, fault.layer, "weights", fault.verification)
         print(f"{time.perf_counter() - started:.0f} s: correct files", file=sys.stderr)
         correct, alarms = false_alarms(folder)
     report(tally, names, correct, alarms, arguments.date, time.perf_counter() - started)

@@ -64,7 +64,7 @@ def read_ranges(value: Any) -> Ranges:
     return found
 
 
-REACH = 16
+REACH = 4
 """How many times the size of an example inputs are made, at most, to come to the end of a range."""
 
 

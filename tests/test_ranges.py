@@ -123,6 +123,18 @@ def test_ranges_that_are_none_are_an_error_about_the_file(made: Path, tmp_path: 
     assert "The entry 'ranges' of the file's metadata tells no sizes" in error.value.what
 
 
+@pytest.mark.parametrize("axis", [0, 3])
+def test_ranges_of_huge_sizes_take_no_memory(made: Path, tmp_path: Path, axis: int) -> None:
+    def edit(model: onnx.ModelProto) -> None:
+        entry = next(p for p in model.metadata_props if p.key == "spdexport.ranges")
+        entry.value = json.dumps({"x": {str(axis): [10**12, None]}})
+
+    wrong = planted(made / "net.onnx", edit, tmp_path / "wrong.onnx")
+    with pytest.raises(ExampleInputError) as error:
+        spdexport.verify(wrong)
+    assert "more than the limit of values in memory" in error.value.what
+
+
 def test_an_onnx_source_keeps_its_ranges(made: Path, tmp_path: Path) -> None:
     found = spdexport.convert(made / "net.onnx", tmp_path / "again.onnx", verify=False)
     assert ranges_json(found.ranges) == {"x": {"3": [2, 40]}}
@@ -141,7 +153,7 @@ def test_ranges_as_values() -> None:
     assert 3 not in held
     assert str(held) == "4 and more"
     assert ends(held, 10) == (11, 4)
-    assert ends(SizeRange(least=2, most=4000), 16) == (256, 2)
+    assert ends(SizeRange(least=2, most=4000), 16) == (64, 2)
     assert ends(SizeRange(least=2, most=40), 16) == (40, 2)
     ranges = {"x": {2: held}}
     assert read_ranges(ranges_json(ranges)) == ranges

@@ -157,3 +157,21 @@ def are_close(a: Array, b: Array, allowed: Array | float) -> bool:
     with np.errstate(all="ignore"):
         near = np.abs(a - b) <= allowed
     return bool((near | (a == b) | ((a != a) & (b != b))).all())
+
+
+def same_default(value: ir.Value, other: ir.Value) -> bool:
+    """Return whether two values have the same bytes as what they hold, or both hold nothing."""
+    mine, theirs = value.const_value, other.const_value
+    if mine is None or theirs is None:
+        return mine is theirs
+    return mine is theirs or (mine.dtype == theirs.dtype and mine.numpy().tobytes() == theirs.numpy().tobytes())
+
+
+def same_tensor(value: ir.Value, other: ir.Value | None) -> bool:
+    """Return whether two values are constants with the same shape and bytes."""
+    if other is None or not (is_stored(value) and is_stored(other)):
+        return False
+    mine, theirs = value.const_value, other.const_value
+    assert mine is not None, "it is stored"
+    assert theirs is not None, "it is stored"
+    return mine is theirs or (list(mine.shape) == list(theirs.shape) and same_default(value, other))

@@ -18,7 +18,17 @@ import numpy as np
 from spdexport.content import graph_hash
 from spdexport.factors import unit_rounding
 from spdexport.reference.onnx_reference import ReferenceUnavailable
-from spdexport.verification.channel_draws import EXACT, HUGE, PRODUCTS, Draws, are_close, largest_of, numbers_of
+from spdexport.verification.channel_draws import (
+    EXACT,
+    HUGE,
+    PRODUCTS,
+    Draws,
+    are_close,
+    largest_of,
+    numbers_of,
+    same_default,
+    same_tensor,
+)
 from spdexport.verification.compare import FACTOR
 from spdexport.verification.computed import is_stored
 from spdexport.verification.graph_order import taken_by_bodies
@@ -121,7 +131,7 @@ class ChannelProof:
         before, after = self._whole, self._model
         mine, theirs = ([(v.name, v.dtype) for v in m.graph.inputs] for m in (after, before))
         held = zip(before.graph.inputs, after.graph.inputs, strict=False)
-        if mine != theirs or not all(_same_default(v, w) for v, w in held):
+        if mine != theirs or not all(same_default(v, w) for v, w in held):
             return Wrong(layer="input", what="the inputs are not what they were")
         if dict(before.opset_imports) != dict(after.opset_imports):
             return Wrong(layer="opset", what="the versions of operators are not what they were")
@@ -170,7 +180,7 @@ class ChannelProof:
             return False
         for value, target in zip(node.inputs, other.inputs, strict=True):
             if value is None or target is None or is_stored(value) or is_stored(target):
-                if (value is None) != (target is None) or (value is not None and not _same_tensor(value, target)):
+                if (value is None) != (target is None) or (value is not None and not same_tensor(value, target)):
                     return False
                 continue
             relation = self.relations.get(value.name or "")
@@ -308,6 +318,11 @@ class ChannelProof:
                 held = self.draws.constants.get(value.name or "")
                 place = tuple([slice(None)] * relation.axis + [channel])
                 if held is not None and held.known[place].all():
+                    if np.ptp(held.numbers[place]) > EXACT * largest_of(held.numbers[place]):
+                        return (
+                            f"the channel {channel} that was removed from {value.name} is not one number everywhere, "
+                            f"and {node.op_type} reads it"
+                        )
                     continue
                 changed[place] = np.sign(changed[place]) * HUGE / 3
                 moved = trial.run_with(value, held.put(changed) if held is not None else changed)[index]
@@ -372,22 +387,6 @@ class _Trial:
                 assert value is not None, "the operands belong together"
                 found[index] = self._proof.relations[value.name or ""].of(self._operands[index])
         return found
-
-
-def _same_default(value: ir.Value, other: ir.Value) -> bool:
-    mine, theirs = value.const_value, other.const_value
-    if mine is None or theirs is None:
-        return mine is theirs
-    return mine is theirs or (mine.dtype == theirs.dtype and mine.numpy().tobytes() == theirs.numpy().tobytes())
-
-
-def _same_tensor(value: ir.Value, other: ir.Value | None) -> bool:
-    if other is None or not (is_stored(value) and is_stored(other)):
-        return False
-    mine, theirs = value.const_value, other.const_value
-    assert mine is not None, "it is stored"
-    assert theirs is not None, "it is stored"
-    return mine is theirs or (list(mine.shape) == list(theirs.shape) and _same_default(value, other))
 
 
 def _without_lack(right: Array, after: Array, known: FloatArray | None) -> tuple[Array, FloatArray]:

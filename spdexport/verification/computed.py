@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from spdexport.factors import unit_rounding
 from spdexport.reference.onnx_reference import RANDOM, ReferenceUnavailable
+from spdexport.rewrite.onnx_constants import constant
 from spdexport.verification.one_node import OneNode, widened
 
 if TYPE_CHECKING:
@@ -164,14 +165,14 @@ def _evaluated(node: ir.Node, known: dict[ir.Value, _Known], model: ir.Model) ->
     if any(o is not None and (o.exact.dtype.kind not in "biuf" or o.exact.size > ELEMENTS) for o in operands):
         return None
     feeds = {index: o for index, o in enumerate(operands) if o is not None}
+    parameters = tuple(dict.fromkeys(name for o in feeds.values() for name in o.parameters))
     try:
         function = OneNode(node, [None if o is None else o.dtype for o in operands], model.opset_imports)
         exact = function.run({name: o.exact for name, o in feeds.items()})
     except ReferenceUnavailable:
-        return None
+        return _looked_through(node, feeds, parameters)
     if any(not isinstance(v, np.ndarray) or v.dtype.kind not in "biuf" or v.size > ELEMENTS for v in exact):
         return None
-    parameters = tuple(dict.fromkeys(name for o in feeds.values() for name in o.parameters))
     dtypes = [d if d is not None else v.dtype for d, v in zip(function.dtypes, exact, strict=True)]
     if node.op_type in ONCE:
         exact = [_rounded(v, d).astype(v.dtype) for v, d in zip(exact, dtypes, strict=True)]
@@ -182,6 +183,15 @@ def _evaluated(node: ir.Node, known: dict[ir.Value, _Known], model: ir.Model) ->
     ]
 
 
+def _looked_through(node: ir.Node, operands: dict[int, _Known], parameters: tuple[str, ...]) -> list[_Known] | None:
+    """The same where the reference has not the operator in this version, and reading layers needs it."""
+    array = None if any(o.noisy for o in operands.values()) else constant(node.outputs[0])
+    if array is None or len(node.outputs) > 1:
+        return None
+    wide = widened(array, ir.DataType.from_numpy(array.dtype))
+    return [_Known(exact=wide, noisy=(), dtype=array.dtype, parameters=parameters)]
+
+
 def _read(value: ir.Value) -> _Known:
     tensor = value.const_value
     assert tensor is not None, "the value is stored"
@@ -189,7 +199,9 @@ def _read(value: ir.Value) -> _Known:
         return _Known(exact=tensor.numpy(), noisy=(), dtype=np.dtype(object), parameters=(value.name or "",))
     array = tensor.numpy()
     wide = widened(array, tensor.dtype)
-    return _Known(exact=wide, noisy=(), dtype=array.dtype, parameters=(value.name or "",))
+    # Weights that are quantized are of one byte; other integers are sizes and axes.
+    is_weight = tensor.dtype.is_floating_point() or array.dtype.itemsize == 1
+    return _Known(exact=wide, noisy=(), dtype=array.dtype, parameters=(value.name or "",) if is_weight else ())
 
 
 def _drawn(

@@ -237,7 +237,16 @@ def guesses(
             sizes = example[port.name].shape
             known |= {key: size for axis, size in enumerate(sizes) if (key := _key(port, axis)) is not None}
     unknown = [key for key in dict.fromkeys(keys) if key != batch and key not in known]
+    samples = limits[batch].nearest(3) if batch is not None and batch in limits else 1
+
+    def fits(sizes: Mapping[str, int]) -> bool:
+        """Whether inputs of these sizes are no more than the memory holds, whatever a file says of its ranges."""
+        elements = [samples * math.prod(_sample_shape(port, sizes, batch)) for port in ports]
+        return all(8 * number <= limit("value") * GIB for number in elements)
+
     if not unknown:
+        if samples > 1 and not fits(known):
+            raise _too_large(limits)
         yield None, known
         return
     # States of recurrent networks are as long as the batch, and often have no name for that axis.
@@ -248,11 +257,22 @@ def guesses(
     ]
     if batch is not None and tied:
         guessed += [(size, sizes | tied) for size, sizes in (guessed if len(tied) < len(unknown) else guessed[-1:])]
+    found = False
     for size, named in guessed:
         # Of inputs with many dynamic axes a size that is usual for two of them is more than the memory holds.
-        elements = [math.prod(_sample_shape(port, named, batch)) for port in ports]
-        if size == 1 or all(8 * number <= limit("value") * GIB for number in elements):
+        if fits(named) or (size == 1 and not limits):
+            found = True
             yield size, named
+    if not found:
+        raise _too_large(limits)
+
+
+def _too_large(limits: Mapping[str, SizeRange]) -> ExampleInputError:
+    return ExampleInputError(
+        "The sizes that the file says it holds for are more than the limit of values in memory.",
+        where=", ".join(f"{key} of {held}" for key, held in limits.items()),
+        hint="Give verify --inputs FILE, or raise --limit value.",
+    )
 
 
 def _sample_shape(port: Port, sizes: Mapping[str, int], batch: str | None) -> list[int]:

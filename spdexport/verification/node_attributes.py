@@ -74,7 +74,32 @@ def _tensor(tensor: ir.TensorProtocol) -> str:
     return f"{held!r} ({tensor.dtype} of shape {list(array.shape)})"
 
 
+_WINDOWS = ("AveragePool", "Conv", "ConvInteger", "ConvTranspose", "LpPool", "MaxPool", "QLinearConv")
+_EACH_AXIS = {"dilations": 1, "strides": 1, "output_padding": 0}
+
+
+def _window_default(node: ir.Node, name: str) -> str | None:
+    """What the standard says of windows in words alone: its schemas have no default for what depends on the axes."""
+    place = 3 if node.op_type == "QLinearConv" else 1
+    weight = node.inputs[place] if len(node.inputs) > place else None
+    shape = None if weight is None or weight.shape is None else list(weight.shape)
+    written = node.attributes.get("kernel_shape")
+    if written is not None and not written.is_ref():
+        kernel: list[object] = list(written.as_ints())
+    elif shape is not None and "Conv" in node.op_type:
+        kernel = list(shape[2:])
+    else:
+        return None
+    if name == "kernel_shape":
+        return str(kernel)
+    if name == "pads":
+        return str([0] * 2 * len(kernel))
+    return str([_EACH_AXIS[name]] * len(kernel)) if name in _EACH_AXIS else None
+
+
 def _default(node: ir.Node, name: str, opsets: Mapping[str, int]) -> str:
+    if node.op_type in _WINDOWS and (found := _window_default(node, name)) is not None:
+        return found
     domain = "" if node.domain == "ai.onnx" else node.domain
     version = opsets.get(domain, opsets.get("ai.onnx") if domain == "" else None)
     if version is None or not onnx.defs.has(node.op_type, domain):

@@ -145,7 +145,8 @@ def _bound(mine: Array, size: ir.Value | None, other_size: ir.Value | None, *, e
     total = np.maximum(np.abs(magnitude.astype(np.float64)), np.abs(other.astype(np.float64)))
     # Factors and their products are made in float64. Its own rounding counts where a weight spans more than float32
     # has digits: decompositions are exact to the norm of the whole matrix, not to each entry.
-    reference = 16 * unit_rounding(np.dtype(np.float64)) * _norm(total)
+    folded = any(_composed(v) and v is not None and not isinstance(v.const_value, _Allowed) for v in (size, other_size))
+    reference = 16 * unit_rounding(np.dtype(np.float64)) * (_norm(total) if folded else 0.0)
     return np.asarray(ROUNDINGS * unit_rounding(mine.dtype) * total + reference)
 
 

@@ -7,8 +7,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from spdexport.conv import ConvSpec
+from spdexport.rewrite.match import in_chains
 from spdexport.verification.result import Status
-from spdexport.verification.weights import weights_edge
+from spdexport.verification.weights import compare_weights, weights_edge
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,6 +75,8 @@ def test_a_weight_that_nothing_touched_is_equal_bit_for_bit() -> None:
     [
         ({"group": 1}, True),
         ({"auto_pad": "NOTSET"}, True),
+        ({"kernel_shape": [3, 3], "strides": [1, 1], "dilations": [1, 1], "pads": [0] * 4}, True),
+        ({"dilations": [2, 1]}, False),
         ({"strides": [2, 2]}, False),
         ({"pads": [0, 0, 1, 0]}, False),
     ],
@@ -102,3 +106,58 @@ def test_the_smallest_entry_off_by_a_hundredth_is_found() -> None:
     off = V.copy()
     off.flat[np.abs(off).argmin()] *= 1.01
     assert weights_edge(pair(v=off), dense()).status is Status.FAIL
+
+
+def row(*stages: tuple[str, np.ndarray, dict[str, object]]) -> ir.Model:
+    """Convolutions in a row."""
+    ends = [f"z{i}" for i in range(len(stages) - 1)] + ["y"]
+    starts = ["x", *ends]
+    nodes = [
+        onnx.helper.make_node("Conv", [start, name.replace("_", ".")], [end], **attributes)
+        for (name, _, attributes), start, end in zip(stages, starts, ends, strict=False)
+    ]
+    return model(nodes, **{name: weight for name, weight, _ in stages})
+
+
+DOWN, ACROSS = RNG.standard_normal((5, 3, 3, 1)), RNG.standard_normal((4, 5, 1, 3))
+SPATIAL = row(("conv_down", DOWN, {"pads": [1, 0, 1, 0]}), ("conv_across", ACROSS, {"pads": [0, 1, 0, 1]}))
+INTO, CORE, OUT = (RNG.standard_normal(s) for s in ((2, 3, 1, 1), (5, 2, 3, 3), (4, 5, 1, 1)))
+TUCKER = row(("conv_in", INTO, {}), ("conv_core", CORE, {}), ("conv_out", OUT, {}))
+
+
+def stage(into: int, out: int, kernel: tuple[int, int], padding: tuple[int, int] = (0, 0)) -> ConvSpec:
+    pads = tuple((p, p) for p in padding)
+    return ConvSpec(in_channels=into, out_channels=out, kernel=kernel, stride=(1, 1), padding=pads, dilation=(1, 1))
+
+
+SPATIAL_CHAIN = (stage(3, 5, (3, 1), (1, 0)), stage(5, 4, (1, 3), (0, 1)))
+TUCKER_CHAIN = (stage(3, 2, (1, 1)), stage(2, 5, (3, 3)), stage(5, 4, (1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("file", "chain", "plain"),
+    [
+        (SPATIAL, SPATIAL_CHAIN, dense(np.einsum("cikx,ocxl->oikl", DOWN, ACROSS), pads=[1, 1, 1, 1])),
+        (TUCKER, TUCKER_CHAIN, dense(np.einsum("aixy,cakl,ocxy->oikl", INTO, CORE, OUT))),
+    ],
+    ids=["spatial", "Tucker-2"],
+)
+def test_other_forms_compose_where_the_plan_has_them(
+    file: ir.Model, chain: tuple[ConvSpec, ...], plain: ir.Model
+) -> None:
+    assert compare_weights(file, plain, beyond=in_chains([chain])).edge.status is Status.PASS
+    assert compare_weights(file, plain).edge.status is Status.FAIL
+    wrong = file.clone()
+    weight = next(iter(wrong.graph.initializers.values()))
+    assert weight.const_value is not None
+    weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(1.01), name=weight.name)
+    found = compare_weights(wrong, plain, beyond=in_chains([chain])).edge
+    assert found.status is Status.FAIL
+    assert "compose to" in found.reason
+    # A model that has such convolutions of its own in a row is compared with them folded on both sides.
+    assert compare_weights(file, file.clone(), beyond=in_chains([chain])).edge.status is Status.PASS
+
+
+def test_what_is_in_no_chain_of_the_plan_is_left_as_it_is() -> None:
+    other = (SPATIAL_CHAIN[0], *TUCKER_CHAIN)
+    assert compare_weights(SPATIAL, SPATIAL.clone(), beyond=in_chains([other])).edge.reason.startswith("0 layers")
