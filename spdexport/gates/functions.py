@@ -7,7 +7,6 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from spdexport.gates.sigmoids import Sigmoid, squash
 
@@ -134,5 +133,7 @@ def evaluate(gate: GateFunction, activations: FloatArray, inputs: FloatArray | N
 
 def gelu(x: FloatArray) -> FloatArray:
     """The exact GELU: x Phi(x), with the normal distribution function Phi."""
+    import torch  # the kinds of functions are known without it
+
     error: FloatArray = torch.erf(torch.from_numpy(np.ascontiguousarray(x)) / 2**0.5).numpy()
     return np.asarray(0.5 * x * (1 + error))

@@ -102,10 +102,8 @@ def test_a_correct_conversion_of_a_transformers_model_passes(make: Callable[[], 
     assert pipeline.verify(tmp_path / "m.onnx").verdict is Status.PASS
 
 
-@pytest.mark.parametrize(
-    ("opset", "why"), [(None, "Type 'tensor(bfloat16)' of input"), (22, "Could not find an implementation for Conv")]
-)
-def test_bfloat16_that_onnx_runtime_lacks_is_inconclusive(opset: int | None, why: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("opset", [None, 22])
+def test_bfloat16_that_onnx_runtime_lacks_is_inconclusive(opset: int | None, tmp_path: Path) -> None:
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()).bfloat16()
     module, inputs = settled(net, image().bfloat16())
     done = pipeline.convert(module, tmp_path / "m.onnx", inputs=inputs, opset=opset)
@@ -115,7 +113,7 @@ def test_bfloat16_that_onnx_runtime_lacks_is_inconclusive(opset: int | None, why
         if edge.edge in ("export", "optimize"):
             assert edge.status is Status.INCONCLUSIVE
             assert edge.reason.startswith("ONNX Runtime does not load the file: ")
-            assert why in edge.reason
+            assert "Could not find an implementation for Conv(22)" in edge.reason
         elif edge.edge != "device":
             assert edge.status is Status.PASS
     assert (tmp_path / "m.onnx").exists()
