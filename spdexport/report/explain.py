@@ -70,6 +70,36 @@ _UNDECIDED_ELSEWHERE = (
 )
 
 
+_FILE_FAILURES = _FAILURES | {
+    "capture": (
+        "ONNX Runtime computes something else from the source itself than the source says",
+        "suspect ONNX Runtime, for nothing that was converted takes part in this edge: try another version of it",
+    ),
+    "rewrite": (
+        "the factors compute something else than the layers whose place they took",
+        "this is a fault of spdexport: report it with the file; convert --exclude LAYER leaves a layer as it is",
+    ),
+    "export": (
+        "ONNX Runtime computes something else than the file says, even with its optimizations off",
+        "if the weights edge passes, suspect ONNX Runtime: try convert --opset N, and other versions of it",
+    ),
+}
+"""The same where the source is an ONNX file, or there is none."""
+
+_REFUSED = (
+    "ONNX Runtime does not run the file, so that nothing was shown about what it computes",
+    "its message says what it does not take: try another version of it, or convert --opset N",
+)
+_NO_REFERENCE = (
+    "there is nothing to compare a part of the file with, so that nothing was shown about this part",
+    "compare the part that is named with the model that it comes from; what else is reported here holds without it",
+)
+
+
+def _is_refusal(edge: EdgeResult) -> bool:
+    return any(f"ONNX Runtime {what} the file:" in edge.reason for what in ("does not load", "cannot run"))
+
+
 def edge_names(edges: Sequence[EdgeResult]) -> list[str]:
     """What each edge is called: ``export (cpu)``; with its setting where one provider ran in two.
 
@@ -133,10 +163,16 @@ def advice(verification: Verification) -> Advice | None:
         if edge.status is not verdict:
             continue
         if verdict is Status.FAIL:
-            means, to_do = _FAILURES[edge.edge]
+            means, to_do = (_FILE_FAILURES if verification.is_of_file else _FAILURES)[edge.edge]
+            if _is_refusal(edge):
+                means = "ONNX Runtime does not run the file, which is not valid as it is"
             return Advice(edge=name, means=means, to_do=to_do)
         if verdict is Status.INCONCLUSIVE:
             means, to_do = _UNDECIDED.get(edge.edge, _UNDECIDED_ELSEWHERE)
+            if _is_refusal(edge):
+                means, to_do = _REFUSED
+            elif "the float64 reference cannot compute" in edge.reason:
+                means, to_do = _NO_REFERENCE
             return Advice(edge=name, means=means, to_do=to_do)
     return None
 

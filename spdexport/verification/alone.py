@@ -6,14 +6,21 @@ own dtypes is what is judged, so it has no part in the tolerance: that is measur
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from spdexport.content import content_hash
+from spdexport.errors import ExampleInputError
 from spdexport.factors import unit_rounding
 from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import reload_onnx
 from spdexport.model_files import read_metadata
+from spdexport.names import some
+from spdexport.ort.sessions import RuntimeFailure, SessionSettings, open_session
 from spdexport.reference.onnx_reference import ReferenceUnavailable
+from spdexport.verification.compare import failed
 from spdexport.verification.edge import not_run
 from spdexport.verification.file_inputs import (
     FileCase,
@@ -22,13 +29,14 @@ from spdexport.verification.file_inputs import (
     guesses,
     input_ports,
     output_ports,
+    varies_in_batch,
 )
-from spdexport.verification.inner import Evaluated, first_divergent, layer_ratios
+from spdexport.verification.inner import Evaluated, first_divergent, hidden_layers, layer_ratios
 from spdexport.verification.layers import judged
 from spdexport.verification.result import EdgeResult, Status, Verification
 from spdexport.verification.runner import Runner
 from spdexport.verification.sessions import SessionEdges
-from spdexport.verification.tapping import TAPPING_HIDES, as_it_is
+from spdexport.verification.tapping import as_it_is, tapping_hides
 from spdexport.verification.trial import rounded
 
 if TYPE_CHECKING:
@@ -39,7 +47,6 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Array
     from spdexport.loading.model import ExampleInputs
-    from spdexport.ort.sessions import SessionSettings
     from spdexport.reference.onnx_reference import NoiseSpec
     from spdexport.verification.check import Check
     from spdexport.verification.edge import Edge
@@ -112,6 +119,7 @@ class FileRun(Runner[FileCase]):
         self._evaluated = Evaluated(reference, self._right)
         self._given = None if inputs is None else given_tensors(self._inputs, inputs)
         self._meant: Meant = as_it_is
+        self._hidden_in: FileCase | None = None
         self._own_inputs, self._origin = own_inputs, "" if inputs is None else inputs.origin
 
     def verification(self) -> Verification:
@@ -120,7 +128,7 @@ class FileRun(Runner[FileCase]):
         artifacts = {self._name: sha256_file(self._file)}
         if self._reference != self._file:
             artifacts[self._reference.name] = sha256_file(self._reference)
-        return self.result(
+        found = self.result(
             edges=(
                 not_run("capture", NO_SOURCE),
                 self._weights(),
@@ -130,6 +138,7 @@ class FileRun(Runner[FileCase]):
             artifacts=artifacts,
             layers=[judged(layer, None, ratio, None) for layer, ratio in self._ratios.items()],
         )
+        return replace(found, is_of_file=True)
 
     def _run_all(self) -> None:
         """Run all cases, unless the ports conflict already; a file that cannot be evaluated is inconclusive."""
@@ -140,8 +149,26 @@ class FileRun(Runner[FileCase]):
             elif self.open:
                 self.run()
         except ReferenceUnavailable as error:
-            self._settle(Status.INCONCLUSIVE, str(error))
+            if self._hidden_in is None:
+                self._settle(Status.INCONCLUSIVE, str(error))
+        self._tell_hidden()
         self.judge_still()
+
+    def _tell_hidden(self) -> None:
+        """Name what no reference is known for: the layers before and beside it are compared, and nothing passes."""
+        case, hidden = self._hidden_in, self._evaluated.hidden
+        if case is None or not self.open:
+            return
+        with contextlib.suppress(RuntimeFailure, ReferenceUnavailable):
+            self._session_edges.add_layers(case.name, self.layer_ratios(case))
+        missing = list(dict.fromkeys(str(error) for error in hidden.values()))
+        outputs = [port.name for port in self._outputs if port.name in hidden]
+        layers = hidden_layers(self._right, hidden)
+        behind = [f"the outputs {some(outputs)}"] * bool(outputs) + [f"the layers {some(layers)}"] * bool(layers)
+        rest = "all else was compared" if len(outputs) < len(self._outputs) else "of the rest, the layers were compared"
+        reason = f"{'; '.join(missing)}; this hides {' and '.join(behind) or 'no output'}, and {rest}"
+        for edge in self.open:
+            edge.add(case.name, replace(failed(reason), status=Status.INCONCLUSIVE, noise_ratio=0.0, max_abs=0.0))
 
     def _settle(self, status: Status, reason: str) -> None:
         """Fix the result of every edge that is open."""
@@ -160,9 +187,21 @@ class FileRun(Runner[FileCase]):
 
     def cases(self) -> Iterator[FileCase]:
         """The user's own inputs, and those that fit what the file declares."""
+        found: tuple[dict[str, int], int | None] | None = None
+        try:
+            found = self._sizes(self._given)
+        except ReferenceUnavailable as error:
+            if self._given is None or error.is_missing or error.is_beyond:
+                raise
+            self._refuse_given(self._given, error)
+            if not self._own_inputs:
+                raise
+            self._notes.append(f"no inputs were generated, since {error}")
         if self._given is not None and self._own_inputs:
             yield FileCase(name=f"given by {self._origin or 'the caller'}", inputs=self._given, own=True)
-        yield from file_cases(self._inputs, self._sizes(self._given), self._given, seed=self._check.seed)
+        if found is not None:
+            sizes, batch = found
+            yield from file_cases(self._inputs, sizes, self._given, seed=self._check.seed, batch=batch)
 
     def feeds(self, case: FileCase) -> Mapping[str, Array]:
         """As they are."""
@@ -171,6 +210,11 @@ class FileRun(Runner[FileCase]):
     def reference(self, case: FileCase) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
         """What the reference file says, and the same rounded: ONNX Runtime, which would tell more, is judged itself."""
         exact = self._evaluated.run(case.inputs)
+        if self._evaluated.hidden:
+            self._hidden_in = self._hidden_in or case
+            self._session_edges.hidden = self._evaluated.hidden
+            if not exact:
+                raise next(iter(self._evaluated.hidden.values()))
         dtypes = {port.name: port.dtype for port in self._outputs}
         return exact, {name: rounded(value, dtypes[name]) for name, value in exact.items()}
 
@@ -189,7 +233,7 @@ class FileRun(Runner[FileCase]):
     def locate(self, case: FileCase, settings: SessionSettings) -> tuple[str | None, str]:
         """The first layer whose values in the file are not those of the reference."""
         layer = first_divergent(*self._judged(case), settings, unit_rounding=self._u, meant=self._meant)
-        return layer, "" if layer else TAPPING_HIDES
+        return layer, "" if layer else tapping_hides(settings)
 
     def layer_ratios(self, case: FileCase) -> Mapping[str, float]:
         """Of all layers whose values have the same names in the file and in the reference."""
@@ -227,26 +271,54 @@ class FileRun(Runner[FileCase]):
                     return f"the {kind} is {found[name].describe()} where {wanted[name].describe()} is right"
         return None
 
-    def _sizes(self, given: Mapping[str, Array] | None) -> dict[str, int]:
-        """Sizes for the dynamic axes, with which the file can be evaluated."""
+    def _sizes(self, given: Mapping[str, Array] | None) -> tuple[dict[str, int], int | None]:
+        """Sizes for the dynamic axes, with which the file can be evaluated, and its batch where not every one can be.
+
+        Raises:
+            ReferenceUnavailable: It cannot be evaluated with any.
+        """
         first: ReferenceUnavailable | None = None
-        for guess, sizes in guesses(self._inputs, given):
-            if guess is None:
-                return sizes
+        batches: list[int | None] = [None]
+        if varies_in_batch(self._inputs):
+            batches.append(1 if given is None else FileCase(name="", inputs=given, own=True).batch)
+        for batch, (guess, sizes) in itertools.product(batches, tuple(guesses(self._inputs, given))):
+            if guess is None and len(batches) == 1:
+                return sizes, None
             try:
-                self._evaluated.run(next(file_cases(self._inputs, sizes, given, seed=self._check.seed)).inputs)
+                cases = file_cases(self._inputs, sizes, given, seed=self._check.seed, batch=batch)
+                self._evaluated.run(next(cases).inputs)
             except ReferenceUnavailable as error:
                 first = first or error
                 if error.is_beyond:
                     # Other sizes would cost as much again.
                     break
                 continue
-            self._notes.append(
-                f"{guess} was taken as the size of {', '.join(sizes)}: verify --inputs FILE tells other sizes"
-            )
-            return sizes
+            if batch is not None:
+                self._notes.append(f"the batch is {batch}, since with others {first}")
+            if guess is not None:
+                self._notes.append(
+                    f"{guess} was taken as the size of {', '.join(sizes)}: verify --inputs FILE tells other sizes"
+                )
+            return sizes, batch
         assert first is not None, "some size was tried"
         raise first
+
+    def _refuse_given(self, given: Mapping[str, Array], error: ReferenceUnavailable) -> None:
+        """Tell that a file does not take the sizes that the user gave, where ONNX Runtime does not take them either.
+
+        Raises:
+            ExampleInputError: It does not.
+        """
+        try:
+            open_session(self._file, SessionSettings(spinning=False)).run(given)
+        except RuntimeFailure:
+            shapes = ", ".join(f"{name} ({', '.join(map(str, value.shape))})" for name, value in given.items())
+            takes = ", ".join(port.describe() for port in self._inputs)
+            raise ExampleInputError(
+                f"The file does not run on inputs of {shapes}: {error.op} ({error.node}) fails, {error.reason}.",
+                where=self._origin or "the inputs",
+                hint=f"The file takes {takes}: give sizes that fit its layers too.",
+            ) from error
 
 
 def _float_weights(model: ir.Model) -> Iterator[ir.TensorProtocol]:

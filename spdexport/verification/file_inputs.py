@@ -234,7 +234,12 @@ def _sample_shape(port: Port, sizes: Mapping[str, int], batch: str | None) -> li
 
 
 def file_cases(
-    ports: Sequence[Port], sizes: Mapping[str, int], example: Mapping[str, Array] | None, *, seed: int
+    ports: Sequence[Port],
+    sizes: Mapping[str, int],
+    example: Mapping[str, Array] | None,
+    *,
+    seed: int,
+    batch: int | None = None,
 ) -> Iterator[FileCase]:
     """Generated cases of all recipes.
 
@@ -243,8 +248,10 @@ def file_cases(
         sizes: Of dynamic axes other than the batch, by name.
         example: Inputs that the model takes; integers are drawn from the range they span, else from 0 and 1.
         seed: Of the random generator.
+        batch: The only one that the model takes; None for the recipes' own.
     """
-    for recipe, random in generators(seed):
+    for each, random in generators(seed):
+        recipe = each if batch is None else each._replace(batch=batch)
         inputs = generated(ports, sizes, example, recipe, random)
         yield FileCase(name=recipe.label(dynamic=varies_in_batch(ports)), inputs=inputs, own=False)
 

@@ -14,12 +14,13 @@ from spdexport.verification.tapping import as_it_is, channel_ratio, diverges, ta
 from spdexport.verification.trial import NOISE_RUNS, largest_finite, rounded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
     import onnx_ir as ir
 
     from spdexport.conv import Array
+    from spdexport.reference.onnx_reference import ReferenceUnavailable
     from spdexport.verification.tapping import Meant
 
 
@@ -29,6 +30,7 @@ class Evaluated:
     Attributes:
         macs_per_sample: Multiply-accumulates of the last run without noise, over the size of its batch.
         overflows: Whether an inner value of that run was too large for the dtype that the file has it in.
+        hidden: The values that could not be computed in the last run, by the node that hides them.
     """
 
     def __init__(self, path: Path, model: ir.Model) -> None:
@@ -46,6 +48,7 @@ class Evaluated:
                 self._macs[node.outputs[0].name] = int(weight.size) // max(int(outs), 1)  # type: ignore[arg-type]
         self.macs_per_sample = 0.0
         self.overflows = False
+        self.hidden: Mapping[str, ReferenceUnavailable] = {}
 
     def run(
         self,
@@ -53,14 +56,14 @@ class Evaluated:
         noise: NoiseSpec | None = None,
         watch: Callable[[str, Array], None] | None = None,
     ) -> dict[str, Array]:
-        """The outputs by name; ``watch`` is shown the inner values as they come.
+        """The outputs by name, without those that are hidden; ``watch`` is shown the inner values as they come.
 
         Raises:
             ReferenceUnavailable: A node cannot be evaluated.
         """
         if self._reference is None:
             proto = reload_proto(self._path)
-            self._reference = OnnxReference(proto, self._path.parent)
+            self._reference = OnnxReference(proto, self._path.parent, is_partial=True)
         macs, overflows = 0, False
 
         def see(name: str, value: Array) -> None:
@@ -73,10 +76,17 @@ class Evaluated:
                 watch(name, value)
 
         outputs = self._reference.run(inputs, noise=noise, watch=watch if noise is not None else see)
+        self.hidden = self._reference.hidden
         if noise is None:
             batch = next((a.shape[0] for a in inputs.values() if a.ndim), 1)
             self.macs_per_sample, self.overflows = macs / max(batch, 1), overflows
         return outputs
+
+
+def hidden_layers(model: ir.Model, hidden: Collection[str]) -> list[str]:
+    """Return the layers, in the order of computation, whose outputs are among values that were not computed."""
+    nodes = (node for node in model.graph if node.op_type in NOISY)
+    return list(dict.fromkeys(layer_of(node) for node in nodes if any(v.name in hidden for v in node.outputs)))
 
 
 def first_divergent(

@@ -155,6 +155,7 @@ class Verification:
         rtol: The relative tolerance that the user set; the two add up.
         recorded: The options that change what is intended and that the file itself records, where the user did not give
             them: JSON values by name.
+        is_of_file: Whether the source is an ONNX file, or there is none, so that nothing was traced and exported.
     """
 
     edges: tuple[EdgeResult, ...]
@@ -170,6 +171,7 @@ class Verification:
     atol: float | None = None
     rtol: float | None = None
     recorded: Mapping[str, Any] = field(default_factory=dict)
+    is_of_file: bool = False
 
     @property
     def exceeds(self) -> bool:

@@ -131,7 +131,7 @@ class _Run(FileRun):
         subject = self._subject
         # Before the layers, for which it tells the errors of their weights.
         weights = self._weights()
-        return self.result(
+        found = self.result(
             edges=(
                 self._capture.result(),
                 weights,
@@ -146,6 +146,7 @@ class _Run(FileRun):
             approximation=approximation(self._changes),
             plan=subject.plan,
         )
+        return replace(found, is_of_file=True)
 
     def _fair(self, edge: EdgeResult) -> EdgeResult:
         """That ONNX Runtime does not run a file is no fault of the conversion where it does not run the source."""
@@ -220,6 +221,7 @@ class _Run(FileRun):
             self._capture.settle(Status.NOT_RUN, f"ONNX Runtime cannot run the source itself: {failure}")
             self._source = None
             return
+        values = {name: value for name, value in values.items() if name not in self._evaluated.hidden}
         self._capture.add(case.name, trial.compare(values, right))
 
     def _first_divergent(self, case: FileCase) -> str | None:

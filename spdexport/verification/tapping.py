@@ -22,11 +22,6 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Array
 
-TAPPING_HIDES = (
-    "no layer diverges once all inner values are outputs too, which keeps ONNX Runtime from fusing layers: "
-    "probably one of its fusions is at fault"
-)
-
 
 Meant = Callable[[str, "Array"], "Array | None"]
 """From a value's name and what the right model has for it to what a file has; None where that does not tell."""
@@ -35,6 +30,14 @@ Meant = Callable[[str, "Array"], "Array | None"]
 def as_it_is(_: str, value: Array) -> Array | None:
     """The ``Meant`` of a file that has what the right model has."""
     return value
+
+
+def tapping_hides(settings: SessionSettings) -> str:
+    """Return what it means that no inner value of a file is wrong once all are outputs, though its outputs were."""
+    told = "no layer diverges once all inner values are outputs too"
+    if settings.optimized:
+        return f"{told}, which keeps ONNX Runtime from fusing layers: probably one of its fusions is at fault"
+    return f"{told}: the fault is behind the layers, or comes and goes with what else is computed"
 
 
 def diverges(name: str, value: Array, exact: Array, others: Sequence[Array]) -> bool:
