@@ -205,7 +205,7 @@ class SessionEdges:
         try:
             session = open_session(self._file, settings)
         except RuntimeFailure as failure:
-            found = _failure(failure, "does not load the file", is_valid=not _INVALID.search(str(failure)))
+            found = _failure(failure, "does not load the file", is_valid=bool(_UNSUPPORTED.search(str(failure))))
             edge.settle(found.status, found.reason)
         return _Running(edge, settings, session, check)
 
@@ -284,11 +284,12 @@ class SessionEdges:
         return False
 
 
-_INVALID = re.compile(
-    r"invalid model(?!.*(Type 'tensor\(bfloat16\)'|No Op registered))|InferenceError\]|Type Error", re.DOTALL
+_UNSUPPORTED = re.compile(
+    r"Type 'tensor\(bfloat16\)'|No Op registered|not a registered function/op|Exception during initialization"
+    r"|is under development|Unsupported model IR version"
 )
-"""What ONNX Runtime says of files that are at fault themselves. It says it of operators that it does not know, too, and
-of convolutions in bfloat16, which are no valid nodes before opset 22, and from there on some without a kernel."""
+"""What ONNX Runtime says of files that may be valid: of kernels, operators and versions that it does not have. A
+convolution in bfloat16 is no valid node before opset 22, and from there on one without a kernel on the CPU."""
 
 
 def _failure(failure: RuntimeFailure, what: str, *, is_valid: bool) -> Comparison:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from spdexport.conv import Array
 
 
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
 Meant = Callable[[str, "Array"], "Array | None"]
 """From a value's name and what the right model has for it to what a file has; None where that does not tell."""
 
@@ -93,14 +95,16 @@ def tapped(
         RuntimeFailure: The file with all values as outputs does not run.
     """
     model = reload_onnx(path)
-    produced = [v for node in model.graph for v in node.outputs if v.name in names]
-    floats = [v for v in produced if v.dtype is not None and v.dtype.is_floating_point()]
+    # Of files that do not say the types of inner values, those of products, which are floats but for integer ones.
+    produced = [(node, v) for node in model.graph for v in node.outputs if v.name in names]
+    floats = [v for n, v in produced if (n.op_type in PRODUCTS if v.dtype is None else v.dtype.is_floating_point())]
     model.graph.outputs.extend([v for v in floats if not v.is_graph_output()])
     wanted = [v.name for v in floats if v.name]
     if not wanted:
         return {}
     with _loadable(model, path) as source:
-        return open_session(source, settings).run(inputs, wanted)
+        found = open_session(source, settings).run(inputs, wanted)
+    return {name: value for name, value in found.items() if value.dtype.kind not in "biu"}
 
 
 @contextlib.contextmanager
