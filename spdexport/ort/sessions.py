@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import ml_dtypes
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from spdexport.errors import UsageError
 from spdexport.ort.installed import DISTRIBUTIONS, FATAL, import_onnxruntime

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from spdexport.report.numbers import ratio
 from spdexport.verification.compare import FACTOR
-from spdexport.verification.result import EdgeResult, Status
+from spdexport.verification.result import EdgeResult, Meant, Status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,6 +86,21 @@ _FILE_FAILURES = _FAILURES | {
 }
 """The same where the source is an ONNX file, or there is none."""
 
+_OTHER_FAILURES = _FILE_FAILURES | {
+    "export": (
+        "the file computes something else than the file that it is compared with",
+        "look at the layer that is named, in both files; verify FILE alone tells whether ONNX Runtime is at fault",
+    ),
+}
+"""The same where two files are compared that were not made of each other."""
+
+_FAILURES_BY = {
+    Meant.MODEL: _FAILURES,
+    Meant.SOURCE: _FILE_FAILURES,
+    Meant.ITSELF: _FILE_FAILURES,
+    Meant.OTHER: _OTHER_FAILURES,
+}
+
 _REFUSED = (
     "ONNX Runtime does not run the file, so that nothing was shown about what it computes",
     "its message says what it does not take: try another version of it, or convert --opset N",
@@ -163,7 +178,7 @@ def advice(verification: Verification) -> Advice | None:
         if edge.status is not verdict:
             continue
         if verdict is Status.FAIL:
-            means, to_do = (_FILE_FAILURES if verification.is_of_file else _FAILURES)[edge.edge]
+            means, to_do = _FAILURES_BY[verification.meant][edge.edge]
             if _is_refusal(edge):
                 means = "ONNX Runtime does not run the file, which is not valid as it is"
             return Advice(edge=name, means=means, to_do=to_do)

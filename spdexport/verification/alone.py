@@ -33,7 +33,7 @@ from spdexport.verification.file_inputs import (
 )
 from spdexport.verification.inner import Evaluated, first_divergent, hidden_layers, layer_ratios
 from spdexport.verification.layers import judged
-from spdexport.verification.result import EdgeResult, Status, Verification
+from spdexport.verification.result import EdgeResult, Meant, Status, Verification
 from spdexport.verification.runner import Runner
 from spdexport.verification.sessions import SessionEdges
 from spdexport.verification.tapping import as_it_is, tapping_hides
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from spdexport.verification.check import Check
     from spdexport.verification.edge import Edge
     from spdexport.verification.file_inputs import GivenArrays
-    from spdexport.verification.tapping import Meant
+    from spdexport.verification.tapping import Meant as MeantValue
     from spdexport.verification.trial import Trial
 
 NO_SOURCE = "there is no source to compare with; verify --against SOURCE has this edge"
@@ -118,7 +118,7 @@ class FileRun(Runner[FileCase]):
         super().__init__(check, SessionEdges(file, check.providers, is_evaluated=reference == file), u, edges)
         self._evaluated = Evaluated(reference, self._right)
         self._given = None if inputs is None else given_tensors(self._inputs, inputs)
-        self._meant: Meant = as_it_is
+        self._meant: MeantValue = as_it_is
         self._hidden_in: FileCase | None = None
         self._own_inputs, self._origin = own_inputs, "" if inputs is None else inputs.origin
 
@@ -138,7 +138,7 @@ class FileRun(Runner[FileCase]):
             artifacts=artifacts,
             layers=[judged(layer, None, ratio, None) for layer, ratio in self._ratios.items()],
         )
-        return replace(found, is_of_file=True)
+        return replace(found, meant=Meant.ITSELF if self._reference == self._file else Meant.OTHER)
 
     def _run_all(self) -> None:
         """Run all cases, unless the ports conflict already; a file that cannot be evaluated is inconclusive."""

@@ -26,7 +26,7 @@ from spdexport.verification.layers import layer_of
 from spdexport.verification.masks import mask_fault
 from spdexport.verification.per_layer import Patches, layer_results, read_in_model
 from spdexport.verification.removed import compare_trimmed
-from spdexport.verification.result import EdgeResult, Status, Verification
+from spdexport.verification.result import EdgeResult, Meant, Status, Verification
 from spdexport.verification.tapping import diverges
 from spdexport.verification.trial import Trial, rounded
 from spdexport.verification.weight_errors import WeightErrors
@@ -146,7 +146,7 @@ class _Run(FileRun):
             approximation=approximation(self._changes),
             plan=subject.plan,
         )
-        return replace(found, is_of_file=True)
+        return replace(found, meant=Meant.SOURCE)
 
     def _fair(self, edge: EdgeResult) -> EdgeResult:
         """That ONNX Runtime does not run a file is no fault of the conversion where it does not run the source."""

@@ -160,3 +160,28 @@ def test_a_fault_beside_an_operator_without_a_reference_is_found(
     result = spdexport("verify", missing_operator(tmp_path / "m.onnx", behind=behind), "--provider", "cpu")
     assert result.exit_code == 1, result.output
     assert "conv" in result.output
+
+
+def test_the_head_in_which_two_files_differ_is_named_though_no_node_is(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    held = {name: rng.standard_normal((4, 6, 1, 1)).astype(np.float32) for name in ("w1", "w2")}
+    nodes = [helper.make_node("Conv", ["c", "w1"], ["one"]), helper.make_node("Conv", ["c", "w2"], ["two"])]
+    right = one_convolution(nodes, held, ["N", 3, 8, 8], tmp_path / "a.onnx")
+    held["w2"] = held["w2"] + np.float32(0.1)
+    wrong = one_convolution(nodes, held, ["N", 3, 8, 8], tmp_path / "b.onnx")
+    words = " ".join(spdexport("verify", wrong, "--against", right, "--provider", "cpu").output.split())
+    assert "first diverges at two: two[" in words
+    assert "the file computes something else than the file that it is compared with" in words
+
+
+def test_an_integer_off_by_one_is_named(tmp_path: Path) -> None:
+    gather = helper.make_node("Gather", ["c", "k"], ["y"], axis=3)
+    path = one_convolution([gather], {"k": np.array([1, 4])}, ["N", 3, 8, 8], tmp_path / "m.onnx")
+    assert spdexport("convert", path, "-o", tmp_path / "c.onnx", "--no-verify").exit_code == 0
+    model = onnx.load(tmp_path / "c.onnx")
+    held = next(tensor for tensor in model.graph.initializer if tensor.name == "k")
+    held.CopyFrom(numpy_helper.from_array(np.array([1, 5]), "k"))
+    onnx.save(model, tmp_path / "c.onnx")
+    result = spdexport("verify", tmp_path / "c.onnx", "--against", path, "--provider", "cpu")
+    assert result.exit_code == 1, result.output
+    assert "k differs in 1 of 2 entries, and nothing should have changed it" in " ".join(result.output.split())

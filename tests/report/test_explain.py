@@ -6,7 +6,7 @@ from results import NO_DEVICE, WEIGHTS_FAIL, check, edge, verification
 
 from spdexport.ort.sessions import SessionSettings
 from spdexport.report.explain import advice, edge_names, edge_reason, failing_layers, layer_reason, tolerance
-from spdexport.verification.result import Status
+from spdexport.verification.result import Meant, Status
 from spdexport.verification.tapping import tapping_hides
 
 
@@ -105,9 +105,15 @@ def test_what_has_no_reference_is_not_helped_by_other_inputs():
 
 @pytest.mark.parametrize("name", ["capture", "weights", "rewrite", "export", "optimize", "device"])
 def test_nothing_was_traced_or_exported_where_the_source_is_a_file(name):
-    told = advice(replace(verification(edge(name, Status.FAIL)), is_of_file=True))
-    assert not any(word in told.means + told.to_do for word in ("torch", "exporter", "forward", "module"))
-    assert told.means
+    for meant in (Meant.SOURCE, Meant.ITSELF, Meant.OTHER):
+        told = advice(replace(verification(edge(name, Status.FAIL)), meant=meant))
+        assert not any(word in told.means + told.to_do for word in ("torch", "exporter", "forward", "module"))
+        assert told.means
+
+
+def test_two_files_that_differ_are_not_blamed_on_onnx_runtime():
+    told = advice(replace(verification(edge("export", Status.FAIL, provider="cpu")), meant=Meant.OTHER))
+    assert told.means == "the file computes something else than the file that it is compared with"
 
 
 def test_nothing_is_blamed_on_fusions_where_none_happen():
