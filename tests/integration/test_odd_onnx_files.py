@@ -185,3 +185,45 @@ def test_an_integer_off_by_one_is_named(tmp_path: Path) -> None:
     result = spdexport("verify", tmp_path / "c.onnx", "--against", path, "--provider", "cpu")
     assert result.exit_code == 1, result.output
     assert "k differs in 1 of 2 entries, and nothing should have changed it" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("opset", [13, 17])
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("form", ["QDQ", "QOperator"])
+def test_what_onnx_runtime_quantizes_is_compared(opset: int, per_channel: bool, form: str, tmp_path: Path) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Samples(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.left = [np.random.default_rng(k).standard_normal((1, 3, 8, 8)).astype(np.float32) for k in range(4)]
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return {"x": self.left.pop()} if self.left else None
+
+    rng = np.random.default_rng(4)
+    held = {"w2": rng.standard_normal((5, 6, 3, 3)) * 0.2, "b2": np.ones(5), "v": rng.standard_normal((5, 4))}
+    nodes = [
+        helper.make_node("Relu", ["c"], ["r"], name="relu"),
+        helper.make_node("Conv", ["r", "w2", "b2"], ["d"], name="second"),
+        helper.make_node("GlobalAveragePool", ["d"], ["p"], name="pool"),
+        helper.make_node("Flatten", ["p"], ["f"], name="flatten"),
+        helper.make_node("Gemm", ["f", "v"], ["y"], name="head"),
+    ]
+    floats = {name: values.astype(np.float32) for name, values in held.items()}
+    path = one_convolution(nodes, floats, ["N", 3, 8, 8], tmp_path / "m.onnx")
+    model = onnx.load(path)
+    model.opset_import[0].version = opset
+    model.graph.output[0].type.tensor_type.shape.CopyFrom(
+        onnx.TensorShapeProto(dim=[{"dim_param": "N"}, {"dim_value": 4}])
+    )
+    onnx.save(model, path)
+    quantize_static(
+        path,
+        tmp_path / "q.onnx",
+        Samples(),
+        quant_format=QuantFormat[form],
+        per_channel=per_channel,
+        weight_type=QuantType.QInt8,
+    )
+    result = spdexport("verify", tmp_path / "q.onnx", "--provider", "cpu")
+    assert result.exit_code == 0, result.output
