@@ -140,7 +140,7 @@ def svd_factors(weight: Array, spec: ConvSpec) -> Factors:
     Returns min(patch, out / groups) components in descending order, sqrt(singular value) in both V and U, rounded to
     the weight's dtype; components whose singular value is zero to float64 rounding are left out.
     """
-    found = orthogonal(weight, spec, np.dtype(np.float32))
+    found = orthogonal(weight, spec, weight.dtype)
     tiny = np.finfo(np.float64).eps * max(spec.patch, spec.group_out) * found.sigma.max(axis=-1, keepdims=True)
     sigma = np.where(found.sigma > tiny, found.sigma, 0.0)
     keep = max(int((sigma > 0).sum(axis=-1).max()), 1)

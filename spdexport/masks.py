@@ -15,9 +15,9 @@ from spdexport.files.tensors import read_tensors
 from spdexport.names import did_you_mean, layer_of_call
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from spdexport.conv import FloatArray
+    from spdexport.conv import FloatArray, Skipped
     from spdexport.factors import Factors
 
 
@@ -110,6 +110,7 @@ def fit_masks(
     factors: Mapping[str, Factors],
     *,
     layers: Collection[str] = (),
+    left: Sequence[Skipped] = (),
     excluded: Callable[[str], bool] = lambda _: False,
 ) -> dict[str, Factors]:
     """Put each mask into the factors of the layer it names.
@@ -120,6 +121,7 @@ def fit_masks(
         masks: What was read.
         factors: By site name.
         layers: All layers of the model, those without components too, so that a message can tell the two apart.
+        left: Those that are known not to have components, with the reason.
         excluded: Whether the user left a layer out by name; its mask is passed over, as its components are.
 
     Returns:
@@ -137,7 +139,7 @@ def fit_masks(
         if not sites and excluded(name):
             continue
         if not sites:
-            raise _unknown(name, factors, layers, where)
+            raise _unknown(name, factors, layers, {s.name: s.reason for s in left}, where)
         for site in sites:
             result[site] = _masked(name, factors[site], values, where)
     return result
@@ -170,11 +172,14 @@ def _not_one_per_component(name: str, shape: tuple[int, ...], expected: str, whe
     )
 
 
-def _unknown(name: str, factors: Mapping[str, Factors], layers: Collection[str], where: str) -> MaskError:
+def _unknown(
+    name: str, factors: Mapping[str, Factors], layers: Collection[str], reasons: Mapping[str, str], where: str
+) -> MaskError:
     if name in layers or any(layer_of_call(layer) == name for layer in layers):
         masked = ", ".join(list(factors)[:8]) or "none"
+        why = next((f": {why}" for site, why in reasons.items() if name in (site, layer_of_call(site))), "")
         return MaskError(
-            f"There is a mask for {name}, and the layer has no components.",
+            f"There is a mask for {name}, and the layer has no components{why}.",
             where=where,
             hint=f"Take the mask out, or leave the layer out with --exclude {name}. Layers with components: {masked}.",
         )

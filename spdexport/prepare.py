@@ -11,6 +11,7 @@ import torch
 from torch.export import ExportedProgram
 
 from spdexport.capture import Captured, DynamicAxes, capture
+from spdexport.conv import Skipped
 from spdexport.edits import apply_edits, edits_note, read_edits
 from spdexport.errors import ComponentsError, ExampleInputError, UsageError
 from spdexport.factors import Factors
@@ -35,7 +36,7 @@ from spdexport.sources.svd import svd_source
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from spdexport.conv import ConvSite, Skipped
+    from spdexport.conv import ConvSite
     from spdexport.cost import CostModel
     from spdexport.edits import EditSet
     from spdexport.forms import Form
@@ -332,7 +333,11 @@ def _svd_with_masks(sites: Sequence[ConvSite], options: Options, masks: MaskSet 
     found = {site.name: svd_source(site) for site in sites if not matches(site.name, options.exclude)}
     factors = {name: f for name, f in found.items() if isinstance(f, Factors)}
     masked = fit_masks(
-        masks, factors, layers=[s.name for s in sites], excluded=lambda name: matches(name, options.exclude)
+        masks,
+        factors,
+        layers=[s.name for s in sites],
+        left=[f for f in found.values() if isinstance(f, Skipped)],
+        excluded=lambda name: matches(name, options.exclude),
     )
     return lambda site: masked.get(site.name) or found.get(site.name)
 
@@ -365,7 +370,7 @@ def _from_components(
     if edits is not None:
         factors = apply_edits(edits, factors, layers=names, excluded=excluded)
     if masks is not None:
-        factors = fit_masks(masks, factors, layers=names, excluded=excluded)
+        factors = fit_masks(masks, factors, layers=names, left=skipped, excluded=excluded)
     return _lookup(factors)
 
 

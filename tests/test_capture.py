@@ -10,6 +10,7 @@ from torch import nn
 
 from spdexport.capture import Captured, DynamicAxes, capture, eval_mode
 from spdexport.errors import CaptureError, ExampleInputError, SourceError, UsageError
+from spdexport.export import export_onnx
 from spdexport.loading import ExampleInputs, LoadedModel
 
 
@@ -123,6 +124,37 @@ def test_a_model_that_cannot_be_traced() -> None:
     with pytest.raises(CaptureError, match=r"torch\.export cannot trace the model") as caught:
         captured(DataDependent(), torch.ones(2, 3, 8, 8))
     assert "\n" not in caught.value.what
+
+
+class Windows(torch.nn.Module):
+    """Attention inside of windows: (batch, windows, length, width), with two heads on an axis of their own."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__()
+        self.qkv, self.options = torch.nn.Linear(8, 24), options
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (t.unflatten(-1, (2, 4)).transpose(-2, -3) for t in self.qkv(x).chunk(3, -1))
+        options = dict(self.options)
+        if "attn_mask" in options:
+            options["attn_mask"] = torch.ones(5, 5, dtype=torch.bool).triu(-1)
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"is_causal": True}, {"scale": 0.3}, {"attn_mask": True}, {"enable_gqa": True}]
+)
+def test_attention_of_five_axes_is_traced_as_its_formula(options: dict[str, object]) -> None:
+    module, x = Windows(**options).eval(), torch.randn(2, 3, 5, 8)
+    program = captured(module, x).program
+    assert not any("attention" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(x), module(x))
+    assert export_onnx(program).model.graph.outputs[0].shape is not None
+
+
+def test_attention_of_four_axes_stays_one_operator() -> None:
+    program = captured(Windows().eval(), torch.randn(2, 5, 8)).program
+    assert any("attention" in str(node.target) for node in program.graph.nodes)
 
 
 def test_dynamic_axes_that_name_nothing() -> None:

@@ -19,6 +19,7 @@ from spdexport.lowrank import (
     rank_for_error,
     recompressed,
     singular_values,
+    svd_factors,
     truncated,
     truncation_error,
 )
@@ -159,3 +160,19 @@ def test_ranks_for_energy_and_error() -> None:
     two = np.array([[3.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
     assert (rank_for_energy(two, 0.9), rank_for_error(two, 0.1)) == (3, 3), "the group that needs most decides"
     assert rank_for_energy(np.zeros((1, 3)), 0.999) == 1
+
+
+def test_components_of_a_float64_layer_have_the_accuracy_of_float64() -> None:
+    spec = ConvSpec.pointwise(8, 6, axes=0, groups=1)
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.standard_normal((n, n)))[0] for n in (6, 8))
+    sigma = np.logspace(0, np.log10(3e-10), 6)
+    weight = (left * sigma) @ right[:6]
+    found = svd_factors(weight, spec)
+    # The columns of V and the rows of U have the root of the singular value each, and are orthogonal among themselves.
+    for sizes in (np.linalg.norm(found.V, axis=0), np.linalg.norm(found.U, axis=1)):
+        np.testing.assert_allclose(sizes**2, sigma, rtol=1e-5)
+    np.testing.assert_allclose((found.V @ found.U).T, weight, atol=1e-16)
+    for vectors in (found.V.T, found.U):
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        np.testing.assert_allclose(unit @ unit.T, np.eye(6), atol=1e-6)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from spdexport.conv import Skipped
 from spdexport.errors import MaskError, PickleRefusedError, UsageError
 from spdexport.factors import Factors
 from spdexport.masks import MaskSet, fit_masks, read_masks
@@ -165,6 +166,13 @@ def test_a_mask_for_a_layer_without_components() -> None:
     with pytest.raises(MaskError, match="mask for fc, and the layer has no components") as caught:
         fit_masks(masks(fc=[1]), {"conv1": factors(1)}, layers=("conv1", "fc"))
     assert caught.value.hint.endswith("Layers with components: conv1.")
+
+
+def test_a_mask_for_a_layer_without_components_has_the_reason() -> None:
+    left = [Skipped(name="dw", kind="conv2d", reason="each group's weight is of rank one already")]
+    with pytest.raises(MaskError, match="has no components: each group's weight is of rank one already") as caught:
+        fit_masks(masks(dw=[1]), {"conv1": factors(1)}, layers=("conv1", "dw"), left=left)
+    assert "--exclude dw" in caught.value.hint
 
 
 def test_the_mask_of_an_excluded_layer_is_passed_over() -> None:

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import dataclasses
 import functools
+import mmap
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import ml_dtypes
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from spdexport.errors import UsageError
 from spdexport.ort.installed import DISTRIBUTIONS, FATAL, import_onnxruntime
@@ -25,7 +27,7 @@ from spdexport.ort.installed import version as version_of
 from spdexport.ort.providers import CPU, DEFAULT, Provider, Purpose, provider_named
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import ModuleType
 
     from spdexport.conv import Array
@@ -148,6 +150,41 @@ def parse_providers(names: str | Sequence[str] | None) -> tuple[Provider, ...]:
     return tuple(dict.fromkeys(provider for provider in asked if provider is not CPU))
 
 
+def _crash(model: bytes | Path) -> str | None:
+    """Why ONNX Runtime would end this process, and not say that it cannot run a model; None where nothing is known of.
+
+    Known is one construct: batch normalization before opset 14 whose outputs of the training form have no name. A
+    process of its own for the first session of each file would find others, and cost a second for every file.
+    """
+    try:
+        if isinstance(model, bytes):
+            data = model if b"BatchNormalization" in model else b""
+        else:
+            with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                data = b"" if mapped.find(b"BatchNormalization") < 0 else bytes(mapped)
+        proto = onnx.ModelProto.FromString(data)
+    except (DecodeError, OSError, ValueError):  # ONNX Runtime says better what is wrong
+        return None
+    if any(not opset.domain and opset.version >= 14 for opset in proto.opset_import):
+        return None
+    for node in _nodes(proto.graph.node):
+        if node.op_type == "BatchNormalization" and len(node.output) > 1 and not all(node.output):
+            return (
+                f"BatchNormalization (node {node.name or node.output[0]}) has outputs without a name, on which "
+                "ONNX Runtime would end the process; leaving them out means the same"
+            )
+    return None
+
+
+def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Nodes, and those of the graphs inside of them."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _nodes(graph.node)
+
+
 def open_session(model: bytes | Path, settings: SessionSettings) -> Session:
     """A session for a model.
 
@@ -163,6 +200,8 @@ def open_session(model: bytes | Path, settings: SessionSettings) -> Session:
     ort = import_onnxruntime()
     if settings.provider is not CPU and (missing := provider_status(settings.provider)):
         raise RuntimeFailure(missing)
+    if fault := _crash(model):
+        raise RuntimeFailure(f"[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : {fault}")
     return _create(ort, model, settings)
 
 

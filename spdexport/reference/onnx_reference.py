@@ -35,14 +35,13 @@ from spdexport.reference.onnx_recurrent import RECURRENT_OPERATORS
 from spdexport.reference.onnx_resize import RESIZE_OPERATORS
 from spdexport.reference.onnx_windows import WINDOW_OPERATORS
 from spdexport.reference.rounding_onnx import DECISIONS, EXACT, SHAPES, Call, with_rounding
+from spdexport.reference.unavailable import ReferenceUnavailable, check_computed, missing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from spdexport.conv import Array
-
-NoiseSpec = Noise
 
 RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 # onnx's reference computes these in float32, whatever it is given.
@@ -58,43 +57,34 @@ _OPERATORS = [
 ]
 
 
-class ReferenceUnavailable(Exception):  # noqa: N818 - no fault of the model or the user: there is nothing to compare with
-    """The float64 reference cannot compute a node.
-
-    Attributes:
-        op: The operator, with its domain where that is not ONNX's own: ``com.microsoft.FusedConv``.
-        node: The node's name, or that of its first output.
-        reason: Why not.
-        is_beyond: Whether it is a limit that was come to, which ONNX Runtime does not know.
-    """
-
-    def __init__(self, op: str, node: str, reason: str, *, is_beyond: bool = False) -> None:
-        super().__init__(f"the float64 reference cannot compute {op} (node {node}): {reason}")
-        self.op = op
-        self.node = node
-        self.reason = reason
-        self.is_beyond = is_beyond
-
-
 class OnnxReference:
     """A float64 evaluator of one model.
 
     Args:
         model: The model, not changed and not copied. Its weights may be on disk as external data.
         base_dir: The folder of external data; needed only if the model was loaded without it.
+        is_partial: Whether a node that cannot be computed hides what depends on it, and nothing else.
+
+    Attributes:
+        hidden: The values that the last run did not compute, by the node that hides them; empty unless partial.
 
     Raises:
-        ReferenceUnavailable: The model has a node that no reference is known for.
+        ReferenceUnavailable: The model has a node that no reference is known for, and is not to be evaluated in part.
     """
 
-    def __init__(self, model: onnx.ModelProto, base_dir: Path | None = None) -> None:
+    def __init__(self, model: onnx.ModelProto, base_dir: Path | None = None, *, is_partial: bool = False) -> None:
         self._base_dir = "" if base_dir is None else str(base_dir)
+        self._is_partial = is_partial
+        self.hidden: Mapping[str, ReferenceUnavailable] = {}
+        token = _PARTIAL.set(is_partial)
         try:
             self._evaluator = _Evaluator(model)
         except ReferenceUnavailable:
             raise
         except Exception as error:  # onnx reads all attributes at once, and raises whatever it trips over
             raise ReferenceUnavailable("the graph", model.graph.name, first_line(error)) from error
+        finally:
+            _PARTIAL.reset(token)
         with_default = {tensor.name for tensor in model.graph.initializer}
         self._required = [value.name for value in model.graph.input if value.name not in with_default]
         self._accepted = {value.name for value in model.graph.input}
@@ -118,7 +108,7 @@ class OnnxReference:
                 node's outputs.
 
         Returns:
-            The outputs by name, in the model's order.
+            The outputs by name, in the model's order; without those that are hidden.
 
         Raises:
             ExampleInputError: An input is missing, or is not one of the model's.
@@ -133,12 +123,15 @@ class OnnxReference:
                 where=f"inputs {', '.join(inputs) or '(none)'}",
                 hint=f"Give the model its inputs: {', '.join(sorted(self._accepted))}.",
             )
-        token = _RUN.set(_Run(self._evaluator, self._base_dir, noise, watch, decide))
+        run = _Run(self._evaluator, self._base_dir, noise, watch, decide, is_partial=self._is_partial)
+        token = _RUN.set(run)
         try:
             values = self._evaluator.run(None, {name: promote(value) for name, value in inputs.items()})
         finally:
             _RUN.reset(token)
-        return dict(zip(self._evaluator.output_names, values, strict=True))
+        self.hidden = run.hidden
+        found = zip(self._evaluator.output_names, values, strict=True)
+        return {name: value for name, value in found if not isinstance(value, ReferenceUnavailable)}
 
 
 class _Run:
@@ -151,9 +144,13 @@ class _Run:
         noise: Noise | None,
         watch: Callable[[str, Array], None] | None,
         decide: Decide | None,
+        *,
+        is_partial: bool = False,
     ) -> None:
         self.decide = decide
         self.top = top
+        self.is_partial = is_partial
+        self.hidden: dict[str, ReferenceUnavailable] = {}
         self.base_dir = base_dir
         self.noise = noise
         self.watch = watch
@@ -170,6 +167,8 @@ class _Run:
 # onnx makes the evaluators of subgraphs and functions itself and runs them without a word of ours: this is how they
 # learn of the run they are part of.
 _RUN: contextvars.ContextVar[_Run] = contextvars.ContextVar("run")
+_PARTIAL: contextvars.ContextVar[bool] = contextvars.ContextVar("partial", default=False)
+"""Whether nodes without a reference are to be loaded all the same."""
 
 
 class _Evaluator(ReferenceEvaluator):
@@ -208,16 +207,31 @@ class _Evaluator(ReferenceEvaluator):
         return undisturbed(nodes, {name for reads, *_ in nodes for name in reads if name} - own)
 
     def _load_impl(self, node: onnx.NodeProto, input_types: Any = None) -> Any:
+        try:
+            return self._known(node, input_types)
+        except ReferenceUnavailable as error:
+            if not _PARTIAL.get():
+                raise
+            return missing(error)
+
+    def _known(self, node: onnx.NodeProto, input_types: Any) -> Any:
+        """The class of an operator.
+
+        Raises:
+            ReferenceUnavailable: There is none.
+        """
         if node.op_type in RANDOM and not node.domain:
-            raise ReferenceUnavailable(*_identity(node), "its output is random")
+            raise ReferenceUnavailable(*_identity(node), "its output is random", is_missing=True)
         if node.op_type in FLOAT32_ONLY and not node.domain:
-            raise ReferenceUnavailable(*_identity(node), "onnx's reference has it in float32 only")
+            reason = "onnx's reference has it in float32 only"
+            raise ReferenceUnavailable(*_identity(node), reason, is_missing=True)
         try:
             return super()._load_impl(node, input_types)
         except RuntimeContextError:
             raise  # not a failure: onnx asks again when the types of the inputs are known
         except (RuntimeError, ValueError) as error:
-            raise ReferenceUnavailable(*_identity(node), str(error).splitlines()[0]) from error
+            reason = "no definition of it is known" if node.domain else str(error).splitlines()[0]
+            raise ReferenceUnavailable(*_identity(node), reason, is_missing=True) from error
 
     def run(  # type: ignore[override]  # of the other options of onnx's own, none reaches us
         self,
@@ -240,12 +254,19 @@ class _Evaluator(ReferenceEvaluator):
             if node.need_context():
                 settings["context"] = {name: self._value(name, values, run) for name in captured}
             arguments = [self._value(name, values, run) for name in node.input]
-            outputs = _compute(node, arguments, settings, version)
-            if run.noise is not None and index not in self._still:
-                outputs = _with_noise(node, arguments, settings, outputs, run, version)
-            if run.decide is not None and node.op_type in RULES and not node.domain:
-                decision = _decision(node, arguments, settings, outputs, version, is_inner=self is not run.top)
-                outputs = list(run.decide(decision) or outputs)
+            try:
+                check_computed([*arguments, *settings.get("context", {}).values()])
+                outputs = _compute(node, arguments, settings, version)
+                if run.noise is not None and index not in self._still:
+                    outputs = _with_noise(node, arguments, settings, outputs, run, version)
+                if run.decide is not None and node.op_type in RULES and not node.domain:
+                    decision = _decision(node, arguments, settings, outputs, version, is_inner=self is not run.top)
+                    outputs = list(run.decide(decision) or outputs)
+            except ReferenceUnavailable as error:
+                if not (run.is_partial and error.is_missing and self is run.top):
+                    raise
+                outputs = [error] * len(node.output)
+                run.hidden.update(dict.fromkeys(node.output, error))
             for name, value in zip(node.output, outputs, strict=False):
                 if name:
                     values[name] = value
@@ -281,6 +302,8 @@ def _compute(node: Any, arguments: Sequence[Any], settings: dict[str, Any], vers
         raise ReferenceUnavailable(*_identity(node.onnx_node), reason, is_beyond=True) from error
     except Exception as error:  # the operators of onnx raise whatever numpy or their own code comes to
         cause = error.__cause__ or error  # onnx wraps errors in one that only lists Python types
+        if isinstance(cause, NotImplementedError):
+            raise ReferenceUnavailable(*_identity(node.onnx_node), str(cause), is_missing=True) from error
         reason = f"{type(cause).__name__}: {cause}"
         raise ReferenceUnavailable(*_identity(node.onnx_node), reason) from error
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from spdexport.report.numbers import ratio
 from spdexport.verification.compare import FACTOR
-from spdexport.verification.result import EdgeResult, Status
+from spdexport.verification.result import EdgeResult, Meant, Status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,6 +68,51 @@ _UNDECIDED_ELSEWHERE = (
     "the check ran and shows nothing, neither for nor against the file",
     "give inputs of your own, such as the model meets in use, with verify --inputs FILE",
 )
+
+
+_FILE_FAILURES = _FAILURES | {
+    "capture": (
+        "ONNX Runtime computes something else from the source itself than the source says",
+        "suspect ONNX Runtime, for nothing that was converted takes part in this edge: try another version of it",
+    ),
+    "rewrite": (
+        "the factors compute something else than the layers whose place they took",
+        "this is a fault of spdexport: report it with the file; convert --exclude LAYER leaves a layer as it is",
+    ),
+    "export": (
+        "ONNX Runtime computes something else than the file says, even with its optimizations off",
+        "if the weights edge passes, suspect ONNX Runtime: try convert --opset N, and other versions of it",
+    ),
+}
+"""The same where the source is an ONNX file, or there is none."""
+
+_OTHER_FAILURES = _FILE_FAILURES | {
+    "export": (
+        "the file computes something else than the file that it is compared with",
+        "look at the layer that is named, in both files; verify FILE alone tells whether ONNX Runtime is at fault",
+    ),
+}
+"""The same where two files are compared that were not made of each other."""
+
+_FAILURES_BY = {
+    Meant.MODEL: _FAILURES,
+    Meant.SOURCE: _FILE_FAILURES,
+    Meant.ITSELF: _FILE_FAILURES,
+    Meant.OTHER: _OTHER_FAILURES,
+}
+
+_REFUSED = (
+    "ONNX Runtime does not run the file, so that nothing was shown about what it computes",
+    "its message says what it does not take: try another version of it, or convert --opset N",
+)
+_NO_REFERENCE = (
+    "there is nothing to compare a part of the file with, so that nothing was shown about this part",
+    "compare the part that is named with the model that it comes from; what else is reported here holds without it",
+)
+
+
+def _is_refusal(edge: EdgeResult) -> bool:
+    return any(f"ONNX Runtime {what} the file:" in edge.reason for what in ("does not load", "cannot run"))
 
 
 def edge_names(edges: Sequence[EdgeResult]) -> list[str]:
@@ -133,10 +178,16 @@ def advice(verification: Verification) -> Advice | None:
         if edge.status is not verdict:
             continue
         if verdict is Status.FAIL:
-            means, to_do = _FAILURES[edge.edge]
+            means, to_do = _FAILURES_BY[verification.meant][edge.edge]
+            if _is_refusal(edge):
+                means = "ONNX Runtime does not run the file, which is not valid as it is"
             return Advice(edge=name, means=means, to_do=to_do)
         if verdict is Status.INCONCLUSIVE:
             means, to_do = _UNDECIDED.get(edge.edge, _UNDECIDED_ELSEWHERE)
+            if _is_refusal(edge):
+                means, to_do = _REFUSED
+            elif "the float64 reference cannot compute" in edge.reason:
+                means, to_do = _NO_REFERENCE
             return Advice(edge=name, means=means, to_do=to_do)
     return None
 

@@ -6,6 +6,9 @@ own dtypes is what is judged, so it has no part in the tolerance: that is measur
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from spdexport.content import content_hash
@@ -14,9 +17,12 @@ from spdexport.factors import unit_rounding
 from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import reload_onnx
 from spdexport.model_files import read_metadata, recorded_ranges
+from spdexport.names import some
+from spdexport.ort.sessions import RuntimeFailure, SessionSettings, open_session
 from spdexport.ranges import outside
 from spdexport.ranges import told as told_ranges
-from spdexport.reference.onnx_reference import ReferenceUnavailable
+from spdexport.reference.unavailable import ReferenceUnavailable
+from spdexport.verification.compare import failed
 from spdexport.verification.decisions_followed import Following
 from spdexport.verification.edge import not_run
 from spdexport.verification.file_inputs import (
@@ -28,13 +34,14 @@ from spdexport.verification.file_inputs import (
     limits_of,
     output_ports,
     told,
+    varies_in_batch,
 )
-from spdexport.verification.inner import Evaluated, first_divergent, layer_ratios
+from spdexport.verification.inner import Evaluated, first_divergent, hidden_layers, layer_ratios
 from spdexport.verification.layers import judged
-from spdexport.verification.result import EdgeResult, Status, Verification
+from spdexport.verification.result import EdgeResult, Meant, Status, Verification
 from spdexport.verification.runner import Runner
 from spdexport.verification.sessions import SessionEdges
-from spdexport.verification.tapping import TAPPING_HIDES, as_it_is
+from spdexport.verification.tapping import as_it_is, tapping_hides
 from spdexport.verification.trial import rounded
 from spdexport.verification.weights import compare_files
 
@@ -46,13 +53,12 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Array
     from spdexport.loading.model import ExampleInputs
-    from spdexport.ort.sessions import SessionSettings
     from spdexport.ranges import Ranges
-    from spdexport.reference.onnx_reference import NoiseSpec
+    from spdexport.reference.noise import Noise
     from spdexport.verification.check import Check
     from spdexport.verification.edge import Edge
     from spdexport.verification.file_inputs import GivenArrays
-    from spdexport.verification.tapping import Meant
+    from spdexport.verification.tapping import Meant as MeantValue
     from spdexport.verification.trial import Trial
 
 NO_SOURCE = "there is no source to compare with; verify --against SOURCE has this edge"
@@ -124,7 +130,8 @@ class FileRun(Runner[FileCase]):
         self._limits = limits_of(self._inputs, ranges)
         self._notes += told_ranges(ranges)
         _check_sizes(self._given or {}, ranges)
-        self._meant: Meant = as_it_is
+        self._meant: MeantValue = as_it_is
+        self._hidden_in: FileCase | None = None
         self._own_inputs, self._origin = own_inputs, "" if inputs is None else inputs.origin
 
     def verification(self) -> Verification:
@@ -133,7 +140,7 @@ class FileRun(Runner[FileCase]):
         artifacts = {self._name: sha256_file(self._file)}
         if self._reference != self._file:
             artifacts[self._reference.name] = sha256_file(self._reference)
-        return self.result(
+        found = self.result(
             edges=(
                 not_run("capture", NO_SOURCE),
                 self._weights(),
@@ -143,6 +150,7 @@ class FileRun(Runner[FileCase]):
             artifacts=artifacts,
             layers=[judged(layer, None, ratio, None) for layer, ratio in self._ratios.items()],
         )
+        return replace(found, meant=Meant.ITSELF if self._reference == self._file else Meant.OTHER)
 
     def _run_all(self) -> None:
         """Run all cases, unless the ports conflict already; a file that cannot be evaluated is inconclusive."""
@@ -153,8 +161,26 @@ class FileRun(Runner[FileCase]):
             elif self.open:
                 self.run()
         except ReferenceUnavailable as error:
-            self._settle(Status.INCONCLUSIVE, str(error))
+            if self._hidden_in is None:
+                self._settle(Status.INCONCLUSIVE, str(error))
+        self._tell_hidden()
         self.judge_still()
+
+    def _tell_hidden(self) -> None:
+        """Name what no reference is known for: the layers before and beside it are compared, and nothing passes."""
+        case, hidden = self._hidden_in, self._evaluated.hidden
+        if case is None or not self.open:
+            return
+        with contextlib.suppress(RuntimeFailure, ReferenceUnavailable):
+            self._session_edges.add_layers(case.name, self.layer_ratios(case))
+        missing = list(dict.fromkeys(str(error) for error in hidden.values()))
+        outputs = [port.name for port in self._outputs if port.name in hidden]
+        layers = hidden_layers(self._right, hidden)
+        behind = [f"the outputs {some(outputs)}"] * bool(outputs) + [f"the layers {some(layers)}"] * bool(layers)
+        rest = "all else was compared" if len(outputs) < len(self._outputs) else "of the rest, the layers were compared"
+        reason = f"{'; '.join(missing)}; this hides {' and '.join(behind) or 'no output'}, and {rest}"
+        for edge in self.open:
+            edge.add(case.name, replace(failed(reason), status=Status.INCONCLUSIVE, noise_ratio=0.0, max_abs=0.0))
 
     def _settle(self, status: Status, reason: str) -> None:
         """Fix the result of every edge that is open."""
@@ -173,11 +199,23 @@ class FileRun(Runner[FileCase]):
 
     def cases(self) -> Iterator[FileCase]:
         """The user's own inputs, and those that fit what the file declares."""
+        found: tuple[dict[str, int], int | None] | None = None
+        try:
+            found = self._sizes(self._given)
+        except ReferenceUnavailable as error:
+            if self._given is None or error.is_missing or error.is_beyond:
+                raise
+            self._refuse_given(self._given, error)
+            if not self._own_inputs:
+                raise
+            self._notes.append(f"no inputs were generated, since {error}")
         if self._given is not None and self._own_inputs:
             yield FileCase(name=f"given by {self._origin or 'the caller'}", inputs=self._given, own=True)
-        yield from file_cases(
-            self._inputs, self._sizes(self._given), self._given, seed=self._check.seed, limits=self._limits
-        )
+        if found is not None:
+            sizes, batch = found
+            yield from file_cases(
+                self._inputs, sizes, self._given, seed=self._check.seed, limits=self._limits, batch=batch
+            )
 
     def feeds(self, case: FileCase) -> Mapping[str, Array]:
         """As they are."""
@@ -187,10 +225,15 @@ class FileRun(Runner[FileCase]):
         """What the reference file says, and the same rounded: ONNX Runtime, which would tell more, is judged itself."""
         self._steady.begin(is_exact=True)
         exact = self._evaluated.run(case.inputs, decide=self._steady.decide)
+        if self._evaluated.hidden:
+            self._hidden_in = self._hidden_in or case
+            self._session_edges.hidden = self._evaluated.hidden
+            if not exact:
+                raise next(iter(self._evaluated.hidden.values()))
         dtypes = {port.name: port.dtype for port in self._outputs}
         return exact, {name: rounded(value, dtypes[name]) for name, value in exact.items()}
 
-    def perturbed(self, case: FileCase, noise: NoiseSpec) -> Mapping[str, Array]:
+    def perturbed(self, case: FileCase, noise: Noise) -> Mapping[str, Array]:
         """What the reference file says, with simulated rounding."""
         self._steady.begin(is_exact=False)
         return self._evaluated.run(case.inputs, noise, decide=self._steady.decide)
@@ -218,7 +261,7 @@ class FileRun(Runner[FileCase]):
     def locate(self, case: FileCase, settings: SessionSettings) -> tuple[str | None, str]:
         """The first layer whose values in the file are not those of the reference."""
         layer = first_divergent(*self._judged(case), settings, unit_rounding=self._u, meant=self._meant)
-        return layer, "" if layer else TAPPING_HIDES
+        return layer, "" if layer else tapping_hides(settings)
 
     def layer_ratios(self, case: FileCase) -> Mapping[str, float]:
         """Of all layers whose values have the same names in the file and in the reference."""
@@ -261,24 +304,52 @@ class FileRun(Runner[FileCase]):
                     return f"the {kind} is {found[name].describe()} where {wanted[name].describe()} is right"
         return None
 
-    def _sizes(self, given: Mapping[str, Array] | None) -> dict[str, int]:
-        """Sizes for the dynamic axes, with which the file can be evaluated."""
+    def _sizes(self, given: Mapping[str, Array] | None) -> tuple[dict[str, int], int | None]:
+        """Sizes for the dynamic axes, with which the file can be evaluated, and its batch where not every one can be.
+
+        Raises:
+            ReferenceUnavailable: It cannot be evaluated with any.
+        """
         first: ReferenceUnavailable | None = None
-        for guess, sizes in guesses(self._inputs, given, self._limits):
-            if guess is None:
-                return sizes
+        batches: list[int | None] = [None]
+        if varies_in_batch(self._inputs):
+            batches.append(1 if given is None else FileCase(name="", inputs=given, own=True).batch)
+        for batch, (guess, sizes) in itertools.product(batches, guesses(self._inputs, given, self._limits)):
+            if guess is None and len(batches) == 1:
+                return sizes, None
             try:
-                self._evaluated.run(next(file_cases(self._inputs, sizes, given, seed=self._check.seed)).inputs)
+                cases = file_cases(self._inputs, sizes, given, seed=self._check.seed, batch=batch)
+                self._evaluated.run(next(cases).inputs)
             except ReferenceUnavailable as error:
                 first = first or error
                 if error.is_beyond:
                     # Other sizes would cost as much again.
                     break
                 continue
-            self._notes.append(f"{told(guess, sizes)}: verify --inputs FILE tells other sizes")
-            return sizes
+            if batch is not None:
+                self._notes.append(f"the batch is {batch}, since with others {first}")
+            if guess is not None:
+                self._notes.append(f"{told(guess, sizes)}: verify --inputs FILE tells other sizes")
+            return sizes, batch
         assert first is not None, "some size was tried"
         raise first
+
+    def _refuse_given(self, given: Mapping[str, Array], error: ReferenceUnavailable) -> None:
+        """Tell that a file does not take the sizes that the user gave, where ONNX Runtime does not take them either.
+
+        Raises:
+            ExampleInputError: It does not.
+        """
+        try:
+            open_session(self._file, SessionSettings(spinning=False)).run(given)
+        except RuntimeFailure:
+            shapes = ", ".join(f"{name} ({', '.join(map(str, value.shape))})" for name, value in given.items())
+            takes = ", ".join(port.describe() for port in self._inputs)
+            raise ExampleInputError(
+                f"The file does not run on inputs of {shapes}: {error.op} ({error.node}) fails, {error.reason}.",
+                where=self._origin or "the inputs",
+                hint=f"The file takes {takes}: give sizes that fit its layers too.",
+            ) from error
 
 
 def _check_sizes(given: Mapping[str, Array], ranges: Ranges) -> None:

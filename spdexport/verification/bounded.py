@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from spdexport.errors import SourceError
 from spdexport.files.onnx_reading import reload_proto
 from spdexport.files.onnx_sizes import Sizes
-from spdexport.reference.onnx_reference import OnnxReference, ReferenceUnavailable
+from spdexport.reference.onnx_reference import OnnxReference
+from spdexport.reference.unavailable import ReferenceUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

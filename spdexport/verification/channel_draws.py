@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spdexport.reference.onnx_reference import ReferenceUnavailable
+from spdexport.reference.unavailable import ReferenceUnavailable
 from spdexport.verification.computed import is_stored
 from spdexport.verification.node_attributes import bodies
 from spdexport.verification.one_node import OneNode, widened

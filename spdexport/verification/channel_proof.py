@@ -17,7 +17,7 @@ import numpy as np
 
 from spdexport.content import graph_hash
 from spdexport.factors import unit_rounding
-from spdexport.reference.onnx_reference import ReferenceUnavailable
+from spdexport.reference.unavailable import ReferenceUnavailable
 from spdexport.verification.channel_draws import (
     EXACT,
     HUGE,

@@ -15,7 +15,8 @@ import numpy as np
 import onnx_ir as ir
 
 from spdexport.factors import unit_rounding
-from spdexport.reference.onnx_reference import RANDOM, ReferenceUnavailable
+from spdexport.reference.onnx_reference import RANDOM
+from spdexport.reference.unavailable import ReferenceUnavailable
 from spdexport.rewrite.onnx_constants import constant
 from spdexport.verification.one_node import OneNode, widened
 

@@ -17,7 +17,8 @@ import numpy as np
 from spdexport.names import count
 from spdexport.reference.decisions import Decide, Decision, Judged, Noises, Rule, noise_of, nothing
 from spdexport.reference.decisions_table import RULES
-from spdexport.reference.onnx_reference import NoiseSpec, ReferenceUnavailable
+from spdexport.reference.noise import Noise
+from spdexport.reference.unavailable import ReferenceUnavailable
 from spdexport.verification.compare import FACTOR
 from spdexport.verification.trial import NOISE_RUNS, REFERENCE_UNIT_ROUNDING, Trial, masked_floor, rounded
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 SECOND_LOOK = 16
 """Further runs with simulated rounding before a decision is called wrong."""
 
-Evaluate = Callable[[NoiseSpec | None, Decide], Mapping[str, "Array"]]
+Evaluate = Callable[[Noise | None, Decide], Mapping[str, "Array"]]
 """Gives a model's outputs in float64, with simulated rounding or without, and with what is decided where it chooses."""
 
 
@@ -119,7 +120,7 @@ def follow(
     for run in range(-1, NOISE_RUNS):
         watch.begin(is_exact=run < 0)
         try:
-            found = evaluate(None if run < 0 else NoiseSpec(seed=seed * 1000 + run, unit_rounding=u), watch.decide)
+            found = evaluate(None if run < 0 else Noise(seed=seed * 1000 + run, unit_rounding=u), watch.decide)
         except ReferenceUnavailable as error:
             # A choice that is wrong may be one that nothing can be computed from.
             failure = error
@@ -133,7 +134,7 @@ def follow(
         # A few runs may happen to leave alone what rounding moves: what lies behind a Relu in half of them.
         for run in range(NOISE_RUNS, NOISE_RUNS + SECOND_LOOK):
             watch.begin(is_exact=False)
-            evaluate(NoiseSpec(seed=seed * 1000 + run, unit_rounding=u), watch.decide)
+            evaluate(Noise(seed=seed * 1000 + run, unit_rounding=u), watch.decide)
         followed, wrong = watch.judged(u)
     if failure is not None and wrong is None:
         raise failure

@@ -13,13 +13,15 @@ from onnx import inliner
 from spdexport.files.onnx_reading import reload_onnx, reload_proto
 from spdexport.ort.sessions import RuntimeFailure
 from spdexport.reference.decisions_table import RULES
-from spdexport.reference.onnx_reference import NoiseSpec, OnnxReference, ReferenceUnavailable
+from spdexport.reference.noise import Noise
+from spdexport.reference.onnx_reference import OnnxReference
+from spdexport.reference.unavailable import ReferenceUnavailable
 from spdexport.verification.compare import FACTOR, Comparison, failed
 from spdexport.verification.decisions import Given, Steadiness, follow, forcing
 from spdexport.verification.inner import Evaluated, first_divergent, layer_ratios
 from spdexport.verification.layers import layer_at
 from spdexport.verification.result import Status
-from spdexport.verification.tapping import TAPPING_HIDES, with_choices
+from spdexport.verification.tapping import tapping_hides, with_choices
 from spdexport.verification.trial import NOISE_RUNS
 
 if TYPE_CHECKING:
@@ -140,7 +142,7 @@ class Following:
         if inputs is not self._inputs:
             self._inputs, self._agrees, self._known = inputs, None, []
 
-    def _evaluate(self, noise: NoiseSpec | None, decide: Decide) -> Mapping[str, Array]:
+    def _evaluate(self, noise: Noise | None, decide: Decide) -> Mapping[str, Array]:
         assert self._reference is not None, "it is open"
         return self._reference.run(self._inputs, noise=noise, decide=decide)
 
@@ -189,7 +191,7 @@ class Following:
                 reason = "a session that has its decisions as outputs too decides otherwise, and is right"
                 reason = f"{found.reason}; {reason}"
                 return Followed(found=replace(found, status=Status.INCONCLUSIVE, reason=reason), told=told)
-            return Followed(found=found, told=told, remark=TAPPING_HIDES)
+            return Followed(found=found, told=told, remark=tapping_hides(settings))
         decide = forcing({name: tapped[name] for name in self._names})
         found = self._undecided(found, given.unsteady, decide)
         if found.status is not Status.FAIL:
@@ -208,7 +210,7 @@ class Following:
             )
         except RuntimeFailure as error:
             return None, f"the layers could not be tapped: {error}"
-        return layer, "" if layer else TAPPING_HIDES
+        return layer, "" if layer else tapping_hides(settings)
 
     def _undecided(self, found: Comparison, unsteady: Collection[str] = (), decide: Decide | None = None) -> Comparison:
         """What was found, but no failure where rounding changes a choice that cannot be followed."""
@@ -237,7 +239,7 @@ class Following:
 
         for run in range(-1, NOISE_RUNS):
             steady.begin(is_exact=run < 0)
-            self._evaluate(None if run < 0 else NoiseSpec(seed=run, unit_rounding=FACTOR * self._u), watch)
+            self._evaluate(None if run < 0 else Noise(seed=run, unit_rounding=FACTOR * self._u), watch)
         return list(steady.changed)
 
 

@@ -290,6 +290,7 @@ def file_cases(
     *,
     seed: int,
     limits: Mapping[str, SizeRange] = _NO_LIMITS,
+    batch: int | None = None,
 ) -> Iterator[FileCase]:
     """Generated cases of all recipes.
 
@@ -299,15 +300,18 @@ def file_cases(
         example: Inputs that the model takes; integers are drawn from the range they span, else from 0 and 1.
         seed: Of the random generator.
         limits: The sizes that the file holds for, by the names of axes: the first two cases have those at the ends.
+        batch: The only one that the model takes; None for the recipes' own.
     """
-    batch = _batch_key(ports)
-    at_ends = {key: ends(held, sizes[key]) for key, held in limits.items() if key in sizes and key != batch}
+    batch_key = _batch_key(ports)
+    at_ends = {key: ends(held, sizes[key]) for key, held in limits.items() if key in sizes and key != batch_key}
     for number, (recipe, random) in enumerate(generators(seed)):
         special = {key: pair[number] for key, pair in at_ends.items()} if number < 2 else {}
-        if batch is not None and batch in limits:
-            recipe = recipe._replace(batch=limits[batch].nearest(recipe.batch))
+        if batch is not None:
+            recipe = recipe._replace(batch=batch)
+        elif batch_key is not None and batch_key in limits:
+            recipe = recipe._replace(batch=limits[batch_key].nearest(recipe.batch))
         inputs = generated(ports, {**sizes, **special}, example, recipe, random)
-        label = recipe.label(dynamic=batch is not None)
+        label = recipe.label(dynamic=batch_key is not None)
         label += "".join(f", {key} {size}" for key, size in special.items() if size != sizes[key])
         yield FileCase(name=label, inputs=inputs, own=False)
 

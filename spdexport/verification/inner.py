@@ -8,20 +8,22 @@ import numpy as np
 
 from spdexport.files.onnx_reading import reload_proto
 from spdexport.ort.sessions import SessionSettings
-from spdexport.reference.onnx_reference import NoiseSpec, OnnxReference
+from spdexport.reference.noise import Noise
+from spdexport.reference.onnx_reference import OnnxReference
 from spdexport.reference.rounding_onnx import PRODUCTS
 from spdexport.verification.layers import layer_of
 from spdexport.verification.tapping import as_it_is, channel_ratio, diverges, tapped
 from spdexport.verification.trial import NOISE_RUNS, largest_finite, rounded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
     import onnx_ir as ir
 
     from spdexport.conv import Array
     from spdexport.reference.decisions import Decide
+    from spdexport.reference.unavailable import ReferenceUnavailable
     from spdexport.verification.tapping import Meant
 
 
@@ -31,6 +33,7 @@ class Evaluated:
     Attributes:
         macs_per_sample: Multiply-accumulates of the last run without noise, over the size of its batch.
         overflows: Whether an inner value of that run was too large for the dtype that the file has it in.
+        hidden: The values that could not be computed in the last run, by the node that hides them.
     """
 
     def __init__(self, path: Path, model: ir.Model) -> None:
@@ -48,22 +51,25 @@ class Evaluated:
                 self._macs[node.outputs[0].name] = int(weight.size) // max(int(outs), 1)  # type: ignore[arg-type]
         self.macs_per_sample = 0.0
         self.overflows = False
+        self.hidden: Mapping[str, ReferenceUnavailable] = {}
 
     def run(
         self,
         inputs: Mapping[str, Array],
-        noise: NoiseSpec | None = None,
+        noise: Noise | None = None,
         watch: Callable[[str, Array], None] | None = None,
         decide: Decide | None = None,
     ) -> dict[str, Array]:
-        """The outputs by name; ``watch`` is shown the inner values as they come, ``decide`` what chooses.
+        """The outputs by name, without those that are hidden.
+
+        ``watch`` is shown the inner values as they come, ``decide`` what chooses.
 
         Raises:
             ReferenceUnavailable: A node cannot be evaluated.
         """
         if self._reference is None:
             proto = reload_proto(self._path)
-            self._reference = OnnxReference(proto, self._path.parent)
+            self._reference = OnnxReference(proto, self._path.parent, is_partial=True)
         macs, overflows = 0, False
 
         def see(name: str, value: Array) -> None:
@@ -77,10 +83,17 @@ class Evaluated:
 
         seen = watch if noise is not None else see
         outputs = self._reference.run(inputs, noise=noise, watch=seen, decide=decide)
+        self.hidden = self._reference.hidden
         if noise is None:
             batch = next((a.shape[0] for a in inputs.values() if a.ndim), 1)
             self.macs_per_sample, self.overflows = macs / max(batch, 1), overflows
         return outputs
+
+
+def hidden_layers(model: ir.Model, hidden: Collection[str]) -> list[str]:
+    """Return the layers, in the order of computation, whose outputs are among values that were not computed."""
+    nodes = (node for node in model.graph if node.op_type in PRODUCTS)
+    return list(dict.fromkeys(layer_of(node) for node in nodes if any(v.name in hidden for v in node.outputs)))
 
 
 def first_divergent(
@@ -121,7 +134,7 @@ def first_divergent(
         if seen is not None and diverges(name, values[name], exact[name], _others(name, values, exact, seen)):
             off.append(name)
 
-    evaluated.run(inputs, NoiseSpec(seed=0, unit_rounding=unit_rounding), watch=watch, decide=decide)
+    evaluated.run(inputs, Noise(seed=0, unit_rounding=unit_rounding), watch=watch, decide=decide)
     return layers[off[0]] if off else None
 
 
@@ -170,7 +183,7 @@ def layer_ratios(
             if seen is not None:
                 explained[name].append(seen)
 
-        evaluated.run(inputs, NoiseSpec(seed=run, unit_rounding=unit_rounding), watch=watch, decide=decide)
+        evaluated.run(inputs, Noise(seed=run, unit_rounding=unit_rounding), watch=watch, decide=decide)
     return {
         layers[name]: channel_ratio(
             values[name], exact[name], [*_others(name, values, exact), *explained[name]], unit_rounding, axes[name]

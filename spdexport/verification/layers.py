@@ -13,9 +13,12 @@ if TYPE_CHECKING:
 
 
 def layer_of(node: ir.Node) -> str:
-    """The layer whose weight the node reads; else the module path that the exporter recorded; else the node's name."""
+    """The layer whose weight the node reads; else the module path that the exporter recorded; else the node's name.
+
+    A node without a name has that of its first output, as there may be many of its operator.
+    """
     paths = [s for s in name_scopes(node)[:-1] if s]
-    return layer_of_weight(node) or (paths[-1] if paths else node.name or node.op_type)
+    return layer_of_weight(node) or (paths[-1] if paths else node.name or node.outputs[0].name or node.op_type)
 
 
 def layer_of_weight(node: ir.Node) -> str:

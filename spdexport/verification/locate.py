@@ -13,7 +13,7 @@ from spdexport.reference.noise import Noise
 from spdexport.reference.torch_reference import evaluate, evaluate_together
 from spdexport.rewrite.torch_graph import module_path
 from spdexport.verification.layers import layer_of_weight
-from spdexport.verification.tapping import TAPPING_HIDES, as_it_is, channel_ratio, diverges, tapped
+from spdexport.verification.tapping import as_it_is, channel_ratio, diverges, tapped, tapping_hides
 from spdexport.verification.trial import NOISE_RUNS
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def first_divergent_value(
     # A layer that another was folded into has only the weight's name to tell it by.
     paths = {name: weights.get(name) or layer for name, layer in _paths(lowered).items()}
     layer = _first(lowered, case, values, paths, unit_rounding, meant)
-    return layer, "" if layer else TAPPING_HIDES
+    return layer, "" if layer else tapping_hides(settings)
 
 
 def layer_ratios(

@@ -9,7 +9,8 @@ import onnx
 import onnx_ir as ir
 
 from spdexport.quiet import quiet
-from spdexport.reference.onnx_reference import OnnxReference, ReferenceUnavailable
+from spdexport.reference.onnx_reference import OnnxReference
+from spdexport.reference.unavailable import ReferenceUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from spdexport.conv import Array
     from spdexport.loading import ExampleInputs
     from spdexport.reference.noise import Noise
-    from spdexport.reference.onnx_reference import NoiseSpec
     from spdexport.verification.check import Progress
     from spdexport.verification.result import Verification
     from spdexport.verification.trial import Trial
@@ -89,7 +88,7 @@ class _Run(Runner[Case]):
         except NOT_TAKEN as error:
             raise NotTakenError(first_line(error)) from error
 
-    def perturbed(self, case: Case, noise: NoiseSpec) -> Mapping[str, Array]:
+    def perturbed(self, case: Case, noise: Noise) -> Mapping[str, Array]:
         """What the original gives, with simulated rounding."""
         return _outputs(self._before, case, noise=noise)
 

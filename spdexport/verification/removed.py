@@ -19,7 +19,8 @@ from spdexport.files.onnx_sizes import GIB
 from spdexport.files.scratch import scratch_folder, writing_scratch
 from spdexport.model_files import INLINE_UP_TO
 from spdexport.names import count
-from spdexport.reference.onnx_reference import OnnxReference, ReferenceUnavailable
+from spdexport.reference.onnx_reference import OnnxReference
+from spdexport.reference.unavailable import ReferenceUnavailable
 from spdexport.verification.channel_proof import ChannelProof, Wrong
 from spdexport.verification.computed import with_computed
 from spdexport.verification.file_inputs import file_cases, guesses, input_ports

@@ -22,6 +22,15 @@ class Status(StrEnum):
     NOT_RUN = "not_run"
 
 
+class Meant(StrEnum):
+    """What a file is to compute."""
+
+    MODEL = "a model of torch"
+    SOURCE = "an ONNX file that it was converted from"
+    OTHER = "another ONNX file"
+    ITSELF = "what it says itself"
+
+
 SEVERITY = (Status.NOT_RUN, Status.PASS, Status.INCONCLUSIVE, Status.FAIL)
 """From the best to the worst; the verdict is the worst."""
 
@@ -155,6 +164,7 @@ class Verification:
         rtol: The relative tolerance that the user set; the two add up.
         recorded: The options that change what is intended and that the file itself records, where the user did not give
             them: JSON values by name.
+        meant: What the file was compared with.
     """
 
     edges: tuple[EdgeResult, ...]
@@ -170,6 +180,7 @@ class Verification:
     atol: float | None = None
     rtol: float | None = None
     recorded: Mapping[str, Any] = field(default_factory=dict)
+    meant: Meant = Meant.MODEL
 
     @property
     def exceeds(self) -> bool:

@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from spdexport.planning import Plan
     from spdexport.reference.decisions import Decide
     from spdexport.reference.noise import Noise
-    from spdexport.reference.onnx_reference import NoiseSpec
     from spdexport.rewrite.onnx_trim import Trimmed
     from spdexport.verification.check import Check
     from spdexport.verification.tapping import Meant
@@ -181,7 +180,7 @@ class _Run(Runner[Case]):
         self._steady.begin(is_exact=True)
         return self._evaluated(self._subject.intended, case, watch=steadiness_of(self._subject.intended, self._steady))
 
-    def perturbed(self, case: Case, noise: NoiseSpec) -> Mapping[str, Array]:
+    def perturbed(self, case: Case, noise: Noise) -> Mapping[str, Array]:
         """What the intended program gives, with simulated rounding."""
         self._steady.begin(is_exact=False)
         return self._noisy(
@@ -340,7 +339,7 @@ class _Run(Runner[Case]):
         choose: Callable[[Decide], object],
         compare: Callable[[Trial], Comparison],
     ) -> Comparison:
-        def evaluated(noise: NoiseSpec | None, decide: Decide) -> Mapping[str, Array]:
+        def evaluated(noise: Noise | None, decide: Decide) -> Mapping[str, Array]:
             return self._outputs(*right, noise=noise, decide=decide)
 
         self._check.progress(f"following decisions: {trial.name}")

@@ -27,8 +27,8 @@ import numpy as np
 
 from spdexport.ort.installed import versions
 from spdexport.ort.sessions import RuntimeFailure, SessionSettings
-from spdexport.reference.noise import Magnitudes
-from spdexport.reference.onnx_reference import NoiseSpec, ReferenceUnavailable
+from spdexport.reference.noise import Magnitudes, Noise
+from spdexport.reference.unavailable import ReferenceUnavailable
 from spdexport.verification.compare import FACTOR, Comparison
 from spdexport.verification.decisions import Steadiness
 from spdexport.verification.decisions_followed import Followed, Following
@@ -120,7 +120,7 @@ class Runner(ABC, Generic[C]):
         """
 
     @abstractmethod
-    def perturbed(self, case: C, noise: NoiseSpec) -> Mapping[str, Array]:
+    def perturbed(self, case: C, noise: Noise) -> Mapping[str, Array]:
         """The outputs that are right, with simulated rounding."""
 
     @abstractmethod
@@ -195,7 +195,7 @@ class Runner(ABC, Generic[C]):
         name: str,
         exact: Mapping[str, Array],
         own: Mapping[str, Array],
-        rounding: Callable[[NoiseSpec], Mapping[str, Array]],
+        rounding: Callable[[Noise], Mapping[str, Array]],
     ) -> Trial:
         """The tolerance of outputs, from the same with simulated rounding."""
         shared = Magnitudes()
@@ -203,7 +203,7 @@ class Runner(ABC, Generic[C]):
             name,
             exact,
             own,
-            lambda seed, u: rounding(NoiseSpec(seed=seed, unit_rounding=u, magnitudes=shared)),
+            lambda seed, u: rounding(Noise(seed=seed, unit_rounding=u, magnitudes=shared)),
             seed=self._check.seed,
             unit_rounding=self._u,
             tolerance=self._check.tolerance,

@@ -18,9 +18,12 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING
 
-from spdexport.errors import SourceError
+from spdexport.errors import ExampleInputError, SourceError
+from spdexport.files.onnx_reading import reload_proto
 from spdexport.ort.providers import CPU, Provider, Purpose
 from spdexport.ort.sessions import RuntimeFailure, Session, SessionSettings, open_session, provider_status
+from spdexport.reference.onnx_reference import OnnxReference
+from spdexport.reference.unavailable import ReferenceUnavailable
 from spdexport.verification.bounded import Bounded
 from spdexport.verification.compare import FACTOR, Comparison, failed
 from spdexport.verification.decisions_followed import Followed
@@ -28,7 +31,7 @@ from spdexport.verification.edge import Edge
 from spdexport.verification.result import SEVERITY, EdgeResult, Status, WorstCase
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from spdexport.conv import Array
@@ -64,12 +67,16 @@ class SessionEdges:
         file: The ONNX file.
         providers: Those of the device edge.
         is_evaluated: Whether the file itself is what the cases are evaluated with, so that its limits were seen to.
+
+    Attributes:
+        hidden: Outputs that no reference is known for, which are not compared.
     """
 
     def __init__(self, file: Path, providers: Sequence[Provider], *, is_evaluated: bool = False) -> None:
         self._file = file
         self._bounded = None if is_evaluated else Bounded(file)
         self._worst: WorstCase | None = None
+        self.hidden: Collection[str] = ()
         self._running = [
             self._opened(Edge("export", CPU.name), SessionSettings(optimized=False, spinning=False)),
             self._opened(Edge("optimize", CPU.name), SessionSettings(optimized=True, spinning=False)),
@@ -120,9 +127,9 @@ class SessionEdges:
                 continue
             edge = running.edge
             try:
-                values = running.session.run(inputs)
+                values = self._ran(running.session, inputs)
             except RuntimeFailure as failure:
-                found = _failure(failure, "cannot run the file")
+                found = _failure(failure, "cannot run the file", is_valid=self._is_valid(inputs))
                 self._remember(edge, trial, inputs, {}, found)
                 edge.add(trial.name, found)
                 continue
@@ -177,7 +184,7 @@ class SessionEdges:
     ) -> Comparison:
         """What was found, unless a second run of the same session gives something else."""
         try:
-            again = session.run(inputs)
+            again = self._ran(session, inputs)
         except RuntimeFailure as failure:
             reason = f"nondeterministic: ONNX Runtime ran the file once and failed the second time: {failure}"
             return replace(found, status=Status.INCONCLUSIVE, reason=reason)
@@ -190,12 +197,23 @@ class SessionEdges:
             return replace(found, reason=f"{found.reason}; {reason}")
         return replace(found, status=Status.INCONCLUSIVE, reason=reason)
 
+    def _is_valid(self, inputs: Mapping[str, Array]) -> bool:
+        """Whether the file means something on these inputs, whatever ONNX Runtime makes of it."""
+        try:
+            OnnxReference(reload_proto(self._file), self._file.parent, is_partial=True).run(inputs)
+        except (ExampleInputError, ReferenceUnavailable):
+            return False
+        return True
+
+    def _ran(self, session: Session, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: value for name, value in session.run(inputs).items() if name not in self.hidden}
+
     def _opened(self, edge: Edge, settings: SessionSettings, check: Edge | None = None) -> _Running:
         session = None
         try:
             session = open_session(self._file, settings)
         except RuntimeFailure as failure:
-            found = _failure(failure, "does not load the file")
+            found = _failure(failure, "does not load the file", is_valid=bool(_UNSUPPORTED.search(str(failure))))
             edge.settle(found.status, found.reason)
         return _Running(edge, settings, session, check)
 
@@ -270,7 +288,7 @@ class SessionEdges:
         """Whether the provider's coarse format alone, with all else as in the check, shows the failure."""
         with contextlib.suppress(RuntimeFailure):
             session = open_session(self._file, replace(settings, purpose=Purpose.COARSE))
-            return trial.compare(session.run(inputs)).status is Status.FAIL
+            return trial.compare(self._ran(session, inputs)).status is Status.FAIL
         return False
 
 
@@ -283,12 +301,19 @@ def _followed(edge: Edge, trial: Trial, followed: Followed) -> Comparison:
     return followed.found
 
 
-def _failure(failure: RuntimeFailure, what: str) -> Comparison:
-    """What ONNX Runtime's refusal means: a kernel that it lacks says nothing about the model, all else fails it."""
+_UNSUPPORTED = re.compile(
+    r"Type 'tensor\(bfloat16\)'|No Op registered|not a registered function/op|Exception during initialization"
+    r"|is under development|Unsupported model IR version"
+)
+"""What ONNX Runtime says of files that may be valid: of kernels, operators and versions that it does not have. A
+convolution in bfloat16 is no valid node before opset 22, and from there on one without a kernel on the CPU."""
+
+
+def _failure(failure: RuntimeFailure, what: str, *, is_valid: bool) -> Comparison:
+    """What ONNX Runtime's refusal means: of a file that is valid, it says nothing about what the file computes."""
     # The path in front is that of the check's own copy.
     message = re.sub(r"^Load model from \S+ failed:\s*", "", str(failure))
     found = failed(f"ONNX Runtime {what}: {message}")
-    # A convolution in bfloat16 is no valid node before opset 22, and from there on one without a kernel on the CPU.
-    if failure.code == "NOT_IMPLEMENTED" or "Type 'tensor(bfloat16)'" in message:
+    if is_valid or failure.code == "NOT_IMPLEMENTED":
         return replace(found, status=Status.INCONCLUSIVE, noise_ratio=0.0, max_abs=0.0)
     return found

@@ -17,7 +17,8 @@ from spdexport.files.onnx_reading import reload_onnx
 from spdexport.files.scratch import scratch_folder, writing_scratch
 from spdexport.model_files import INLINE_UP_TO
 from spdexport.ort.sessions import RuntimeFailure, Session, SessionSettings, open_session
-from spdexport.reference.onnx_reference import NoiseSpec, ReferenceUnavailable
+from spdexport.reference.noise import Noise
+from spdexport.reference.unavailable import ReferenceUnavailable
 from spdexport.verification.alone import FileRun
 from spdexport.verification.approximation import Change, approximation
 from spdexport.verification.decisions_followed import Following
@@ -28,7 +29,7 @@ from spdexport.verification.layers import layer_of
 from spdexport.verification.masks import mask_fault
 from spdexport.verification.per_layer import Patches, layer_results, read_in_model
 from spdexport.verification.removed import compare_trimmed
-from spdexport.verification.result import EdgeResult, Status, Verification
+from spdexport.verification.result import EdgeResult, Meant, Status, Verification
 from spdexport.verification.tapping import diverges
 from spdexport.verification.trial import Trial, rounded
 from spdexport.verification.weight_errors import WeightErrors
@@ -137,7 +138,7 @@ class _Run(FileRun):
         subject = self._subject
         # Before the layers, for which it tells the errors of their weights.
         weights = self._weights()
-        return self.result(
+        found = self.result(
             edges=(
                 self._capture.result(),
                 weights,
@@ -152,6 +153,7 @@ class _Run(FileRun):
             approximation=approximation(self._changes),
             plan=subject.plan,
         )
+        return replace(found, meant=Meant.SOURCE)
 
     def _fair(self, edge: EdgeResult) -> EdgeResult:
         """That ONNX Runtime does not run a file is no fault of the conversion where it does not run the source."""
@@ -236,6 +238,7 @@ class _Run(FileRun):
             self._capture.settle(Status.NOT_RUN, f"ONNX Runtime cannot run the source itself: {failure}")
             self._source = None
             return
+        values = {name: value for name, value in values.items() if name not in self._evaluated.hidden}
         found = trial.compare(values, right)
         if found.is_value and (found.status is not Status.PASS or self._steady.changed):
             followed = self._source_decisions.judge(trial, case.inputs, AS_IT_IS, values, found, lambda _: {})
@@ -253,7 +256,7 @@ class _Run(FileRun):
         layers = {v.name: layer_of(node) for node in self._right.graph for v in node.outputs if v.name}
         try:
             self._effective.run(case.inputs, watch=exact.__setitem__)
-            noise = NoiseSpec(seed=0, unit_rounding=self._u)
+            noise = Noise(seed=0, unit_rounding=self._u)
             self._effective.run(case.inputs, noise, watch=noisy.__setitem__)
             self._evaluated.run(case.inputs, watch=values.__setitem__)
         except ReferenceUnavailable:

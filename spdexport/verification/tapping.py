@@ -23,11 +23,8 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Array
 
-TAPPING_HIDES = (
-    "no layer diverges once all inner values are outputs too, which keeps ONNX Runtime from fusing layers: "
-    "probably one of its fusions is at fault"
-)
 
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 Meant = Callable[[str, "Array"], "Array | None"]
 """From a value's name and what the right model has for it to what a file has; None where that does not tell."""
@@ -36,6 +33,14 @@ Meant = Callable[[str, "Array"], "Array | None"]
 def as_it_is(_: str, value: Array) -> Array | None:
     """The ``Meant`` of a file that has what the right model has."""
     return value
+
+
+def tapping_hides(settings: SessionSettings) -> str:
+    """Return what it means that no inner value of a file is wrong once all are outputs, though its outputs were."""
+    told = "no layer diverges once all inner values are outputs too"
+    if settings.optimized:
+        return f"{told}, which keeps ONNX Runtime from fusing layers: probably one of its fusions is at fault"
+    return f"{told}: the fault is behind the layers, or comes and goes with what else is computed"
 
 
 def diverges(name: str, value: Array, exact: Array, others: Sequence[Array]) -> bool:
@@ -91,15 +96,17 @@ def tapped(
         RuntimeFailure: The file with all values as outputs does not run.
     """
     model = reload_onnx(path)
-    produced = [v for node in model.graph for v in node.outputs if v.name in names]
-    floats = [v for v in produced if v.dtype is not None and v.dtype.is_floating_point()]
+    # Of files that do not say the types of inner values, those of products, which are floats but for integer ones.
+    produced = [(node, v) for node in model.graph for v in node.outputs if v.name in names]
+    floats = [v for n, v in produced if (n.op_type in PRODUCTS if v.dtype is None else v.dtype.is_floating_point())]
     model.graph.outputs.extend([v for v in floats if not v.is_graph_output()])
     wanted = [v.name for v in floats if v.name]
     if not wanted:
         return {}
     is_outside = any(isinstance(v.const_value, ir.ExternalTensor) for v in model.graph.initializers.values())
     with _loadable(ir.to_proto(model), path, is_outside=is_outside) as source:
-        return open_session(source, settings).run(inputs, wanted)
+        found = open_session(source, settings).run(inputs, wanted)
+    return {name: value for name, value in found.items() if value.dtype.kind not in "biu"}
 
 
 def with_choices(

@@ -42,6 +42,27 @@ def convolution() -> bytes:
     return parse(text, w=weight).SerializeToString()
 
 
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_node_that_would_end_the_process_is_refused(inside, stored, tmp_path):
+    norm = "BatchNormalization (x, s, s, s, s)"
+    body = f"y = If (b) <then_branch = t () => (u) {{ u = {norm} }}, else_branch = e () => (v) {{ v = {norm} }}>"
+    text = f"g (float[1,3,4,4] x, bool b) => (float[1,3,4,4] y) {{ {body if inside else f'y = {norm}'} }}"
+    model = parse(text, s=np.ones(3, np.float32))
+    model.opset_import[0].version = 9
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    if not inside:
+        open_session(tmp_path / "m.onnx" if stored else model.SerializeToString(), SessionSettings())
+    node = model.graph.node[0]
+    (node.attribute[0].g.node[0] if inside else node).output.extend(["", "", "", ""])
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(
+        RuntimeFailure, match="outputs without a name, on which ONNX Runtime would end the process"
+    ) as e:
+        open_session(tmp_path / "m.onnx" if stored else model.SerializeToString(), SessionSettings())
+    assert e.value.code == "NOT_IMPLEMENTED"
+
+
 # ---- what can run ----
 
 

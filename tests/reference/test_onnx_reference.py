@@ -15,7 +15,9 @@ import pytest
 
 from spdexport.errors import ExampleInputError
 from spdexport.ort.sessions import SessionSettings, open_session
-from spdexport.reference.onnx_reference import NoiseSpec, OnnxReference, ReferenceUnavailable
+from spdexport.reference.noise import Noise
+from spdexport.reference.onnx_reference import OnnxReference
+from spdexport.reference.unavailable import ReferenceUnavailable
 
 rng = np.random.default_rng(0)
 
@@ -284,7 +286,7 @@ def test_noise_has_the_size_that_was_asked_for():
     magnitude = OnnxReference(model_of(text, 20, sizes)).run({"x": np.abs(x)})["y"]
     reference = OnnxReference(model_of(text, 20, values))
     exact = reference.run({"x": x})["y"]
-    draws = [reference.run({"x": x}, noise=NoiseSpec(seed=n, unit_rounding=2.0**-24))["y"] for n in range(20)]
+    draws = [reference.run({"x": x}, noise=Noise(seed=n, unit_rounding=2.0**-24))["y"] for n in range(20)]
     normal = (np.array(draws) - exact) / (2.0**-24 * magnitude)
     assert abs(normal.std() - 1) < 0.03
     assert abs(normal.mean()) < 0.03
@@ -299,16 +301,16 @@ def test_noise_of_a_gemm_counts_both_terms_whatever_their_signs():
     x = np.array([[5.0, -7.0]])
     exact = -(5 + 14) + 6.0
     reference = OnnxReference(model)
-    draws = [reference.run({"x": x}, noise=NoiseSpec(seed=s, unit_rounding=1e-6))["y"].item() for s in range(300)]
+    draws = [reference.run({"x": x}, noise=Noise(seed=s, unit_rounding=1e-6))["y"].item() for s in range(300)]
     assert np.std(np.array(draws) - exact) == pytest.approx(1e-6 * (19 + 6), rel=0.1)
 
 
 def test_noise_repeats_with_its_seed_and_differs_between_nodes():
     model = model_of("g (float[3,3] x) => (float[3,3] y, float[3,3] z) { y = MatMul (x, x)  z = MatMul (x, x) }")
     reference, x = OnnxReference(model), {"x": rng.normal(size=(3, 3))}
-    first = reference.run(x, noise=NoiseSpec(seed=1, unit_rounding=1e-3))
-    again = reference.run(x, noise=NoiseSpec(seed=1, unit_rounding=1e-3))
-    other = reference.run(x, noise=NoiseSpec(seed=2, unit_rounding=1e-3))
+    first = reference.run(x, noise=Noise(seed=1, unit_rounding=1e-3))
+    again = reference.run(x, noise=Noise(seed=1, unit_rounding=1e-3))
+    other = reference.run(x, noise=Noise(seed=2, unit_rounding=1e-3))
     np.testing.assert_array_equal(first["y"], again["y"])
     assert (first["y"] != other["y"]).any()
     assert (first["y"] != first["z"]).any()
@@ -332,7 +334,7 @@ g (float[2,2] x, bool cond) => (float[2,2] y)
 def test_branches_see_the_values_around_them(cond):
     inputs = {"x": rng.normal(size=(2, 2)).astype(np.float32), "cond": np.array(cond)}
     results = assert_close_to_ort(model_of(IF_MODEL), inputs)
-    noisy = OnnxReference(model_of(IF_MODEL)).run(inputs, noise=NoiseSpec(seed=0, unit_rounding=1e-3))
+    noisy = OnnxReference(model_of(IF_MODEL)).run(inputs, noise=Noise(seed=0, unit_rounding=1e-3))
     assert (noisy["y"] != results["y"]).any() == cond
 
 

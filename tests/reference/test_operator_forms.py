@@ -14,7 +14,8 @@ from onnx import helper, numpy_helper
 from operator_forms import FAMILIES, Form
 
 from spdexport.ort.sessions import RuntimeFailure, SessionSettings, open_session
-from spdexport.reference.onnx_reference import OnnxReference, ReferenceUnavailable
+from spdexport.reference.onnx_reference import OnnxReference
+from spdexport.reference.unavailable import ReferenceUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

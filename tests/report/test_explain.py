@@ -1,10 +1,13 @@
 import math
+from dataclasses import replace
 
 import pytest
 from results import NO_DEVICE, WEIGHTS_FAIL, check, edge, verification
 
+from spdexport.ort.sessions import SessionSettings
 from spdexport.report.explain import advice, edge_names, edge_reason, failing_layers, layer_reason, tolerance
-from spdexport.verification.result import Status
+from spdexport.verification.result import Meant, Status
+from spdexport.verification.tapping import tapping_hides
 
 
 def test_names_of_edges():
@@ -80,3 +83,39 @@ def test_tolerance():
     assert "above 8 fails" in tolerance(verification())
     given = tolerance(verification(atol=1e-5, rtol=0.0))
     assert given == "tolerance: atol 1e-05 and rtol 0, set by the user in the place of the model's own"
+
+
+REFUSED = "ONNX Runtime cannot run the file: Dilation not supported"
+NO_REFERENCE = "the float64 reference cannot compute Odd (node n): no definition of it is known"
+
+
+@pytest.mark.parametrize("name", ["export", "optimize"])
+def test_a_file_that_onnx_runtime_does_not_run_is_not_said_to_compute_something(name):
+    for status, words in ((Status.INCONCLUSIVE, "does not run the file, so that"), (Status.FAIL, "is not valid as it")):
+        told = advice(verification(edge(name, status, provider="cpu", reason=REFUSED)))
+        assert words in told.means
+        assert "computes something else" not in told.means
+
+
+def test_what_has_no_reference_is_not_helped_by_other_inputs():
+    told = advice(verification(edge("export", Status.INCONCLUSIVE, provider="cpu", reason=NO_REFERENCE)))
+    assert "nothing to compare a part of the file with" in told.means
+    assert "--inputs" not in told.to_do
+
+
+@pytest.mark.parametrize("name", ["capture", "weights", "rewrite", "export", "optimize", "device"])
+def test_nothing_was_traced_or_exported_where_the_source_is_a_file(name):
+    for meant in (Meant.SOURCE, Meant.ITSELF, Meant.OTHER):
+        told = advice(replace(verification(edge(name, Status.FAIL)), meant=meant))
+        assert not any(word in told.means + told.to_do for word in ("torch", "exporter", "forward", "module"))
+        assert told.means
+
+
+def test_two_files_that_differ_are_not_blamed_on_onnx_runtime():
+    told = advice(replace(verification(edge("export", Status.FAIL, provider="cpu")), meant=Meant.OTHER))
+    assert told.means == "the file computes something else than the file that it is compared with"
+
+
+def test_nothing_is_blamed_on_fusions_where_none_happen():
+    assert "fusion" not in tapping_hides(SessionSettings(optimized=False))
+    assert "fusion" in tapping_hides(SessionSettings(optimized=True))

@@ -11,6 +11,8 @@ from rounding_nets import NETS, rounding_net
 from small_nets import SMALL, TRANSFORMERS, deep, image, mobilenet, near_100, settled
 
 from spdexport import pipeline
+from spdexport.errors import ExportError
+from spdexport.report.explain import advice
 from spdexport.verification.compare import FACTOR
 from spdexport.verification.result import Status
 
@@ -102,7 +104,7 @@ def test_a_correct_conversion_of_a_transformers_model_passes(make: Callable[[], 
     assert pipeline.verify(tmp_path / "m.onnx").verdict is Status.PASS
 
 
-@pytest.mark.parametrize("opset", [None, 22])
+@pytest.mark.parametrize("opset", [None, 23])
 def test_bfloat16_that_onnx_runtime_lacks_is_inconclusive(opset: int | None, tmp_path: Path) -> None:
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()).bfloat16()
     module, inputs = settled(net, image().bfloat16())
@@ -116,7 +118,27 @@ def test_bfloat16_that_onnx_runtime_lacks_is_inconclusive(opset: int | None, tmp
             assert "Could not find an implementation for Conv(22)" in edge.reason
         elif edge.edge != "device":
             assert edge.status is Status.PASS
-    assert (tmp_path / "m.onnx").exists()
+    assert onnx.load(tmp_path / "m.onnx").opset_import[0].version == (opset or 22)
+    told = advice(done.verification)
+    assert told is not None
+    assert "does not run the file" in told.means
+
+
+@pytest.mark.parametrize("options", [{"rank": 2}, {}])
+def test_all_kinds_of_layers_in_bfloat16_have_factors(options: dict[str, int], tmp_path: Path) -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 5)).bfloat16()
+    module, inputs = settled(net, torch.randn(2, 3, 8, 8).bfloat16())
+    done = pipeline.convert(module, tmp_path / "m.onnx", inputs=inputs, **options)
+    assert done.verification is not None
+    assert {e.edge: e.status for e in done.verification.edges}["capture"] is Status.PASS
+
+
+def test_an_opset_without_bfloat16_convolutions_is_refused(tmp_path: Path) -> None:
+    module, inputs = settled(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)).bfloat16(), image().bfloat16())
+    with pytest.raises(ExportError, match="Conv takes bfloat16 from opset 22 on") as caught:
+        pipeline.convert(module, tmp_path / "m.onnx", inputs=inputs, opset=20)
+    assert "where: --opset 20" in str(caught.value)
+    assert "to do: Ask for opset 22 or more" in str(caught.value)
 
 
 def test_inputs_that_overflow_float16_are_left_out_and_said(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from spdexport.reference.onnx_reference import NoiseSpec
+from spdexport.reference.noise import Noise
 from spdexport.verification.check import Check
 from spdexport.verification.compare import Tolerance
 from spdexport.verification.edge import Edge
@@ -61,7 +61,7 @@ class Doubling(Runner[Values]):
         with np.errstate(over="ignore", invalid="ignore"):
             return {"y": 2 * case.x}, {"y": (2 * case.x).astype(np.float32)}
 
-    def perturbed(self, case: Values, noise: NoiseSpec) -> Mapping[str, Array]:
+    def perturbed(self, case: Values, noise: Noise) -> Mapping[str, Array]:
         random = np.random.default_rng(noise.seed)
         return {"y": 2 * case.x * (1 + noise.unit_rounding * random.standard_normal(case.x.shape))}
 

@@ -166,6 +166,8 @@ def test_a_kernel_that_is_missing_says_nothing_about_the_model(monkeypatch: pyte
         return [e.status for e in SessionEdges(Path("m.onnx"), []).results() if e.edge != "device"]
 
     assert refuse("[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : no Conv") == [Status.INCONCLUSIVE] * 2
+    no_op = "[ONNXRuntimeError] : 10 : INVALID_GRAPH : This is an invalid model. Error No Op registered for Odd with"
+    assert refuse(no_op) == [Status.INCONCLUSIVE] * 2
     assert refuse("[ONNXRuntimeError] : 1 : FAIL : bad") == [Status.FAIL] * 2
 
 
