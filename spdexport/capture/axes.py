@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.export import Dim, ShapesCollection
+from torch.export.graph_signature import InputKind, TensorArgument
 
 from spdexport.errors import UsageError
 from spdexport.ranges import SizeRange
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+
+    from torch.export import ExportedProgram
 
     from spdexport.loading.model import ExampleInputs
 
@@ -121,3 +124,11 @@ def dynamic_shapes(
     for name, found in axes.items():
         shapes[names[name]] = {axis: batch if dim == BATCH else Dim.DYNAMIC for axis, dim in found.items()}
     return shapes.dynamic_shapes(module, inputs.args, dict(inputs.kwargs))
+
+
+def tensor_inputs(program: ExportedProgram) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the names and fake values of a program's own inputs, as far as they are tensors."""
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    for spec in program.graph_signature.input_specs:
+        if spec.kind is InputKind.USER_INPUT and isinstance(spec.arg, TensorArgument):
+            yield spec.arg.name, values[spec.arg.name]

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch.export.graph_signature import InputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
+from spdexport.capture.axes import tensor_inputs
 from spdexport.capture.call import bound_arguments, check_call, described, eval_mode
 from spdexport.capture.ranges import axis_ranges, check_asked
 from spdexport.capture.trace import trace
@@ -16,7 +16,7 @@ from spdexport.errors import CaptureError, ExampleInputError, SourceError, Usage
 from spdexport.ranges import told
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from torch.export import ExportedProgram
 
@@ -123,7 +123,7 @@ def _as_traced(program: ExportedProgram, inputs: ExampleInputs | None) -> Exampl
     if set(kwargs) == set(names):
         inputs = replace(inputs, kwargs={name: kwargs[name] for name in names})
     where = inputs.origin or "example inputs"
-    taken, tensors = list(_tensor_inputs(program)), inputs.tensors()
+    taken, tensors = list(tensor_inputs(program)), inputs.tensors()
     structure = pytree.tree_structure((inputs.args, dict(inputs.kwargs)))
     if structure != program.call_spec.in_spec or len(taken) != len(tensors):
         positions = program.call_spec.in_spec.children()[0].num_children
@@ -145,14 +145,6 @@ def _as_traced(program: ExportedProgram, inputs: ExampleInputs | None) -> Exampl
 
 def _counted(positions: int, names: list[str]) -> str:
     return f"{positions} positional inputs" + (f" and {', '.join(names)}" if names else "")
-
-
-def _tensor_inputs(program: ExportedProgram) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names and fake values of a program's own inputs, as far as they are tensors."""
-    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
-    for spec in program.graph_signature.input_specs:
-        if spec.kind is InputKind.USER_INPUT and isinstance(spec.arg, TensorArgument):
-            yield spec.arg.name, values[spec.arg.name]
 
 
 def _fits(tensor: torch.Tensor, fake: torch.Tensor) -> bool:

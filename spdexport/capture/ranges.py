@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch.export.graph_signature import InputKind, TensorArgument
 from torch.utils._sympy.value_ranges import bound_sympy
 
+from spdexport.capture.axes import tensor_inputs
 from spdexport.errors import UsageError
 from spdexport.ranges import SizeRange
 
@@ -28,12 +28,8 @@ def axis_ranges(program: ExportedProgram) -> Ranges:
     Args:
         program: The program; its ``range_constraints`` have what the trace depended on.
     """
-    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
     found: dict[str, dict[int, SizeRange]] = {}
-    for spec in program.graph_signature.input_specs:
-        value = values.get(spec.arg.name) if isinstance(spec.arg, TensorArgument) else None
-        if spec.kind is not InputKind.USER_INPUT or not isinstance(value, torch.Tensor):
-            continue
+    for name, value in tensor_inputs(program):
         for axis, size in enumerate(value.shape):
             if not isinstance(size, torch.SymInt):
                 continue
@@ -41,7 +37,7 @@ def axis_ranges(program: ExportedProgram) -> Ranges:
             least = int(bounds.lower) if bounds.lower.is_Integer else 0
             most = int(bounds.upper) if bounds.upper.is_Integer else None
             if most is not None or least > ASSUMED:
-                found.setdefault(spec.arg.name, {})[axis] = SizeRange(least=least, most=most)
+                found.setdefault(name, {})[axis] = SizeRange(least=least, most=most)
     return found
 
 

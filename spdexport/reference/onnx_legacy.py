@@ -14,6 +14,7 @@ from onnx.reference.ops._op_list import RoiAlign as StockRoiAlign
 from onnx.reference.ops._op_list import ScatterElements as StockScatterElements
 
 from spdexport.reference.onnx_operators import run_stock
+from spdexport.reference.unavailable import UndefinedFormError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -123,7 +124,7 @@ class Dropout(OpRun):
     def _run(self, x: Array, ratio: Array | None = None, training: Array | None = None, **_: Any) -> tuple[Array, ...]:
         opset = self.run_params["opsets"][""]
         if training is not None and bool(training) and (ratio is None or float(ratio) > 0):
-            raise NotImplementedError("Dropout in training mode: its output is random")
+            raise UndefinedFormError("Dropout in training mode: its output is random")
         # Before opset 12 the mask is not filled; of opset 7 it has the input's type.
         mask = np.ones(x.shape, bool) if opset >= 12 else np.zeros(x.shape, bool if opset >= 10 else x.dtype)
         return (x, mask)[: max(len(self.output), 1)]

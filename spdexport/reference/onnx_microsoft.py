@@ -16,6 +16,7 @@ from onnx.reference.op_run import OpRun
 from spdexport.reference.onnx_operators import erf
 from spdexport.reference.onnx_quantized import Microsoft, named
 from spdexport.reference.onnx_windows import Conv, MaxPool
+from spdexport.reference.unavailable import UndefinedFormError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +43,7 @@ def _activated(x: Array, name: str, given: Sequence[float]) -> Array:
         case "HardSigmoid", 2:
             y = np.clip(numbers[0] * x + numbers[1], 0, 1)
         case _:
-            raise NotImplementedError(f"the fused activation {name} with {len(numbers)} parameters")
+            raise UndefinedFormError(f"the fused activation {name} with {len(numbers)} parameters")
     return np.asarray(y)
 
 
@@ -172,7 +173,7 @@ class SimplifiedLayerNormalization(OpRun):
 
     def _run(self, x: Array, scale: Array, axis: int = -1, epsilon: float = 1e-5, **_: Any) -> tuple[Array, ...]:
         if scale.ndim != x.ndim - axis % x.ndim:
-            raise NotImplementedError(f"a scale of shape {scale.shape} from axis {axis} on")
+            raise UndefinedFormError(f"a scale of shape {scale.shape} from axis {axis} on")
         y, _mean, inverse = _normalized(x, scale, None, epsilon, centered=False)
         return (y, inverse)[: max(len(self.output), 1)]
 

@@ -18,6 +18,7 @@ from onnx.reference.ops.op_attention import Attention as StockAttention
 from onnx.reference.ops.op_scan import Scan as StockScan
 
 from spdexport.reference.onnx_bounds import Pile
+from spdexport.reference.unavailable import UndefinedFormError
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -48,7 +49,7 @@ def torch_or_none() -> ModuleType | None:
 def _required_torch(op: str) -> ModuleType:
     torch = torch_or_none()
     if torch is None:
-        raise NotImplementedError(f"{op} in float64 needs torch, which is not installed")
+        raise UndefinedFormError(f"{op} in float64 needs torch, which is not installed")
     return torch
 
 
@@ -96,7 +97,7 @@ class BatchNormalization(OpRun):
         self, x: Array, scale: Array, bias: Array, mean: Array, var: Array, epsilon: Any = None, **attributes: Any
     ) -> tuple[Array, ...]:
         if attributes.get("training_mode"):
-            raise NotImplementedError("BatchNormalization in training mode")
+            raise UndefinedFormError("BatchNormalization in training mode")
         # Before opset 9, spatial=0 asks for a scale of each location.
         shape = (*scale.shape, *[1] * (x.ndim - 1 - scale.ndim))
         factor = scale / np.sqrt(var + epsilon)
@@ -242,7 +243,7 @@ class Scan(StockScan):
 
     def _run(self, *arguments: Any, num_scan_inputs: int = 1, **attributes: Any) -> tuple[Any, ...]:
         if self.run_params["opsets"][""] < 9:
-            raise NotImplementedError("Scan of opset 8, which has a batch")
+            raise UndefinedFormError("Scan of opset 8, which has a batch")
         self._pile, self._states = Pile(), len(arguments) - num_scan_inputs
         stock: Any = super()
         result: tuple[Any, ...] = stock._run(*arguments, num_scan_inputs=num_scan_inputs, **attributes)

@@ -6,6 +6,7 @@ point)``. Each operator of ONNX Runtime that takes quantized values is the float
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +35,15 @@ def _along(numbers: Array, shape: tuple[int, ...], axis: int, block: int) -> Arr
     return numbers.reshape(*(-1 if n == axis % len(shape) else 1 for n in range(len(shape))))
 
 
+def _grid(
+    shape: tuple[int, ...], scale: Array, zero: Array | None, axis: int | None, block: int | None
+) -> tuple[Array, Array | int]:
+    """The steps and the zero points of quantized values of a shape, in float64."""
+    place, length = 1 if axis is None else axis, block or 0
+    shift = 0 if zero is None else _along(zero.astype(np.float64), shape, place, length)
+    return _along(scale.astype(np.float64), shape, place, length), shift
+
+
 def dequantized(
     x: Array, scale: Array, zero: Array | None = None, axis: int | None = None, block: int | None = None
 ) -> Array:
@@ -46,9 +56,8 @@ def dequantized(
         axis: That of `scale` where it is no single number; None for 1.
         block: The length of a block; None or 0 where there are none.
     """
-    axis = 1 if axis is None else axis
-    shift = 0 if zero is None else _along(zero.astype(np.float64), x.shape, axis, block or 0)
-    return np.asarray((x.astype(np.float64) - shift) * _along(scale.astype(np.float64), x.shape, axis, block or 0))
+    steps, shift = _grid(x.shape, scale, zero, axis, block)
+    return np.asarray((x.astype(np.float64) - shift) * steps)
 
 
 def quantized(
@@ -64,10 +73,9 @@ def quantized(
         block: The length of a block; None or 0 where there are none.
         dtype: Of integers with at most 16 bits.
     """
-    axis = 1 if axis is None else axis
     target = np.dtype(dtype) if zero is None else zero.dtype
-    shift = 0 if zero is None else _along(zero.astype(np.float64), x.shape, axis, block or 0)
-    values = np.rint(x / _along(scale.astype(np.float64), x.shape, axis, block or 0)) + shift
+    steps, shift = _grid(x.shape, scale, zero, axis, block)
+    values = np.rint(x / steps) + shift
     limits = np.iinfo(target)
     return np.asarray(np.clip(values, limits.min, limits.max).astype(target))
 
@@ -201,9 +209,9 @@ class _MicrosoftQuantize(Microsoft):
 class _Pair(Microsoft):
     """Two quantized operands, elementwise: (A, scale, zero, B, scale, zero, scale, zero)."""
 
+    @abstractmethod
     def combine(self, a: Array, b: Array) -> Array:
-        """The float operator."""
-        raise NotImplementedError
+        """Apply the float operator."""
 
     def _run(self, *given: Any, **_: Any) -> tuple[Array, ...]:
         a, b = dequantized(*given[:3]), dequantized(*given[3:6])
@@ -229,9 +237,9 @@ class QLinearMul(_Pair):
 class _Single(Microsoft):
     """One quantized operand: (X, scale, zero, scale, zero)."""
 
+    @abstractmethod
     def apply(self, x: Array) -> Array:
-        """The float operator."""
-        raise NotImplementedError
+        """Apply the float operator."""
 
     def _run(self, *given: Any, **_: Any) -> tuple[Array, ...]:
         zero = given[4] if len(given) > 4 else None

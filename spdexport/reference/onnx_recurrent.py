@@ -6,10 +6,13 @@ onnx's own reference leaves out lengths of sequences, other activations, clippin
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnx.reference.op_run import OpRun
+
+from spdexport.reference.unavailable import UndefinedFormError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -46,11 +49,11 @@ def _functions(names: Sequence[str], alphas: Sequence[float], betas: Sequence[fl
     found = []
     for name in names:
         if name.lower() not in _ACTIVATIONS:
-            raise NotImplementedError(f"the activation {name}")
+            raise UndefinedFormError(f"the activation {name}")
         function, defaults = _ACTIVATIONS[name.lower()]
         numbers = [next(source, default) for source, default in zip(given, defaults, strict=False)]
         if any(map(math.isnan, numbers)):
-            raise NotImplementedError(f"{name} without its alpha and beta, whose defaults runtimes do not agree on")
+            raise UndefinedFormError(f"{name} without its alpha and beta, whose defaults runtimes do not agree on")
         found.append(lambda x, function=function, numbers=numbers: function(x, *numbers))
     return found
 
@@ -69,9 +72,9 @@ class _Recurrent(OpRun):
     states: int = 1
     default: tuple[str, ...]
 
+    @abstractmethod
     def _step(self, W: Array, R: Array, B: Array, P: Array, functions: Any, **attributes: Any) -> Any:
         """One time: from input (N, in) and states (N, H) to the next states, the first of which is the output."""
-        raise NotImplementedError
 
     def _run(
         self,

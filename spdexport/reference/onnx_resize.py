@@ -19,6 +19,7 @@ from onnx.reference.op_run import OpRun
 from onnx.reference.ops._op_list import Resize as StockResize
 
 from spdexport.reference.onnx_operators import run_stock
+from spdexport.reference.unavailable import UndefinedFormError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,7 +52,7 @@ def _coordinates(mode: str, axis: Axis, length: int, dtype: Any) -> Array:
             middle = np.full(1, number(0.5 * (start + end) * (length - 1)))
             found = middle if out == 1 else first + x * whole / number(out - 1)
         case _:
-            raise NotImplementedError(f"coordinate_transformation_mode {mode}")
+            raise UndefinedFormError(f"coordinate_transformation_mode {mode}")
     return np.asarray(found)
 
 
@@ -66,7 +67,7 @@ def _nearest(x: Array, mode: str) -> Array:
         case "round_prefer_floor":
             return np.asarray(np.ceil(x - x.dtype.type(0.5)))
         case _:
-            raise NotImplementedError(f"nearest_mode {mode}")
+            raise UndefinedFormError(f"nearest_mode {mode}")
 
 
 def _linear(t: Array) -> list[Array]:
@@ -143,7 +144,7 @@ def interpolate(
         elif mode == "cubic":
             result = _weighed(result, axis, where, lambda t: _cubic(t, cubic), exclude_outside=exclude_outside)
         else:
-            raise NotImplementedError(f"mode {mode}")
+            raise UndefinedFormError(f"mode {mode}")
     result = np.where(outside, np.asarray(extrapolation, result.dtype), result) if outside.any() else result
     # ONNX Runtime and torch cut what is between two integers.
     return result if x.dtype.kind == "f" else np.asarray(onnx.numpy_helper.saturate_cast(np.trunc(result), x.dtype))

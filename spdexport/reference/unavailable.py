@@ -32,6 +32,13 @@ class ReferenceUnavailable(Exception):  # noqa: N818 - no fault of the model or 
         self.is_missing = is_missing
 
 
+class UndefinedFormError(NotImplementedError):
+    """An operator is asked for in a form that has no definition here.
+
+    onnx's own operators raise ``NotImplementedError`` for the same: it becomes ``ReferenceUnavailable``, with the node.
+    """
+
+
 def missing(error: ReferenceUnavailable) -> type[OpRun]:
     """Return an operator that says why it has no reference when it is to be computed."""
 

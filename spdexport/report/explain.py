@@ -87,6 +87,10 @@ _FILE_FAILURES = _FAILURES | {
 """The same where the source is an ONNX file, or there is none."""
 
 _OTHER_FAILURES = _FILE_FAILURES | {
+    "weights": (
+        "the file has other weights or operators than the file that it is compared with",
+        "look at what is named, in both files; verify FILE --against its source tells which of the two is right",
+    ),
     "export": (
         "the file computes something else than the file that it is compared with",
         "look at the layer that is named, in both files; verify FILE alone tells whether ONNX Runtime is at fault",

@@ -9,6 +9,7 @@ import torch
 from torch.export.graph_signature import InputKind, TensorArgument
 
 from spdexport.arrays import to_numpy, to_torch
+from spdexport.capture.axes import tensor_inputs
 from spdexport.capture.ranges import axis_ranges
 from spdexport.loading.model import ExampleInputs
 from spdexport.ranges import ends
@@ -179,7 +180,7 @@ def _redraw(tensor: torch.Tensor, shape: tuple[int, ...], recipe: Recipe, random
 def _from_signature(program: ExportedProgram) -> ExampleInputs:
     """Inputs of the traced sizes for a program that brought none."""
     spec = program.call_spec.in_spec
-    fakes = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    fakes = dict(tensor_inputs(program))
     values: list[object] = []
     for given in (s.arg for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT):
         if isinstance(given, TensorArgument):
