@@ -86,7 +86,7 @@ def read_config(*folders: Path) -> RunConfig:
 
 
 def _search(content: object, name: str, depth: int) -> Iterator[Any]:
-    """Find a setting: at the top first, then one level of nesting after the other is the same as depth first here."""
+    """Find a setting: at the top first, then in each mapping inside, as far down as SPD nests and some more."""
     if not isinstance(content, Mapping) or depth > _DEEPEST:
         return
     if name in content:

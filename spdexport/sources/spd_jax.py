@@ -112,7 +112,7 @@ def _factor_keys(content: Mapping[str, Any], folder: Path) -> list[tuple[str, ..
             and names[-4:-2] in (("components", "vu"), ("components", "stacks"))
             and names[-1] in _FACTORS
         ):
-            found.append((*names[:-4], *names[-4:]))
+            found.append(names)
     if not found:
         raise ComponentsError(
             "The checkpoint of JAX holds no V and U: it has neither components.vu nor components.stacks.",

@@ -16,8 +16,8 @@ import onnx_ir as ir
 
 from spdexport.factors import unit_rounding
 from spdexport.reference.onnx_reference import RANDOM
+from spdexport.reference.rounding_onnx import EXACT, SHAPES
 from spdexport.reference.unavailable import ReferenceUnavailable
-from spdexport.rewrite.onnx_constants import constant
 from spdexport.verification.one_node import OneNode, widened
 
 if TYPE_CHECKING:
@@ -30,17 +30,6 @@ DRAWS = 6
 
 ELEMENTS = 2**28
 """The size up to which a constant is computed; a larger one stays where it is."""
-
-EXACT = frozenset(
-    (
-        "Abs", "Ceil", "Clip", "Compress", "Concat", "Constant", "ConstantOfShape", "DepthToSpace", "Expand", "EyeLike",
-        "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Identity", "Max", "Min", "Neg", "OneHot", "Pad",
-        "ReduceMax", "ReduceMin", "Relu", "Reshape", "ReverseSequence", "Round", "ScatterElements", "ScatterND",
-        "Shape", "Sign", "Size", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "TopK", "Transpose", "Trilu",
-        "Unsqueeze", "Where",
-    )
-)  # fmt: skip
-"""Operators that round nothing."""
 
 ONCE = frozenset(("Cast", "CastLike", "DequantizeLinear"))
 """Operators that round once, the same way everywhere: their results are rounded here and need no floor."""
@@ -171,7 +160,7 @@ def _evaluated(node: ir.Node, known: dict[ir.Value, _Known], model: ir.Model) ->
         function = OneNode(node, [None if o is None else o.dtype for o in operands], model.opset_imports)
         exact = function.run({name: o.exact for name, o in feeds.items()})
     except ReferenceUnavailable:
-        return _looked_through(node, feeds, parameters)
+        return None
     if any(not isinstance(v, np.ndarray) or v.dtype.kind not in "biuf" or v.size > ELEMENTS for v in exact):
         return None
     dtypes = [d if d is not None else v.dtype for d, v in zip(function.dtypes, exact, strict=True)]
@@ -182,15 +171,6 @@ def _evaluated(node: ir.Node, known: dict[ir.Value, _Known], model: ir.Model) ->
         _Known(exact=value, noisy=tuple(draw[i] for draw in noisy), dtype=dtype, parameters=parameters)
         for i, (value, dtype) in enumerate(zip(exact, dtypes, strict=True))
     ]
-
-
-def _looked_through(node: ir.Node, operands: dict[int, _Known], parameters: tuple[str, ...]) -> list[_Known] | None:
-    """The same where the reference has not the operator in this version, and reading layers needs it."""
-    array = None if any(o.noisy for o in operands.values()) else constant(node.outputs[0])
-    if array is None or len(node.outputs) > 1:
-        return None
-    wide = widened(array, ir.DataType.from_numpy(array.dtype))
-    return [_Known(exact=wide, noisy=(), dtype=array.dtype, parameters=parameters)]
 
 
 def _read(value: ir.Value) -> _Known:
@@ -214,7 +194,7 @@ def _drawn(
 ) -> list[list[Array]]:
     """The results with simulated rounding, of the operands and of the node's own; none where nothing is rounded."""
     floats = [i for i, value in enumerate(exact) if value.dtype.kind == "f"]
-    own = bool(floats) and node.op_type not in EXACT | ONCE
+    own = bool(floats) and node.op_type not in EXACT | SHAPES | ONCE
     if not floats or not (own or any(o.noisy for o in operands.values())):
         return []
     u = max((unit_rounding(dtypes[i]) for i in floats), default=0.0)
