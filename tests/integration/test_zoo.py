@@ -38,7 +38,7 @@ ZOO: dict[str, Callable[[], tuple[torch.nn.Module, tuple[int, ...]]]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.long if name == "mobilenet_v2" else ()) for name in ZOO]
+    "name", [pytest.param(name, marks=() if name == "resnet" else pytest.mark.long) for name in ZOO]
 )
 def test_convert_then_fold_is_the_dense_model(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
