@@ -120,7 +120,10 @@ class FileRun(Runner[FileCase]):
         self._file, self._name, self._reference = file, name, reference
         self._model = reload_onnx(file)
         self._right = self._model if reference == file else reload_onnx(reference)
-        self._inputs, self._outputs = input_ports(self._right), output_ports(self._right)
+        taken = {port.name: port for port in input_ports(self._model)}
+        # Of two files, each may fix axes that the other leaves open.
+        self._inputs = tuple(port.narrowed(taken.get(port.name, port)) for port in input_ports(self._right))
+        self._outputs = output_ports(self._right)
         u = max((unit_rounding(t.dtype.numpy()) for t in _float_weights(self._right)), default=2.0**-24)
         super().__init__(check, SessionEdges(file, check.providers, is_evaluated=reference == file), u, edges)
         self._evaluated = Evaluated(reference, self._right)

@@ -56,6 +56,13 @@ class Port:
         shape = "of any shape" if self.shape is None else f"({', '.join(str(d) for d in self.shape)})"
         return f"{self.name} {self.dtype} {shape}"
 
+    def narrowed(self, other: Port) -> Port:
+        """Return the port with the axes that another file has a number for, where this one has none."""
+        if self.shape is None or other.shape is None or self.conflicts(other):
+            return self
+        shape = tuple(b if isinstance(b, int) else a for a, b in zip(self.shape, other.shape, strict=True))
+        return replace(self, shape=shape)
+
     def conflicts(self, other: Port) -> bool:
         """Whether two declarations cannot be of the same values; an axis without a number fits any size."""
         if self.name != other.name or self.dtype != other.dtype:

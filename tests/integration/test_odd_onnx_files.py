@@ -228,3 +228,11 @@ def test_what_onnx_runtime_quantizes_is_compared(opset: int, per_channel: bool, 
     )
     result = spdexport("verify", tmp_path / "q.onnx", "--provider", "cpu")
     assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_axes_that_one_of_two_files_fixes_have_that_size(swapped: bool, tmp_path: Path) -> None:
+    files = [one_convolution([], {}, ["N", 3, *sizes], tmp_path / f"{sizes[0]}.onnx") for sizes in (("h", "w"), (9, 7))]
+    file, other = reversed(files) if swapped else files
+    result = spdexport("verify", file, "--against", other, "--provider", "cpu")
+    assert result.exit_code == 0, result.output
