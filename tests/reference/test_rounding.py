@@ -297,6 +297,30 @@ def test_recurrent_layers_are_within_the_floor(op: str) -> None:
     assert 0.05 <= ratio(model, x) <= 2
 
 
+def test_the_states_of_recurrent_layers_are_within_the_floor() -> None:
+    # Gates multiply states that are given, so that their absolute errors are of these states' size.
+    rng = np.random.default_rng(0)
+    shapes, size = {"w": (1, 512, 128), "r": (1, 512, 128), "b": (1, 1024)}, 128
+    weights = [onnx.numpy_helper.from_array(rng.normal(size=s).astype(np.float32) / 8, n) for n, s in shapes.items()]
+    floats = onnx.TensorProto.FLOAT
+    node = onnx.helper.make_node("LSTM", ["x", *shapes, "", "h", "c"], ["y", "hn", "cn"], hidden_size=size)
+    given = [onnx.helper.make_tensor_value_info(n, floats, [1, 1, size]) for n in ("x", "h", "c")]
+    ends = [onnx.helper.make_tensor_value_info(n, floats, None) for n in node.output]
+    graph = onnx.helper.make_graph([node], "g", given, ends, weights)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 16)], ir_version=10)
+    reference, session = OnnxReference(model), open_session(model.SerializeToString(), SessionSettings())
+    worst = 0.0
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        inputs = {name: (100 * rng.normal(size=(1, 1, size))).astype(np.float32) for name in ("x", "h", "c")}
+        exact, got = reference.run(inputs), session.run(inputs)
+        noisy = [reference.run(inputs, noise=Noise(seed=run, unit_rounding=U)) for run in range(3)]
+        for name in ("hn", "cn"):
+            floor = floor_of(exact[name], exact[name].astype(np.float32), [n[name] for n in noisy])
+            worst = max(worst, float(np.abs(got[name] - exact[name]).max()) / floor)
+    assert 0.05 < worst <= FACTOR / 2
+
+
 def test_noise_is_in_functions_and_subgraphs_too() -> None:
     text = """
     <ir_version: 9, opset_import: ["" : 20, "local" : 1]>
