@@ -139,11 +139,10 @@ def with_rounding(call: Call, outputs: Sequence[Any]) -> list[Any]:
         for index, value in enumerate(found):
             if not rounds(value):
                 continue
-            if states:
-                errors = states[index]
-            else:
-                errors = call.draw.relative(value) if index else _errors(call)
-            found[index] = with_errors(value, errors)
+            own = states[index] if states else None
+            if own is None:
+                own = call.draw.relative(value) if index else _errors(call)
+            found[index] = with_errors(value, own)
     return found
 
 
