@@ -41,7 +41,7 @@ MATRIX_OPERATORS = frozenset(("Conv", "ConvTranspose", "FusedConv", "Gemm", "Fus
 """What a provider must run itself for its edge to say anything; ONNX Runtime's fused forms included."""
 
 BIASES = "WeightBiasQuantization"
-"""The optimization of ONNX Runtime that makes quantized biases of float ones, in units of data's scale times weight's."""
+"""The optimization of ONNX Runtime that quantizes float biases, by the scale of the data times that of the weight."""
 
 Locate = Callable[[SessionSettings], tuple[str | None, str]]
 """Finds the first layer that diverges under some settings: the layer or None, and a remark."""
