@@ -172,7 +172,8 @@ def _product(call: Call) -> Array:
         terms = W.size // max(W.shape[0 if call.op == "Conv" else 1], 1)
     else:
         terms = call.x.shape[0 if call.op == "Gemm" and call.attribute("transA", 0) else -1] if call.x.ndim else 1
-    return rounding.product(call.y, call.magnitudes.of(call.identity, size), terms, call.draw)
+    growth = rounding.matmul_growth(call.x, W, call.y, call.draw) if call.op == "MatMul" else 0.0
+    return rounding.product(call.y, call.magnitudes.of(call.identity, size), terms, call.draw, growth=growth)
 
 
 def _einsum(call: Call) -> Array:
@@ -180,7 +181,10 @@ def _einsum(call: Call) -> Array:
         product: Array = call.again([np.abs(value) for value in call.inputs])[0]
         return product
 
-    return rounding.product(call.y, call.magnitudes.of(call.identity, size), 1, call.draw)
+    equation = str(call.attribute("equation", ""))
+    terms = rounding.contracted(equation, [value.shape for value in call.inputs])
+    growth = rounding.summation_growth(equation, call.inputs, call.y, call.draw) if terms > rounding.SHORT else 0.0
+    return rounding.product(call.y, call.magnitudes.of(call.identity, size), terms, call.draw, growth=growth)
 
 
 def _reduction(call: Call) -> Array:
@@ -335,7 +339,8 @@ def _backward(call: Call, operands: Sequence[int], factor: float) -> Sequence[An
 def _interpolated(call: Call) -> Array:
     if call.attribute("mode", "linear" if call.op == "GridSample" else "nearest") == "nearest":
         return np.zeros(())
-    return rounding.interpolated(call.x, call.y, max(call.x.ndim - 2, 1), call.draw)
+    cubic = call.attribute("mode", "") in ("cubic", "bicubic")
+    return rounding.interpolated(call.x, call.y, max(call.x.ndim - 2, 1), call.draw, cubic=cubic)
 
 
 def _cast(call: Call) -> Array:

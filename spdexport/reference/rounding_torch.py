@@ -73,6 +73,9 @@ RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell")
 CELLS = (("lstm", 2), ("lstm_cell", 1))
 """Where the state of a cell is among the outputs."""
 
+NEAREST, BICUBIC = 1, 2
+"""The modes of grid_sampler."""
+
 REDUCTIONS = {
     "logsumexp": "log_sum_exp",
     "mean": "mean",
@@ -183,19 +186,34 @@ def _product(call: Call) -> Array:
     sizes = {name: _size(value) for name, value in call.arguments.items()}
     sizes |= {name: abs(sizes[name]) for name in ("alpha", "beta") if isinstance(sizes.get(name), int | float)}
     magnitude = call.magnitudes.of(call.identity, lambda: call.again(**sizes))
-    return rounding.product(call.y, magnitude, _terms(call), call.draw)
+    return rounding.product(call.y, magnitude, _terms(call), call.draw, growth=_growth(call))
+
+
+def _growth(call: Call) -> float:
+    """How far a product of two computed operands may be off, where all that it adds up is equal."""
+    name = operator_of(call.target) or ""
+    if name == "einsum":
+        values = [array_of(value) for value in call.arguments["tensors"]]
+        return rounding.summation_growth(call.arguments["equation"], values, call.y, call.draw)
+    if name not in ("bmm", "matmul"):
+        return 0.0
+    second = call.array("mat2" if name == "bmm" else "other")
+    assert second is not None, "a product has two operands"
+    return rounding.matmul_growth(call.x, second, call.y, call.draw)
 
 
 def _terms(call: Call) -> int:
     """The number of products in each sum; 1 where it is not told."""
     weight = call.array("weight")
     name = operator_of(call.target) or ""
+    if name == "einsum":
+        return rounding.contracted(call.arguments["equation"], [list(v.shape) for v in call.arguments["tensors"]])
     if weight is not None and weight.ndim > 1:
         outs = weight.shape[1] if "transpose" in name or call.arguments.get("transposed") else weight.shape[0]
         return int(weight.size // max(outs, 1))
     for operand in ("mat1", "batch1", "self"):
         first = call.array(operand)
-        if first is not None and first.ndim and name not in ("einsum", "tensordot", "addmv"):
+        if first is not None and first.ndim and name not in ("tensordot", "addmv"):
             return int(first.shape[-1])
     return 1
 
@@ -338,9 +356,10 @@ def _off(call: Call, value: Any, factor: float, salt: int) -> Any:
 
 
 def _interpolated(call: Call) -> Array:
-    if call.arguments.get("interpolation_mode") == 1:  # nearest
+    if call.arguments.get("interpolation_mode") == NEAREST:
         return np.zeros(())
-    return rounding.interpolated(call.x, call.y, max(call.x.ndim - 2, 1), call.draw)
+    cubic = "bicubic" in (operator_of(call.target) or "") or call.arguments.get("interpolation_mode") == BICUBIC
+    return rounding.interpolated(call.x, call.y, max(call.x.ndim - 2, 1), call.draw, cubic=cubic)
 
 
 def _cast(call: Call) -> Array:

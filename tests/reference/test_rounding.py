@@ -12,7 +12,7 @@ import torch
 from spdexport.ort.sessions import SessionSettings, open_session
 from spdexport.reference.noise import Draw, Magnitudes, Noise, undisturbed
 from spdexport.reference.onnx_reference import OnnxReference
-from spdexport.reference.rounding import Affine, added_up, normalized
+from spdexport.reference.rounding import Affine, added_up, contracted, normalized
 from spdexport.reference.torch_reference import evaluate
 from spdexport.verification.compare import FACTOR, floor_of
 
@@ -279,6 +279,53 @@ def test_half_precision_is_judged_as_such() -> None:
     exact = OnnxReference(model).run({"x": x})["y"]
     noisy = OnnxReference(model).run({"x": x}, noise=Noise(seed=0, unit_rounding=2.0**-11))["y"]
     assert np.abs(noisy - exact).max() <= 2.0**-11
+
+
+def described(op: str, inputs: list[str], constants: dict[str, np.ndarray], **attributes: Any) -> onnx.ModelProto:
+    """A model of one operator with constants by name."""
+    proto = model_of(op, [], 20, **attributes)
+    proto.graph.node[0].input[:] = inputs
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in constants.items())
+    return proto
+
+
+@pytest.mark.parametrize("size", [7, 16, 40, 100, 250])
+def test_fourier_transforms_of_any_size_are_within_the_floor(size: int) -> None:
+    proto = described("DFT", ["x", "", "axis"], {"axis": np.array(3)})
+    for seed in range(3):
+        x = np.random.default_rng(seed).normal(size=(1, 2, 3, size, 1)).astype(np.float32)
+        assert 0.02 < ratio(proto, x, seed) <= FACTOR / 2
+
+
+@pytest.mark.parametrize("mode", ["linear", "cubic"])
+def test_interpolation_of_values_that_are_nearly_equal_is_within_the_floor(mode: str) -> None:
+    proto = described("Resize", ["x", "", "s"], {"s": np.array([1, 1, 1.7, 1.7], np.float32)}, mode=mode)
+    for size in (8, 17, 40):
+        x = 5 + 0.01 * np.random.default_rng(size).normal(size=(2, 3, size, size))
+        assert ratio(proto, x.astype(np.float32)) <= FACTOR / 2
+
+
+def test_products_of_a_summation_count() -> None:
+    shapes = [(2, 8, 40, 30), (2, 5, 40, 30)]
+    assert contracted("bchw,bdhw->bcd", shapes) == 1200
+    assert contracted("bchw, bdhw -> bchd", shapes) == 30
+    assert contracted("...hw,...hw", [(2, 40, 30)] * 2) == 1200
+    assert contracted("ij,jk", [(2, 3), (3, 4)]) == 3
+
+
+@pytest.mark.parametrize("op", ["Einsum", "MatMul"])
+def test_products_of_equal_values_are_within_the_floor(op: str) -> None:
+    summed = described("Einsum", ["x", "x"], {}, equation="bchw,bdhw->bcd")
+    for seed in range(5):
+        value = np.random.default_rng(seed).uniform(0.1, 1)
+        if op == "Einsum":
+            assert ratio(summed, np.full((1, 3, 64, 64), value, np.float32), seed) <= FACTOR / 2
+        else:
+            x = np.full((2, 64, 64), value, np.float32)
+            long = np.full((2, 1, 4096), value, np.float32)
+            assert ratio(described("MatMul", ["x", "x"], {}), x, seed) <= FACTOR / 2
+            proto = described("MatMul", ["x", "b"], {"b": long.swapaxes(1, 2).copy()})
+            assert ratio(proto, long, seed) <= FACTOR / 2
 
 
 RECURRENT = {
