@@ -165,14 +165,10 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     more = [row for row in rows if row["plain"] != "works" and row["verdict"] == "pass"]
     print(f"{len(rows)} architectures. The plain export works for {len(works)}; spdexport converts and verifies")
     print(f"{len(passed)} of these, and {len(more)} of the {len(rows) - len(works)} others.\n")
-    print(
-        f"Verdicts of a conversion and of its file by itself that contradict each other: {sum(map(_contradicts, rows))}.\n"
-    )
-    print(
-        "| architecture | kind | plain | spdexport | its file | from ONNX, its file | decomposed | alone | noise",
-        end=" ",
-    )
-    print("| seconds | remarks |")
+    wrong = sum(map(_contradicts, rows))
+    print(f"Verdicts of a conversion and of its file by itself that contradict each other: {wrong}.\n")
+    print("| architecture | kind | plain | spdexport | its file | from ONNX, its file | decomposed | alone", end=" ")
+    print("| noise | seconds | remarks |")
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     for row in rows:
         noise = f"{row['noise']:.2g}" if "noise" in row else ""
