@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--net", nargs="+", choices=list(NETS), default=list(NETS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--dataset", type=Path, default=Path(DATA), help=f"the folder of the gzipped files; {DATA}")
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True, exist_ok=True)
@@ -183,8 +183,8 @@ def trained(module: nn.Module, images: np.ndarray, labels: np.ndarray, *, epochs
     optimizer = torch.optim.AdamW(module.parameters(), lr=2e-3, weight_decay=0.02)
     steps = len(x) // batch
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, epochs * steps, pct_start=0.2)
-    module.train()
-    for _ in range(epochs):
+    module = module.to(memory_format=torch.channels_last).train()
+    for epoch in range(epochs):
         order = torch.randperm(len(x))
         for step in range(steps):
             chosen = order[step * batch : (step + 1) * batch]
@@ -194,7 +194,8 @@ def trained(module: nn.Module, images: np.ndarray, labels: np.ndarray, *, epochs
             loss.backward()
             optimizer.step()
             schedule.step()
-    return module.eval()
+        print(f"epoch {epoch + 1} of {epochs}: loss {loss.item():.3f}", flush=True)
+    return module.to(memory_format=torch.contiguous_format).eval()
 
 
 def answers(module: nn.Module, images: np.ndarray, *, batch: int = 500) -> np.ndarray:
