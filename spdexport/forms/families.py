@@ -59,6 +59,7 @@ class Family:
         names: Of the stages; the geometry may have fewer of them.
         without: Why a layer of a geometry has no such form, in a clause; None where it has one.
         specs: The geometries of the stages at some ranks.
+        largest: The largest that ranks can usefully be, of as many as a form may have.
         decompose: Takes a weight in float64, its geometry, and the dtype that it is rounded to.
         numbers: How many ranks a form of this kind may have.
     """
@@ -68,6 +69,7 @@ class Family:
     names: tuple[str, ...]
     without: Callable[[ConvSpec], str | None]
     specs: Callable[[ConvSpec, Ranks], tuple[ConvSpec, ...]]
+    largest: Callable[[ConvSpec], Ranks]
     decompose: Callable[[Array, ConvSpec, np.dtype[np.generic]], Decomposed]
     numbers: tuple[int, ...] = (1,)
 
@@ -96,6 +98,7 @@ FAMILIES: Mapping[FormKind, Family] = {
             names=pair.NAMES,
             without=pair.without_pair,
             specs=lambda spec, ranks: pair.pair_specs(spec, *ranks),
+            largest=pair.largest_pair,
             decompose=pair.decomposed_pair,
         ),
         Family(
@@ -104,6 +107,7 @@ FAMILIES: Mapping[FormKind, Family] = {
             names=spatial.NAMES,
             without=spatial.without_spatial,
             specs=lambda spec, ranks: spatial.spatial_specs(spec, *ranks),
+            largest=spatial.largest_spatial,
             decompose=spatial.decomposed_spatial,
         ),
         Family(
@@ -112,6 +116,7 @@ FAMILIES: Mapping[FormKind, Family] = {
             names=tucker.NAMES,
             without=tucker.without_tucker,
             specs=lambda spec, ranks: tucker.tucker_specs(spec, *ranks),
+            largest=tucker.largest_tucker,
             decompose=tucker.decomposed_tucker,
             numbers=(1, 2),
         ),

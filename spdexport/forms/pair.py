@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from spdexport.conv import ConvSpec
 from spdexport.factors import Factors, u_filters, v_filters
+from spdexport.forms.base import Form, chain_form
+from spdexport.forms.kinds import FormKind
 from spdexport.lowrank import Orthogonal, numerical_rank, orthogonal, rank_for_errors, truncation_errors
 
 if TYPE_CHECKING:
@@ -31,6 +33,17 @@ def pair_specs(spec: ConvSpec, components: int) -> tuple[ConvSpec, ConvSpec]:
     channels = spec.groups * components
     v = replace(spec, out_channels=channels)
     return v, ConvSpec.pointwise(channels, spec.out_channels, axes=spec.axes, groups=spec.groups)
+
+
+def largest_pair(spec: ConvSpec) -> tuple[int]:
+    """Return the rank that any weight of this geometry has at most."""
+    return (min(spec.patch, spec.group_out),)
+
+
+def pair_form(spec: ConvSpec, factors: Factors, bias: Array | None) -> Form:
+    """Return the form of V and U that were made anew; without a mask."""
+    weights = v_filters(factors, spec), u_filters(factors, spec)
+    return chain_form(FormKind.RECOMPRESSED, pair_specs(spec, factors.components), weights, NAMES, bias)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

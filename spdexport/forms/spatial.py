@@ -53,6 +53,12 @@ def spatial_specs(spec: ConvSpec, rank: int) -> tuple[ConvSpec, ConvSpec]:
     return first, _along(spec, rest, between, spec.out_channels)
 
 
+def largest_spatial(spec: ConvSpec) -> tuple[int]:
+    """Return the rank that any weight of this geometry has at most, unfolded."""
+    inner, taps = spec.in_channels // spec.groups, spec.kernel[_axis(spec)]
+    return (min(inner * taps, spec.group_out * math.prod(spec.kernel) // taps),)
+
+
 def spatial_form(spec: ConvSpec, first: Array, second: Array, bias: Array | None) -> Form:
     """Return the form of two stages, the first along the first axis whose kernel is wider than one.
 

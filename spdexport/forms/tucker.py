@@ -60,6 +60,11 @@ def tucker_specs(spec: ConvSpec, inner: int, outer: int | None = None) -> tuple[
     return first, core, ConvSpec.pointwise(out, spec.out_channels, axes=spec.axes, groups=groups)
 
 
+def largest_tucker(spec: ConvSpec) -> tuple[int, int]:
+    """Return the layer's own channels on either side."""
+    return spec.in_channels // spec.groups, spec.group_out
+
+
 def tucker_form(spec: ConvSpec, first: Array, core: Array, last: Array | None, bias: Array | None) -> Form:
     """Return the form of three stages, or two.
 
