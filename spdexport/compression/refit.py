@@ -30,6 +30,7 @@ from spdexport.forms import Form, FormKind, dense
 if TYPE_CHECKING:
     from spdexport.compression.moments import Moments
     from spdexport.conv import Array, ConvSite, ConvSpec, FloatArray
+    from spdexport.forms.families import Ranks
 
 
 def anchored(weight: Array, spec: ConvSpec, moments: Moments, *, ridge: float = RIDGE) -> tuple[FloatArray, FloatArray]:
@@ -48,9 +49,7 @@ def anchored(weight: Array, spec: ConvSpec, moments: Moments, *, ridge: float = 
     return _anchored(W, metric, moments)
 
 
-def refitted(
-    site: ConvSite, kind: FormKind, ranks: tuple[int, ...], moments: Moments, *, ridge: float = RIDGE
-) -> Form:
+def refitted(site: ConvSite, kind: FormKind, ranks: Ranks, moments: Moments, *, ridge: float = RIDGE) -> Form:
     """Return the form of a kind and ranks that comes nearest to the dense network's output.
 
     Args:
