@@ -100,7 +100,7 @@ def layer_candidates(
             continue
         made = decompose(weight, spec, metric, kind, max(grid))
         options = _options(made, grid, lane)
-        for chosen, error in _useful(options, lambda r, kind=kind: screen(site, family_shape(site, kind, r)), limit):
+        for chosen, error in _useful(options, partial(_price, screen, site, kind), limit):
             shape = family_shape(site, kind, chosen)
             found.append(
                 Candidate(
@@ -122,7 +122,7 @@ def kinds_of(spec: ConvSpec) -> tuple[FormKind, ...]:
 
 
 def ranks(most: int, lane: int) -> tuple[int, ...]:
-    """Return the ranks up to ``most`` that are weighed: a few small ones and multiples of ``lane``, ``STEPS`` at most."""
+    """Return the ranks up to ``most`` that are weighed: small ones, and multiples of ``lane``, ``STEPS`` at most."""
     multiples = most // lane
     step = -(-multiples // STEPS) if multiples else 1
     return tuple(r for r in SMALL if r < min(lane, most + 1)) + tuple(range(lane, most + 1, lane * step))
@@ -131,6 +131,10 @@ def ranks(most: int, lane: int) -> tuple[int, ...]:
 def grouped_weight(weight: np.ndarray, spec: ConvSpec) -> FloatArray:
     """Return a weight of ``spec.weight_shape`` in float64, of shape (groups, out / groups, patch)."""
     return np.asarray(weight, dtype=np.float64).reshape(spec.groups, spec.group_out, spec.patch)
+
+
+def _price(cost: CostModel, site: ConvSite, kind: FormKind, ranks: Ranks) -> float:
+    return cost(site, family_shape(site, kind, ranks))
 
 
 def _options(made: Decomposition, grid: Sequence[int], lane: int) -> list[tuple[Ranks, float]]:
@@ -143,7 +147,7 @@ def _options(made: Decomposition, grid: Sequence[int], lane: int) -> list[tuple[
         return sorted({r for r in values if r < exact} | {exact})
 
     known = with_exact([r for r in grid if r <= len(errors)], made.exact)
-    options = [((r,), float(errors[r - 1])) for r in known]
+    options: list[tuple[Ranks, float]] = [((r,), float(errors[r - 1])) for r in known]
     if made.kind is not FormKind.TUCKER:
         return options
     outer = made.outer_errors

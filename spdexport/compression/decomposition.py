@@ -191,7 +191,7 @@ def _first_stage(weight: FloatArray, metric: Metric, splitting: Splitting, limit
         V = _t(R) @ _t(M)
     else:
         # The same from the smaller side: with N = L L' and P the eigenvectors of L' M M' L, R' M' is P' L' M M'.
-        L = np.linalg.cholesky(_definite(N))
+        L = np.asarray(np.linalg.cholesky(_definite(N)), dtype=np.float64)
         square = M @ _t(M)
         values, P = _eigenvectors(_t(L) @ square @ L, limit)
         V = _t(P) @ _t(L) @ square
@@ -202,7 +202,7 @@ def _first_stage(weight: FloatArray, metric: Metric, splitting: Splitting, limit
 
 def _fitted(G: FloatArray, B: FloatArray) -> FloatArray:
     """H = B G^-1."""
-    return _t(np.linalg.solve(_definite(G), _t(B)))
+    return np.asarray(np.linalg.solve(_definite(G), _t(B)), dtype=np.float64).swapaxes(1, 2)
 
 
 def _definite(G: FloatArray) -> FloatArray:
@@ -218,7 +218,7 @@ def _definite(G: FloatArray) -> FloatArray:
 
 def _eigenvectors(square: FloatArray, limit: int | None = None) -> tuple[FloatArray, FloatArray]:
     """The largest eigenvalues, descending, and their eigenvectors as columns."""
-    values, vectors = np.linalg.eigh(square)
+    values, vectors = (np.asarray(found, dtype=np.float64) for found in np.linalg.eigh(square))
     return values[:, ::-1][:, :limit], vectors[..., ::-1][..., :limit]
 
 

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 ROWS = 65_536
 """Rows that a layer's moments are taken from, in all.
 
-A layer of ResNet-50 has 13 million of them for 256 images, of which neighbours say nearly the same. `CONTRIBUTING.md`
-names the study; from 16,384 rows on the networks there lost the same, and 65,536 are 14 for each column of the largest
-Sigma."""
+A layer of ResNet-50 has up to 3 million of them for 256 images, of which neighbours say nearly the same. These are 14
+for each column of the largest Sigma."""
 
 FULL_PATCH = 4_608
 """The longest patch whose Sigma is held in full: 162 MiB in float64. Longer ones have a sketch in its place."""
@@ -70,7 +69,7 @@ class Moments:
         return _needed(self.targets) / max(self.count, 1)
 
     def covariance(self) -> FloatArray:
-        """E (x - E x) (x - E x)', shape (groups, patch, patch): what counts where the bias makes good what is constant."""
+        """E (x - E x) (x - E x)', shape (groups, patch, patch)."""
         return _centred(_needed(self.second), self.inputs, self.inputs, self.count)
 
     def cross_covariance(self) -> FloatArray:
