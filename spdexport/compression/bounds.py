@@ -111,7 +111,7 @@ def drop_upper_bound(samples: int, worse: int, better: int, *, confidence: float
         return float((mass * share).sum())
 
     low, high = -1.0, 1.0
-    for _ in range(60):
+    for _ in range(44):
         middle = (low + high) / 2
         low, high = (low, middle) if probability(middle) >= confidence else (middle, high)
     return high

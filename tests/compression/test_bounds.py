@@ -38,16 +38,25 @@ def bound(n: int, worse: int, better: int) -> float:
     return drop_upper_bound(n, worse, better)
 
 
-@pytest.mark.parametrize("n", [200, 2_000])
 @pytest.mark.parametrize(
-    ("worse", "better"), [(0.005, 0.0), (0.01, 0.005), (0.02, 0.02), (0.001, 0.002), (0.05, 0.03), (0.2, 0.2)]
+    ("n", "worse", "better"),
+    [
+        (200, 0.005, 0.0),
+        (200, 0.01, 0.005),
+        (200, 0.02, 0.02),
+        (200, 0.05, 0.03),
+        (2_000, 0.001, 0.002),
+        (2_000, 0.005, 0.002),
+        pytest.param(2_000, 0.02, 0.02, marks=pytest.mark.long),
+        pytest.param(2_000, 0.2, 0.2, marks=pytest.mark.long),
+    ],
 )
 def test_the_bound_holds_as_often_as_it_says(n: int, worse: float, better: float) -> None:
-    draws = np.random.default_rng(0).multinomial(n, [worse, better, 1 - worse - better], size=1_500)
+    trials = 1_500
+    draws = np.random.default_rng(0).multinomial(n, [worse, better, 1 - worse - better], size=trials)
     holds = np.mean([bound(n, int(b), int(c)) >= worse - better for b, c, _ in draws])
-    # Of 1,500 trials at 95%, one deviation is 0.6%.
-    assert holds >= 0.94
-    assert holds <= 1.0
+    # Less two deviations of what so many trials tell.
+    assert holds >= 0.95 - 2 * math.sqrt(0.05 * 0.95 / trials)
 
 
 def test_more_that_gets_worse_raises_the_bound_and_more_data_lower_it() -> None:

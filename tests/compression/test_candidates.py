@@ -70,7 +70,6 @@ def test_errors_are_those_that_the_forms_have(spec: ConvSpec, full_patch: int) -
         assert candidate.error == pytest.approx(measured(site, form, metric), rel=1e-6, abs=1e-10)
         assert tuple(stage.spec for stage in form.stages) == candidate.shape.stages
         assert form.name == candidate.kind
-        assert candidate.cost < dense.cost
 
 
 @settings(max_examples=60)
@@ -157,10 +156,12 @@ def planted(kind: FormKind, rank: tuple[int, ...], *, seed: int = 0, spec: ConvS
 def test_a_planted_rank_is_found_and_loses_nothing(kind: FormKind, rank: tuple[int, ...]) -> None:
     site = site_of(CONV, planted(kind, rank))
     candidates = layer_candidates(site, moments(CONV), MacsCost())
-    best = min((c for c in candidates if c.error <= 1e-12), key=lambda c: c.cost)
-    assert (best.kind, best.ranks) == (kind, rank)
-    folded = np.asarray(fold_form(best.make()).weight)
-    assert np.abs(folded - site.weight).max() <= 2e-5 * np.abs(site.weight).max()
+    exact = [c for c in candidates if c.error <= 1e-12]
+    assert (kind, rank) in [(c.kind, c.ranks) for c in exact]
+    # A product of rank 3 is one of rank 9 in other kinds, which may be cheaper: all that is called exact is.
+    for candidate in exact:
+        folded = np.asarray(fold_form(candidate.make()).weight)
+        assert np.abs(folded - site.weight).max() <= 2e-5 * np.abs(site.weight).max()
 
 
 def test_a_planted_depthwise_layer_is_found() -> None:
@@ -195,6 +196,7 @@ def test_no_form_is_weighed_in_vain() -> None:
     cost = Counted()
     candidates = layer_candidates(site_of(CONV), moments(CONV), cost)
     assert len(cost.calls) == len(candidates)
+    assert all(c.cost < candidates[0].cost for c in candidates[1:])
     for kind in kinds_of(CONV):
         own = [(c.cost, c.error) for c in candidates if c.kind is kind]
         assert own == sorted(own, key=lambda pair: (-pair[0], pair[1]))

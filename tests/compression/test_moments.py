@@ -75,7 +75,7 @@ def test_no_location_is_taken_twice() -> None:
 def test_parts_merge_to_the_whole() -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((9, 4, 7, 8))
-    y = rng.standard_normal((9, 6, 3, 4))
+    y = rng.standard_normal((9, 6, 3, 5))
     whole, parts = of(CONV, x, y), [of(CONV, x[i : i + 4], y[i : i + 4]) for i in (0, 4, 8)]
     merged = parts[0].merge(parts[1]).merge(parts[2])
     assert merged.count == whole.count
@@ -93,7 +93,7 @@ def test_parts_merge_to_the_whole() -> None:
 @pytest.mark.parametrize("full_patch", [99, 2])
 def test_arrays_bring_the_moments_back(full_patch: int) -> None:
     rng = np.random.default_rng(0)
-    made = of(CONV, rng.standard_normal((2, 4, 7, 8)), rng.standard_normal((2, 6, 3, 4)), full_patch=full_patch)
+    made = of(CONV, rng.standard_normal((2, 4, 7, 8)), rng.standard_normal((2, 6, 3, 5)), full_patch=full_patch)
     back = Moments.from_arrays(made.arrays())
     for name, values in made.arrays().items():
         np.testing.assert_array_equal(back.arrays()[name], values)
@@ -114,14 +114,14 @@ def test_arrays_bring_the_moments_back(full_patch: int) -> None:
     ],
 )
 def test_arrays_that_are_no_moments_are_refused(change: dict, message: str) -> None:
-    made = of(CONV, np.zeros((1, 4, 7, 8)), np.zeros((1, 6, 3, 4))).arrays()
+    made = of(CONV, np.zeros((1, 4, 7, 8)), np.zeros((1, 6, 3, 5))).arrays()
     arrays = {name: values for name, values in {**made, **change}.items() if values is not None}
     with pytest.raises(ValueError, match=message):
         Moments.from_arrays(arrays)
 
 
 def test_targets_that_are_not_the_output_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"targets \(1, 6, 4, 3\) are not the output \(1, 6, 4, 4\) of 4>6 3x3"):
+    with pytest.raises(ValueError, match=r"targets \(1, 6, 4, 3\) are not the output \(1, 6, 3, 5\) of 4>6 3x3"):
         of(CONV, np.zeros((1, 4, 7, 8)), np.zeros((1, 6, 4, 3)))
 
 

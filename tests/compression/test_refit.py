@@ -125,6 +125,8 @@ def test_anchored_pairs_are_the_formula() -> None:
 
 
 def test_a_weight_of_long_patches_has_its_last_stage_fitted() -> None:
-    sketched = moments_of(CONV, coloured(CONV), coloured(replace(CONV, in_channels=64)), rng=np.random.default_rng(0), full_patch=1)
+    sketched = moments_of(
+        CONV, coloured(CONV), coloured(replace(CONV, in_channels=64)), rng=np.random.default_rng(0), full_patch=1
+    )
     with pytest.raises(ValueError, match="of longer patches the last stage is"):
         anchored(site_of(CONV).weight, CONV, sketched)
