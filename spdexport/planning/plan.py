@@ -15,7 +15,7 @@ from spdexport.planning.choices import FormChoice, PlanOptions
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from spdexport.conv import Array, ConvSite, FloatArray, Skipped
+    from spdexport.conv import Array, ConvSite, ConvSpec, FloatArray, Skipped
     from spdexport.forms import LiveInput, Ranks
 
 
@@ -263,6 +263,12 @@ class Plan:
     def approximates(self) -> bool:
         """Whether masks or dropped deltas change the function on purpose."""
         return any(decision.changes for decision in self.decisions)
+
+    @property
+    def chains(self) -> tuple[tuple[ConvSpec, ...], ...]:
+        """The geometries of the stages of all forms of several kernels."""
+        made = [d.made for d in self.decisions if d.made is not None and d.layer.ranks]
+        return tuple(tuple(stage.spec for stage in chain) for form in made for chain in form.chains)
 
     @property
     def runtime_inputs(self) -> tuple[LiveInput, ...]:
