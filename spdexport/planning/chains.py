@@ -41,7 +41,7 @@ def asked(layer: Layer, kind: FormKind, options: PlanOptions) -> Choice:
     rank, allowed = given_rank(options, name), allowed_error(options, name, layer.sigma)
     ranks = found.exact
     if rank is not None:
-        ranks = _at_rank(found, rank)
+        ranks = found.at(rank)
     elif allowed is not None:
         shapes = {ranks: family_shape(layer.site, kind, ranks) for ranks in found.within(allowed)}
         ranks = min(shapes, key=lambda at: sum(spec.out_channels * spec.patch for spec in shapes[at].stages))
@@ -89,7 +89,7 @@ def allows_chain(layer: Layer, kind: FormKind, ranks: Ranks, options: PlanOption
     found = _decomposed(layer, FAMILIES[kind])
     rank, allowed = given_rank(options, layer.site.name), allowed_error(options, layer.site.name, layer.sigma)
     if rank is not None and options.form is not FormChoice.AUTO:
-        return all(size >= least for size, least in zip(ranks, _at_rank(found, rank), strict=False))
+        return all(size >= least for size, least in zip(ranks, found.at(rank), strict=False))
     return allowed is not None and bool((found.lost(ranks) <= allowed + SLACK).all())
 
 
@@ -151,11 +151,6 @@ def _chain(layer: Layer, family: Family, found: Decomposed, ranks: Ranks) -> Cho
         truncation=error,
         ranks=ranks,
     )
-
-
-def _at_rank(found: Decomposed, rank: int) -> Ranks:
-    """All ranks at ``rank``, or what holds the weight where that is less."""
-    return tuple(min(rank, size) for size in found.exact)
 
 
 def _filled(ranks: Ranks, exact: Ranks, layer: Layer, options: PlanOptions) -> Ranks:
