@@ -115,6 +115,11 @@ class LayerPlan:
     ranks: Ranks = ()
     given: bool = False
 
+    @property
+    def is_decomposed(self) -> bool:
+        """Whether the layer has components or a form of its own, rather than being left alone."""
+        return self.components is not None or self.given
+
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
         return asdict(self)

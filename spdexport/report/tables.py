@@ -95,7 +95,7 @@ def inspected_layers(layers: Sequence[LayerPlan]) -> Table:
             below(layer.break_even),
             ratio(layer.delta_ratio),
             short(layer.macs_before),
-            "-" if layer.components is None else short(layer.macs_after),
+            short(layer.macs_after) if layer.is_decomposed else "-",
         )
     return table
 
