@@ -39,6 +39,9 @@ class Decomposed(Protocol):
     def full(self) -> Ranks:
         """The largest ranks, which hold any weight."""
 
+    def at(self, rank: int) -> Ranks:
+        """All ranks at ``rank``, or what holds the weight where that is less."""
+
     def lost(self, ranks: Ranks) -> FloatArray:
         """The relative Frobenius error at these ranks, of each group; what ``weights`` gives is no worse."""
 
@@ -126,6 +129,11 @@ FAMILIES: Mapping[FormKind, Family] = {
 
 NEW = tuple(family for family in FAMILIES.values() if family.kind is not FormKind.RECOMPRESSED)
 """Those beside V and U, in the order in which they are weighed."""
+
+
+def stage_name(number: int) -> str:
+    """Return what the weight of a stage is called behind its layer, in files of chains and modules to be trained."""
+    return f"stages.{number}.weight"
 
 
 def holds(weight: FloatArray, form: Form, dtype: np.dtype[np.generic]) -> bool:
