@@ -2,6 +2,7 @@
 # make test   install what tests need, check types and style, run all tests
 # make check  types and style alone
 # make quick  the tests without whole models
+# make docs   the pages of docs/, with every command and function, into build/site
 # make fuzz   thousands of damaged files; ARGS="--only KIND:SEED" for one of them
 # make test-long   all tests, the long ones too, which do not fit the time of continuous integration
 # make test-openvino   the tests of a provider beside the CPU's, in an environment of its own: OpenVINO runs on any x86-64
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 OPENVINO_VENV ?= .venv-openvino
 
-.PHONY: demo test test-long test-openvino gpu-evidence check quick fuzz clean
+.PHONY: demo docs test test-long test-openvino gpu-evidence check quick fuzz clean
 
 demo: $(VENV)/.demo
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/01_digits/demo.sh
@@ -27,6 +28,9 @@ test-long: check
 
 quick: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses auto -m "not slow and not long"
+
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python benchmarks/fuzz.py $(or $(ARGS),--results benchmarks/results/fuzz.md)
