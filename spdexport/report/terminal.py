@@ -126,10 +126,10 @@ def _own_notes(result: Conversion | Inspection | Folding | Verification) -> Sequ
     return () if isinstance(result, Verification) else result.notes
 
 
-def as_text(result: Result, *, width: int) -> str:
+def as_text(result: Result, *, width: int, verbose: bool = False) -> str:
     """A result as `show` prints it, in plain text whatever the environment says of colours."""
     file = io.StringIO()
-    show(result, console=SafeConsole(file=file, width=width, force_terminal=False, color_system=None))
+    show(result, verbose=verbose, console=SafeConsole(file=file, width=width, force_terminal=False, color_system=None))
     return file.getvalue().strip()
 
 
