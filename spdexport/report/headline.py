@@ -105,7 +105,7 @@ def changed_outputs(change: Approximation) -> str:
 
 def decomposed(result: Inspection) -> str:
     """How many layers have V and U, as what, and where these come from."""
-    layers = [layer for layer in result.plan.layers if layer.components is not None]
+    layers = [layer for layer in result.plan.layers if layer.is_decomposed]
     if not layers:
         return NOTHING_TO_DECOMPOSE
     forms = sorted({layer.form for layer in layers})
@@ -127,7 +127,7 @@ def written_files(result: Conversion | Folding, saved: int = 0) -> tuple[str, ..
 
 def _converted(result: Conversion) -> list[str]:
     plan = result.plan
-    costs = summary.totals(plan) if any(layer.components is not None for layer in plan.layers) else []
+    costs = summary.totals(plan) if any(layer.is_decomposed for layer in plan.layers) else []
     return [decomposed(result), *costs]
 
 
