@@ -233,7 +233,7 @@ def _counted(source: FactorSource, layers: int, progress: Callable[[str], None])
     """Return a source of factors that tells the layer that is planned, whose factors it is asked for first."""
     numbers = itertools.count()
 
-    def told(site: ConvSite) -> Factors | Skipped | None:
+    def told(site: ConvSite) -> Factors | Form | Skipped | None:
         progress(step("planning", done=next(numbers), total=layers, detail=site.name))
         return source(site)
 
