@@ -6,6 +6,8 @@ from spdexport.forms.dense import dense
 from spdexport.forms.factorized import factorized, variable_form
 from spdexport.forms.fold import fold_form
 from spdexport.forms.kinds import DeltaUse, FormKind
+from spdexport.forms.spatial import spatial_form
+from spdexport.forms.tucker import tucker_form
 from spdexport.forms.variable import GateMode, LiveInput, Role, RunTime, VariableMask
 
 __all__ = [
@@ -23,5 +25,7 @@ __all__ = [
     "dense",
     "factorized",
     "fold_form",
+    "spatial_form",
+    "tucker_form",
     "variable_form",
 ]
