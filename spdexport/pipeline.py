@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from spdexport.loading.model import ExampleInputs
     from spdexport.ort.providers import Provider
     from spdexport.planning import Plan
-    from spdexport.prepare import Source
+    from spdexport.loading.source import Source
     from spdexport.ranges import Ranges
     from spdexport.rewrite.onnx_trim import Trimming
 

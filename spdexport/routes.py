@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from spdexport.onnx_prepare import PreparedOnnx
     from spdexport.options import Options
     from spdexport.planning import Plan
-    from spdexport.prepare import Prepared, Source
+    from spdexport.loading.source import Source
+    from spdexport.prepare import Prepared
     from spdexport.ranges import Ranges
     from spdexport.rewrite.onnx_trim import Trimmed, Trimming
     from spdexport.verification.check import Check

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from spdexport.loading.model import ExampleInputs
     from spdexport.options import OptionsDict
-    from spdexport.prepare import Source
+    from spdexport.loading.source import Source
     from spdexport.verification.result import Verification
 
 WIDTH = 100

@@ -180,7 +180,9 @@ def read_sets(
 def _open(data: Data) -> DataSet | ArraySet:
     if isinstance(data, str | Path):
         return open_data(data)
-    arrays = {UNNAMED: np.asarray(data)} if isinstance(data, np.ndarray) else {n: np.asarray(a) for n, a in data.items()}
+    arrays = (
+        {UNNAMED: np.asarray(data)} if isinstance(data, np.ndarray) else {n: np.asarray(a) for n, a in data.items()}
+    )
     lengths = {array.shape[0] if array.ndim else 0 for array in arrays.values()}
     if len(lengths) != 1 or not (samples := lengths.pop()):
         raise ExampleInputError(

@@ -170,7 +170,9 @@ class CutGraph:
             live[number] = set(needed)
             needed = (needed - made[number]) | {value for value in used[number] if value not in made[number]}
         return tuple(
-            self._segment(nodes[start:end], None if number == 0 else self.sites[number - 1], live[number] & made[number])
+            self._segment(
+                nodes[start:end], None if number == 0 else self.sites[number - 1], live[number] & made[number]
+            )
             for number, (start, end) in enumerate(zip(starts, ends, strict=True))
         )
 
@@ -198,7 +200,9 @@ class CutGraph:
         reads = gives = ""
         if site is not None and first is not None:
             site = replace(site, node=next(iter(node_keys(model.graph))))
-            reads, gives = (value.name or "" for value in (nodes[0].inputs[0], nodes[0].outputs[0]) if value is not None)
+            reads, gives = (
+                value.name or "" for value in (nodes[0].inputs[0], nodes[0].outputs[0]) if value is not None
+            )
         return Segment(
             model=model,
             site=site,

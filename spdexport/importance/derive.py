@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from spdexport.factors import Factors
     from spdexport.gates import GateFunction
     from spdexport.loading.model import ExampleInputs
-    from spdexport.prepare import Prepared, Source
+    from spdexport.loading.source import Source
+    from spdexport.prepare import Prepared
 
 BATCH = 64
 
