@@ -29,27 +29,20 @@ class Tucker:
         weight: Of each group: (groups, out / groups, in / groups, taps).
         inner: Orthonormal columns: (groups, in / groups, in / groups).
         outer: The same of the outputs: (groups, out / groups, out / groups).
-        energies: Squared norm of each entry in these bases, over the taps: (groups, out / groups, in / groups).
+        sigma: The singular values of both unfoldings, inner and outer: (groups, in / groups), (groups, out / groups).
+        losses: The relative Frobenius error of keeping the first t outer and r inner directions, without HOOI, of each
+            group: ``losses[g, t - 1, r - 1]``.
     """
 
     weight: FloatArray
     inner: FloatArray
     outer: FloatArray
-    energies: FloatArray
-
-    @property
-    def kept(self) -> FloatArray:
-        """The share of each group's squared norm that ranks keep: ``kept[g, t - 1, r - 1]``, r inner and t outer."""
-        total = self.energies.sum(axis=(1, 2), keepdims=True)
-        sums = self.energies.cumsum(axis=1).cumsum(axis=2)
-        return np.asarray(sums / np.where(total > 0, total, 1.0) + (total == 0))
+    sigma: tuple[FloatArray, FloatArray]
+    losses: FloatArray
 
     def lost(self, inner: int, outer: int) -> FloatArray:
         """The relative Frobenius error of cutting these bases off, of each group: (groups,); without HOOI."""
-        total = self.energies.sum(axis=(1, 2))
-        # What is cut off is summed by itself, so that little of it is not lost beside much that is kept.
-        cut = self.energies[:, outer:, :].sum(axis=(1, 2)) + self.energies[:, :outer, inner:].sum(axis=(1, 2))
-        return np.asarray(np.sqrt(cut / np.where(total > 0, total, 1.0)))
+        return self.losses[:, min(outer, self.losses.shape[1]) - 1, min(inner, self.losses.shape[2]) - 1]
 
 
 def tucker(weight: Array, spec: ConvSpec) -> Tucker:
@@ -62,8 +55,18 @@ def tucker(weight: Array, spec: ConvSpec) -> Tucker:
     W = np.asarray(weight, dtype=np.float64)
     W = W.reshape(spec.groups, spec.group_out, spec.in_channels // spec.groups, -1)
     outer, inner = _basis(W), _basis(np.swapaxes(W, 1, 2))
-    core = _between(W, inner, outer)
-    return Tucker(weight=W, inner=inner, outer=outer, energies=(core**2).sum(axis=-1))
+    energies = (_between(W, inner, outer) ** 2).sum(axis=-1)
+    sigma = np.sqrt(energies.sum(axis=1)), np.sqrt(energies.sum(axis=2))
+    return Tucker(weight=W, inner=inner, outer=outer, sigma=sigma, losses=_losses(energies))
+
+
+def _losses(energies: FloatArray) -> FloatArray:
+    """What is cut off is summed by itself, so that little of it is not lost beside much that is kept."""
+    total = energies.sum(axis=(1, 2), keepdims=True)
+    behind = energies[:, :, ::-1].cumsum(axis=2)[:, :, ::-1] - energies  # of the same output, the further inputs
+    below = energies.sum(axis=2)[:, ::-1].cumsum(axis=1)[:, ::-1] - energies.sum(axis=2)
+    cut = behind.cumsum(axis=1) + below[..., None]
+    return np.asarray(np.sqrt(np.maximum(cut, 0.0) / np.where(total > 0, total, 1.0)))
 
 
 def numerical_ranks(found: Tucker, dtype: np.dtype[np.generic]) -> tuple[int, int]:
@@ -72,11 +75,10 @@ def numerical_ranks(found: Tucker, dtype: np.dtype[np.generic]) -> tuple[int, in
     As in ``lowrank.numerical_rank``, rounding moves each entry by at most u |W|, and a singular value up to the norm
     of that carries no information.
     """
-    total = np.sqrt(found.energies.sum(axis=(1, 2)))
-    inner, outer = (np.sqrt(found.energies.sum(axis=axis)) for axis in (1, 2))
+    total = np.linalg.norm(found.sigma[0], axis=-1)
     size = max(found.weight.shape[1:3]) * found.weight.shape[3]
     noise = max(unit_rounding(dtype), np.finfo(np.float64).eps * size) * total
-    ranks = [max(int((sigma > noise[:, None]).sum(axis=-1).max()), 1) for sigma in (inner, outer)]
+    ranks = [max(int((sigma > noise[:, None]).sum(axis=-1).max()), 1) for sigma in found.sigma]
     return ranks[0], ranks[1]
 
 
@@ -104,7 +106,8 @@ def tucker_error(found: Tucker, core: FloatArray) -> float:
 def _basis(tensor: FloatArray) -> FloatArray:
     """Orthonormal columns that span axis 1 of each group, the directions that hold most of the tensor first."""
     rows = tensor.reshape(*tensor.shape[:2], -1)
-    return np.asarray(np.linalg.eigh(rows @ np.swapaxes(rows, 1, 2))[1][..., ::-1])
+    # A copy, for torch takes no array that runs backwards.
+    return np.linalg.eigh(rows @ np.swapaxes(rows, 1, 2))[1][..., ::-1].copy()
 
 
 def _between(W: FloatArray, inner: FloatArray, outer: FloatArray) -> FloatArray:

@@ -92,7 +92,7 @@ class PreparedOnnx:
 
         A Gemm that stored its weight transposed, or scaled it, is the plain one there.
         """
-        made = ((d.site, d.dense_form()) for d in self.plan.decisions if d.factors is not None)
+        made = ((d.site, d.dense_form()) for d in self.plan.decisions if d.is_decomposed)
         return place_onnx_forms(self.model, made)
 
 

@@ -11,23 +11,27 @@ form is exact for every geometry, that of transposed convolutions too.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from spdexport.conv import ConvSpec
 from spdexport.factors import v_filters
-from spdexport.forms.base import Form, Stage
+from spdexport.forms.base import Form, chain_form
 from spdexport.forms.kinds import FormKind
+from spdexport.forms.pair import PairWeight, decomposed_pair
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    from spdexport.conv import Array
+    from spdexport.conv import Array, FloatArray
     from spdexport.factors import Factors
 
 Size = TypeVar("Size")
+
+
+NAMES = ("first", "second")
 
 
 def without_spatial(spec: ConvSpec) -> str | None:
@@ -49,6 +53,12 @@ def spatial_specs(spec: ConvSpec, rank: int) -> tuple[ConvSpec, ConvSpec]:
     return first, _along(spec, rest, between, spec.out_channels)
 
 
+def largest_spatial(spec: ConvSpec) -> tuple[int]:
+    """Return the rank that any weight of this geometry has at most, unfolded."""
+    inner, taps = spec.in_channels // spec.groups, spec.kernel[_axis(spec)]
+    return (min(inner * taps, spec.group_out * math.prod(spec.kernel) // taps),)
+
+
 def spatial_form(spec: ConvSpec, first: Array, second: Array, bias: Array | None) -> Form:
     """Return the form of two stages, the first along the first axis whose kernel is wider than one.
 
@@ -58,12 +68,8 @@ def spatial_form(spec: ConvSpec, first: Array, second: Array, bias: Array | None
         second: Shape (out, R, 1, k, ...).
         bias: Shape (out_channels,), or None.
     """
-    one, two = spatial_specs(spec, first.shape[0] // spec.groups)
-    stages = (
-        Stage(spec=one, weight=first, name="first"),
-        Stage(spec=two, weight=second, bias=bias, name="second"),
-    )
-    return Form(name=FormKind.SPATIAL, chains=(stages,))
+    specs = spatial_specs(spec, first.shape[0] // spec.groups)
+    return chain_form(FormKind.SPATIAL, specs, (first, second), NAMES, bias)
 
 
 def unfolded(weight: Array, spec: ConvSpec) -> tuple[Array, ConvSpec]:
@@ -98,6 +104,46 @@ def spatial_stages(spec: ConvSpec, factors: Factors) -> tuple[Array, Array]:
     U = factors.U.reshape(spec.groups, rank, spec.group_out, *rest)
     second = np.ascontiguousarray(np.swapaxes(U, 1, 2)).reshape(two.weight_shape)
     return first, second
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SpatialWeight:
+    """A weight on its way to the spatial form; as ``families.Decomposed``.
+
+    Attributes:
+        spec: The layer's geometry.
+        unfolded: The linear layer whose V and U are the stages.
+    """
+
+    spec: ConvSpec
+    unfolded: PairWeight
+
+    @property
+    def exact(self) -> tuple[int]:
+        """The numerical rank of the unfolded layer."""
+        return self.unfolded.exact
+
+    @property
+    def full(self) -> tuple[int]:
+        """Its largest rank."""
+        return self.unfolded.full
+
+    def lost(self, ranks: tuple[int, ...]) -> FloatArray:
+        """Its error, which is that of the layer's weight: both hold the same numbers."""
+        return self.unfolded.lost(ranks)
+
+    def within(self, allowed: FloatArray) -> Iterable[tuple[int]]:
+        """Its one smallest rank."""
+        return self.unfolded.within(allowed)
+
+    def weights(self, ranks: tuple[int, ...]) -> Sequence[FloatArray]:
+        """Its V and U as the kernels that they are."""
+        return spatial_stages(self.spec, self.unfolded.factors(ranks))
+
+
+def decomposed_spatial(weight: Array, spec: ConvSpec, dtype: np.dtype[np.generic]) -> SpatialWeight:
+    """Return the singular value decomposition of the ``unfolded`` layer."""
+    return SpatialWeight(spec=spec, unfolded=decomposed_pair(*unfolded(weight, spec), dtype))
 
 
 def _axis(spec: ConvSpec) -> int:

@@ -11,19 +11,25 @@ V and U.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from spdexport.conv import ConvSpec
-from spdexport.forms.base import Form, Stage
+from spdexport.forms.base import Form, chain_form
 from spdexport.forms.kinds import FormKind
-from spdexport.multilinear import tucker_factors
+from spdexport.multilinear import numerical_ranks, tucker, tucker_factors
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
     from spdexport.conv import Array, FloatArray
     from spdexport.multilinear import Tucker
+
+
+NAMES = ("first", "core", "last")
 
 
 def without_tucker(spec: ConvSpec) -> str | None:
@@ -37,7 +43,7 @@ def without_tucker(spec: ConvSpec) -> str | None:
     return None
 
 
-def tucker_specs(spec: ConvSpec, inner: int, outer: int | None) -> tuple[ConvSpec, ...]:
+def tucker_specs(spec: ConvSpec, inner: int, outer: int | None = None) -> tuple[ConvSpec, ...]:
     """Return the geometries of the stages.
 
     Args:
@@ -54,6 +60,11 @@ def tucker_specs(spec: ConvSpec, inner: int, outer: int | None) -> tuple[ConvSpe
     return first, core, ConvSpec.pointwise(out, spec.out_channels, axes=spec.axes, groups=groups)
 
 
+def largest_tucker(spec: ConvSpec) -> tuple[int, int]:
+    """Return the layer's own channels on either side."""
+    return spec.in_channels // spec.groups, spec.group_out
+
+
 def tucker_form(spec: ConvSpec, first: Array, core: Array, last: Array | None, bias: Array | None) -> Form:
     """Return the form of three stages, or two.
 
@@ -64,28 +75,78 @@ def tucker_form(spec: ConvSpec, first: Array, core: Array, last: Array | None, b
         last: Shape (out, t, 1, ...), or None.
         bias: Shape (out_channels,), or None.
     """
-    groups = spec.groups
+    groups, weights = spec.groups, (first, core) if last is None else (first, core, last)
     specs = tucker_specs(spec, first.shape[0] // groups, None if last is None else core.shape[0] // groups)
-    weights = (first, core) if last is None else (first, core, last)
-    final = len(weights) - 1
-    stages = tuple(
-        Stage(spec=own, weight=weight, bias=bias if index == final else None, name=name)
-        for index, (own, weight, name) in enumerate(zip(specs, weights, ("first", "core", "last"), strict=False))
-    )
-    return Form(name=FormKind.TUCKER, chains=(stages,))
+    return chain_form(FormKind.TUCKER, specs, weights, NAMES, bias)
 
 
-def tucker_stages(
-    spec: ConvSpec, found: Tucker, inner: int, outer: int | None
-) -> tuple[FloatArray, FloatArray, FloatArray | None]:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TuckerWeight:
+    """A weight on its way to the Tucker-2 form; as ``families.Decomposed``.
+
+    Attributes:
+        spec: The layer's geometry.
+        found: The weight in the bases of its channels.
+        exact: The numerical ranks of its inputs and outputs; of the inputs alone, where its outputs have none to spare.
+    """
+
+    spec: ConvSpec
+    found: Tucker
+    exact: tuple[int, ...]
+
+    @property
+    def full(self) -> tuple[int, ...]:
+        """As many channels as the layer has inputs: a last stage then has nothing to do."""
+        return (self.found.inner.shape[-1],)
+
+    def lost(self, ranks: tuple[int, ...]) -> FloatArray:
+        """What the bases that are cut off come to, before they are improved."""
+        inner, *outer = ranks
+        return self.found.lost(inner, *(outer or (self.spec.group_out,)))
+
+    def within(self, allowed: FloatArray) -> Iterable[tuple[int, ...]]:
+        """For each number of inner channels the least of outer ones; all of them mean no last stage."""
+        outer = self.spec.group_out
+        most = self.exact[1] if len(self.exact) > 1 else outer
+        for inner in range(1, self.exact[0] + 1):
+            enough = [self._suffices(allowed, inner, size) for size in (most, outer)]
+            if enough[0]:
+                yield inner, _least(most, partial(self._suffices, allowed, inner))
+            if enough[1] or inner == self.exact[0]:
+                yield (inner,)
+
+    def _suffices(self, allowed: FloatArray, inner: int, outer: int) -> bool:
+        exact = inner >= self.exact[0] and (len(self.exact) == 1 or outer >= self.exact[1])
+        return exact or bool((self.found.lost(inner, outer) <= allowed).all())
+
+    def weights(self, ranks: tuple[int, ...]) -> Sequence[FloatArray]:
+        """First, core and, of two ranks, last."""
+        inner, *outer = ranks
+        return tucker_stages(self.spec, self.found, inner, outer[0] if outer else None)
+
+
+def decomposed_tucker(weight: Array, spec: ConvSpec, dtype: np.dtype[np.generic]) -> TuckerWeight:
+    """Return the weight in the bases of its channels."""
+    found = tucker(weight, spec)
+    inner, outer = numerical_ranks(found, dtype)
+    return TuckerWeight(spec=spec, found=found, exact=(inner, outer) if outer < spec.group_out else (inner,))
+
+
+def _least(most: int, suffices: Callable[[int], bool]) -> int:
+    """The smallest number from 1 to ``most`` that suffices, where ``most`` does and more never harms."""
+    low, high = 0, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if suffices(middle) else (middle, high)
+    return high
+
+
+def tucker_stages(spec: ConvSpec, found: Tucker, inner: int, outer: int | None) -> Sequence[FloatArray]:
     """Return the weights of first, core and last in float64, of these ranks; None for ``outer`` leaves the last out."""
-    size = spec.group_out if outer is None else outer
-    first, core, last = tucker_factors(found, inner, size)
+    first, core, last = tucker_factors(found, inner, spec.group_out if outer is None else outer)
     if outer is None:
         core = np.einsum("gob,gbat->goat", last, core)
-    own = tucker_specs(spec, first.shape[1], None if outer is None else last.shape[2])
-    shaped = [
-        np.ascontiguousarray(weight.reshape(of.weight_shape))
-        for weight, of in zip((first, core, last), own, strict=False)
+    shapes = (own.weight_shape for own in tucker_specs(spec, inner, outer))
+    return [
+        np.ascontiguousarray(weight.reshape(shape)) for weight, shape in zip((first, core, last), shapes, strict=False)
     ]
-    return shaped[0], shaped[1], shaped[2] if outer is not None else None

@@ -13,9 +13,11 @@ from spdexport.errors import UsageError
 from spdexport.factors import Factors, break_even, delta_is_rounding, delta_ratio
 from spdexport.forms import DeltaUse, FormKind
 from spdexport.planning.candidates import Choice, Layer, cheapest, literal, live, truncation
+from spdexport.planning.chains import asked, cheapest_within
+from spdexport.planning.choices import Delta, FormChoice, Objective, PlanOptions
 from spdexport.planning.live_masks import NOTHING_LIVE, LiveCost, LiveMasks, live_costs, truncates_live
 from spdexport.planning.patterns import check_patterns, matches
-from spdexport.planning.plan import Decision, Delta, FormChoice, LayerPlan, Objective, Plan, PlanOptions
+from spdexport.planning.plan import Decision, LayerPlan, Plan
 from spdexport.planning.repeat import repeated
 from spdexport.planning.truncation import allowed_rank, check_ranks, check_truncation
 
@@ -176,10 +178,7 @@ def _decide(
         choice = _choose(layer, options, model)
     else:
         choice = repeated(layer, recorded, record, options)
-    dense = cost.dense_shape(site)
-    shape = dense
-    if choice.components is not None:
-        shape = cost.pair_shape(site, choice.components, choice.form)
+    dense, shape = cost.dense_shape(site), choice.shape(site)
     gain = None
     if run_time is None:
         gain = None if recorded is None else recorded.gain
@@ -212,6 +211,7 @@ def _decide(
             params_after=cost.shape_parameters(shape) + _mask_size(known, choice, options) + beside.parameters,
             weighed=choice.weighed,
             gain=gain,
+            ranks=choice.ranks,
         ),
     )
 
@@ -260,7 +260,10 @@ def _choose(layer: Layer, options: PlanOptions, model: CostModel) -> Choice:
     if layer.site.is_lookup:
         options = replace(options, form=FormChoice.DENSE)
     if options.form is FormChoice.AUTO and not visible:
-        return cheapest(layer, model, rank)
+        exact = cheapest(layer, model)
+        return exact if rank is None else cheapest_within(layer, exact, options, model, pure_cost(options))
+    if (kind := options.form.chain) is not None:
+        return asked(layer, kind, options)
     if rank is not None and rank < layer.rank.rank:
         choice = truncation(layer, rank)
         if options.form is FormChoice.DENSE:
