@@ -106,29 +106,32 @@ class Segment:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
-    def session(self, feeds: Mapping[str, Array], form: Form | None = None, *, beside: Sequence[str] = ()) -> Session:
+    def with_form(self, form: Form | None) -> ir.Model:
+        """Return a copy of the model with a form in the place of the layer; None for the layer itself."""
+        if form is None:
+            return self.model.clone()
+        assert self.site is not None, "only a layer takes a form"
+        return place_onnx_forms(self.model, [(self.site, form)])
+
+    def session(self, model: ir.Model, outputs: Iterable[str], feeds: Mapping[str, Array]) -> Session:
         """Open a session of the segment.
 
         Args:
+            model: What ``with_form`` gave.
+            outputs: The values that it is to give.
             feeds: One batch of its inputs, which tells their types.
-            form: What stands in the place of the layer; None for the layer itself.
-            beside: Values of the segment that are given out beside ``outputs``.
 
         Raises:
             RuntimeFailure: ONNX Runtime does not load it.
         """
-        model = self.model
-        if form is not None:
-            assert self.site is not None, "only a layer takes a form"
-            model = place_onnx_forms(model, [(self.site, form)])
-        graph = model.clone().graph
+        graph = model.graph
         for value in graph.inputs:
             array = feeds[value.name or ""]
             value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
             value.shape = ir.Shape([None] * array.ndim)
         values = {value.name: value for node in graph for value in node.outputs}
         graph.outputs.clear()
-        for name in dict.fromkeys((*self.outputs, *beside)):
+        for name in outputs:
             # Sizes that the exporter noted are those of its own example.
             values[name].shape = None
             graph.outputs.append(values[name])
@@ -287,31 +290,49 @@ class Walk:
             SourceError: ONNX Runtime does not run the segment.
         """
         segment = self.cut.segments[self._next]
-        self._next += 1
-        later = self.cut.segments[self._next :]
-        beside = [segment.gives] if keep else []
-        wanted = list(dict.fromkeys((*segment.outputs, *beside)))
+        wanted = list(dict.fromkeys((*segment.outputs, *([segment.gives] if keep else []))))
         made: dict[str, list[Kept]] = {name: [] for name in wanted}
-        try:
-            self._run(segment, form, beside, made)
-        except RuntimeFailure as failure:
-            raise SourceError(
-                f"ONNX Runtime does not run a part of the model: {failure}",
-                where="the nodes from " + (segment.site.name if segment.site else "the inputs") + " on",
-                hint="Leave that layer alone with --exclude.",
-            ) from failure
-        used = set().union(*(one.inputs for one in later))
+        for values in self._run(segment, segment.with_form(form), wanted):
+            for name, array in values.items():
+                made[name].append(self._shelf.put(array))
+        self._next += 1
+        used = set().union(*(one.inputs for one in self.cut.segments[self._next :]))
         found = {**self._live, **{name: tuple(values) for name, values in made.items()}}
         self._live = {name: values for name, values in found.items() if name in used}
         return tuple(made[segment.gives]) if keep else ()
 
-    def _run(self, segment: Segment, form: Form | None, beside: Sequence[str], made: Mapping[str, list[Kept]]) -> None:
-        if not made:
-            return
+    def front(self, form: Form) -> Iterator[Array]:
+        """Yield what the last stage of a form would read in the place of the next layer, for each batch.
+
+        Raises:
+            SourceError: ONNX Runtime does not run the segment.
+        """
+        segment = self.cut.segments[self._next]
+        model = segment.with_form(form)
+        value = next(v for node in model.graph for v in node.outputs if v.name == segment.gives)
+        last = value.producer()
+        while last is not None and last.op_type == "Add":  # the bias of a matrix product
+            before = last.inputs[0]
+            last = None if before is None else before.producer()
+        assert last is not None and last.inputs[0] is not None, "a form ends with a layer"
+        name = last.inputs[0].name or ""
+        yield from (values[name] for values in self._run(segment, model, [name]))
+
+    def _run(self, segment: Segment, model: ir.Model, outputs: Sequence[str]) -> Iterator[Mapping[str, Array]]:
+        """What a segment gives for each batch."""
         session: Session | None = None
+        if not outputs:
+            return
         for number in range(self._batches):
             feeds = {name: self._live[name][number].get() for name in segment.inputs}
-            if session is None:
-                session = segment.session(feeds, form, beside=beside)
-            for name, array in session.run(feeds, list(made)).items():
-                made[name].append(self._shelf.put(array))
+            try:
+                if session is None:
+                    session = segment.session(model, outputs, feeds)
+                values = session.run(feeds, outputs)
+            except RuntimeFailure as failure:
+                raise SourceError(
+                    f"ONNX Runtime does not run a part of the model: {failure}",
+                    where="the nodes from " + (segment.site.name if segment.site else "the inputs") + " on",
+                    hint="Leave that layer alone with --exclude.",
+                ) from failure
+            yield values

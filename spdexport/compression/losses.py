@@ -14,17 +14,15 @@ import numpy as np
 
 from spdexport.compression.bounds import CONFIDENCE, drop_interval, drop_upper_bound, mean_upper_bound
 from spdexport.compression.budgets import LossKind
-from spdexport.errors import ExampleInputError, UsageError
+from spdexport.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from spdexport.compression.bounds import Interval
     from spdexport.conv import Array, FloatArray
 
-Outputs = "Mapping[str, Array]"
-"""What a network gives, by name, for one batch."""
-
+    Outputs = Mapping[str, Array]  # what a network gives for one batch, by name
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Lost:
@@ -185,16 +183,7 @@ LOSSES: Mapping[LossKind, Loss] = {
 """Those that need nothing of the user's."""
 
 
-def checked(values: Outputs, where: str) -> None:
-    """Refuse outputs that are not finite: nothing is told by them.
-
-    Raises:
-        ExampleInputError: Some are not.
-    """
-    for name, array in values.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ExampleInputError(
-                f"The dense model gives NaN or infinity for the data, in {name}.",
-                where=where,
-                hint="Mend or remove these samples.",
-            )
+def measured(loss: Loss, pairs: Iterable[tuple[Outputs, Outputs, Array | None]]) -> Lost:
+    """Return what is lost on some batches: the answers of both networks, and the labels."""
+    sizes, scales = zip(*(loss.of_batch(*pair) for pair in pairs), strict=True)
+    return Lost.of(np.concatenate(sizes), np.concatenate(scales), power=loss.power)

@@ -1,0 +1,282 @@
+"""The search: candidates of every layer, a choice among them at each cost, fitted and judged on data, until one is enough.
+
+The choices of every price lie on one frontier (``allocation.py``). Each point that is tried is fitted from front to
+back, and judged on the selection set. What is lost grows along the frontier, give or take, so that it is bisected.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from spdexport.compression.allocation import Allocation, at_cost, frontier
+from spdexport.compression.candidates import Candidate, layer_candidates
+from spdexport.compression.execution import CutGraph, Shelf, Walk
+from spdexport.compression.losses import Lost, measured
+from spdexport.compression.moments import Moments, locations_per_sample, moments_of
+from spdexport.compression.refit import last_stage_refitted, refitted
+from spdexport.compression.running import DenseAnswers, Network, batches_of
+from spdexport.cost import dense_shape, shape_macs, shape_parameters
+from spdexport.forms import FormKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from spdexport.compression.budgets import Budget
+    from spdexport.compression.data import Sets
+    from spdexport.compression.dense_model import DenseModel
+    from spdexport.compression.losses import Loss
+    from spdexport.conv import Array, ConvSite, ConvSpec
+    from spdexport.cost import CostModel
+    from spdexport.forms import Form
+
+TRIALS = 7
+"""Points of the frontier that are tried, at most: the cost is found to 1/128 of what can be saved."""
+
+STEP = 0.01
+"""Points whose costs differ by less of the dense model's are not told apart."""
+
+WHOLE_PATCH = 2304
+"""The longest patch of which a whole layer is fitted anew; of longer ones its last stage is."""
+
+LIKE = 1e-9
+"""Costs that differ by less of the dense model's are equal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Trial:
+    """One point of the frontier, fitted and judged.
+
+    Attributes:
+        allocation: The choice.
+        forms: What each layer that changes takes, fitted.
+        lost: What is lost on the selection set.
+        bound: What is lost at most of data to come, as the selection set tells.
+        cost: By the cost model, relative to the dense layers.
+        macs: Multiply-accumulates of all layers, likewise.
+        size: Numbers that all layers store, likewise.
+        accepted: Whether the bound is within the budget; None where the budget is one of cost.
+    """
+
+    allocation: Allocation
+    forms: Mapping[str, Form]
+    lost: Lost
+    bound: float
+    cost: float
+    macs: float
+    size: float
+    accepted: bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Found:
+    """What a search came to.
+
+    Attributes:
+        trials: All points that were tried, in that order.
+        chosen: The one that is taken; None where only the dense network keeps the budget.
+        candidates: Of each layer, in the order of the graph.
+        dense_cost: What the dense layers cost, by the cost model.
+    """
+
+    trials: tuple[Trial, ...]
+    chosen: Trial | None
+    candidates: tuple[tuple[Candidate, ...], ...]
+    dense_cost: float
+
+
+class Search:
+    """One search, from the moments of the dense network to a choice.
+
+    Args:
+        dense: The network.
+        sets: The samples.
+        loss: What counts as lost.
+        cost: What is to be least.
+        lane: As for ``layer_candidates``.
+        folder: For what finds no room in memory.
+        seed: Of the locations that moments are taken at.
+        progress: Told what is being done.
+        foreign: Forms of other origin for some layers, by their names.
+    """
+
+    def __init__(
+        self,
+        dense: DenseModel,
+        sets: Sets,
+        *,
+        loss: Loss,
+        cost: CostModel,
+        lane: int,
+        folder: Path,
+        seed: int,
+        progress: Callable[[str], None],
+        foreign: Mapping[str, Sequence[Form]] | None = None,
+    ) -> None:
+        self.dense, self._sets, self._loss, self._cost = dense, sets, loss, cost
+        self._lane, self._seed, self._progress = lane, seed, progress
+        self._foreign = foreign or {}
+        self._shelf = Shelf(folder)
+        self._cut = CutGraph.of(dense.model, dense.sites)
+        self._answers = DenseAnswers(dense, sets.selection, self._shelf)
+        self._trials: dict[tuple[int, ...], Trial] = {}
+
+    @property
+    def sites(self) -> tuple[ConvSite, ...]:
+        """The layers, in the order of the graph."""
+        return self._cut.sites
+
+    def candidates(self) -> tuple[tuple[Candidate, ...], ...]:
+        """Run the dense network over the calibration set, and weigh what each layer might be."""
+        walk = self._begin()
+        found = []
+        clock = Clock(len(self.sites))
+        for number, site in enumerate(self.sites):
+            self._progress(f"candidates: layer {number + 1} of {len(self.sites)}, {site.name}{clock.left(number)}")
+            moments = self._moments(site.spec, ((x, None) for x in walk.reads()))
+            foreign = self._foreign.get(site.name, ())
+            found.append(layer_candidates(site, moments, self._cost, foreign=foreign, lane=self._lane))
+            if number + 1 < len(self.sites):
+                walk.step()
+        return tuple(found)
+
+    def run(self, budget: Budget) -> Found:
+        """Look for the cheapest choice that keeps a budget of loss, or the best one at a cost."""
+        candidates = self.candidates()
+        points = frontier(candidates)
+        dense = sum(options[0].cost for options in candidates)
+        if budget.cost is not None:
+            target = at_cost(points, budget.limit * dense)
+            chosen = self.trial(candidates, target, dense, None, 1, 1)
+            return self._found(chosen, candidates, dense)
+        chosen = None
+        low, high = points[0].cost, dense
+        for number in range(TRIALS):
+            if high - low < STEP * dense:
+                break
+            point = at_cost(points, (low + high) / 2) if number or len(points) > 2 else points[0]
+            if all(index == 0 for index in point.chosen):
+                break
+            trial = self.trial(candidates, point, dense, budget.limit, number + 1, TRIALS)
+            if trial.accepted:
+                high, chosen = point.cost, trial
+            else:
+                low = next((p.cost for p in points if p.cost > (low + high) / 2), high)
+        return self._found(chosen, candidates, dense)
+
+    def _found(self, chosen: Trial | None, candidates: tuple[tuple[Candidate, ...], ...], dense: float) -> Found:
+        return Found(trials=tuple(self._trials.values()), chosen=chosen, candidates=candidates, dense_cost=dense)
+
+    def trial(
+        self,
+        candidates: Sequence[Sequence[Candidate]],
+        point: Allocation,
+        dense_cost: float,
+        limit: float | None,
+        number: int,
+        most: int,
+    ) -> Trial:
+        """Fit one choice and judge it on the selection set."""
+        if point.chosen in self._trials:
+            return self._trials[point.chosen]
+        taken = [options[index] for options, index in zip(candidates, point.chosen, strict=True)]
+        told = f"trial {number} of at most {most}, cost {point.cost / dense_cost:.2f}"
+        forms = self._fitted(taken, told)
+        self._progress(f"{told}: judging on {len(self._sets.selection)} samples")
+        network = Network.with_forms(self.dense, [(site, forms[site.name]) for site in self.sites if site.name in forms])
+        lost = measured(self._loss, self._answers.pairs(network))
+        bound = lost.upper_bound()
+        trial = Trial(
+            allocation=point,
+            forms=forms,
+            lost=lost,
+            bound=bound,
+            cost=point.cost / dense_cost,
+            macs=_share(self.sites, taken, lambda site, candidate: shape_macs(site, candidate.shape)),
+            size=_share(self.sites, taken, lambda _, candidate: shape_parameters(candidate.shape)),
+            accepted=None if limit is None else bound <= limit,
+        )
+        self._trials[point.chosen] = trial
+        verdict = "" if limit is None else (": within the budget" if trial.accepted else ": beyond the budget")
+        self._progress(f"{told}: {self._loss.title} {lost.value:.4g}, at most {bound:.4g}{verdict}")
+        return trial
+
+    def _fitted(self, taken: Sequence[Candidate], told: str) -> dict[str, Form]:
+        """The forms, fitted from front to back: what a layer reads comes through those in front of it."""
+        changed = [number for number, candidate in enumerate(taken) if candidate.kind is not FormKind.DENSE]
+        forms: dict[str, Form] = {}
+        if not changed:
+            return forms
+        walk, other = self._begin(), None
+        clock = Clock(changed[-1] + 1)
+        for number, (site, candidate) in enumerate(zip(self.sites[: changed[-1] + 1], taken, strict=False)):
+            self._progress(f"{told}: layer {number + 1} of {changed[-1] + 1}, {site.name}{clock.left(number)}")
+            if number not in changed:
+                walk.step()
+                if other is not None:
+                    other.step()
+                continue
+            other = walk.fork() if other is None else other
+            targets = [kept.get for kept in walk.step(keep=True)]
+            form = forms[site.name] = self._fit(site, candidate, other, targets)
+            if number < changed[-1]:
+                other.step(form)
+        return forms
+
+    def _fit(self, site: ConvSite, candidate: Candidate, other: Walk, targets: Sequence[Callable[[], Array]]) -> Form:
+        known = (FormKind.RECOMPRESSED, FormKind.SPATIAL, FormKind.TUCKER)
+        if site.spec.patch <= WHOLE_PATCH and candidate.kind in known:
+            pairs = ((x, y()) for x, y in zip(other.reads(), targets, strict=True))
+            return refitted(site, candidate.kind, candidate.ranks, self._moments(site.spec, pairs))
+        form = candidate.make()
+        if len(form.chains) > 1:
+            return form
+        last = form.chains[0][-1].spec
+        pairs = ((z, y()) for z, y in zip(other.front(form), targets, strict=True))
+        return last_stage_refitted(form, self._moments(last, pairs))
+
+    def _moments(self, spec: ConvSpec, pairs: Iterable[tuple[Array, Array | None]]) -> Moments:
+        rng = np.random.default_rng(self._seed)
+        per_sample = locations_per_sample(len(self._sets.calibration))
+        found: Moments | None = None
+        for x, y in pairs:
+            part = moments_of(spec, x, y, rng=rng, per_sample=per_sample)
+            found = part if found is None else found.merge(part)
+        assert found is not None, "a calibration set has samples"
+        return found
+
+    def _begin(self) -> Walk:
+        batches = batches_of(self.dense, self._sets.calibration, whole=True)
+        return Walk.begin(self._cut, (batch.feeds for batch in batches), self._shelf)
+
+
+class Clock:
+    """How long work takes that has equal parts, more or less."""
+
+    def __init__(self, parts: int) -> None:
+        self._parts, self._start = parts, time.monotonic()
+
+    def left(self, done: int) -> str:
+        """Return the time that is left, in words; nothing where it is not known or short."""
+        seconds = (time.monotonic() - self._start) / max(done, 1) * (self._parts - done)
+        if not done or seconds < 2:
+            return ""
+        return f" ({seconds:.0f} s left)" if seconds < 120 else f" ({seconds / 60:.0f} min left)"
+
+
+def _share(sites: Sequence[ConvSite], taken: Sequence[Candidate], size: Callable[[ConvSite, Candidate], float]) -> float:
+    """The size of what is taken over that of the dense layers."""
+    whole = sum(
+        size(site, Candidate(kind=FormKind.DENSE, ranks=(), error=0, cost=0, shape=dense_shape(site), make=_never))
+        for site in sites
+    )
+    return sum(map(size, sites, taken)) / whole if whole else 1.0
+
+
+def _never() -> Form:
+    raise AssertionError("only the shape is looked at")
