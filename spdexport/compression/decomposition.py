@@ -221,9 +221,7 @@ def _share(left: FloatArray, size: float) -> FloatArray:
     return np.clip(left / size, 0.0, 1.0) if size > 0 else np.zeros_like(left)
 
 
-def _assembled(
-    spec: ConvSpec, kind: FormKind, V: Array, H: Array, last: Array | None, bias: Array
-) -> Form:
+def _assembled(spec: ConvSpec, kind: FormKind, V: Array, H: Array, last: Array | None, bias: Array) -> Form:
     """The form of both stages: V (groups, r, i), H (groups, out or p, r * j), and perhaps a last one."""
     groups, rank = V.shape[:2]
     if kind is FormKind.RECOMPRESSED:

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from spdexport.conv import Array, ConvSite
-    from spdexport.options import Options
     from spdexport.loading.source import Source
+    from spdexport.options import Options
     from spdexport.verification.file_inputs import Port
 
 ALIKE = 1e-3
@@ -165,7 +165,7 @@ def _usable(
 
 
 def _folded(own: ConvSite, site: ConvSite) -> tuple[Array, Array]:
-    """s and t of each output channel: the layer in the graph is s (W x + b) + t of the source's."""
+    """S and t of each output channel: the layer in the graph is s (W x + b) + t of the source's."""
     before = np.asarray(own.weight, dtype=np.float64).reshape(len(own.weight), -1)
     after = np.asarray(site.weight, dtype=np.float64).reshape(len(site.weight), -1)
     norm = (before**2).sum(axis=1)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     Outputs = Mapping[str, Array]  # what a network gives for one batch, by name
 
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Lost:
     """What is lost on some samples.
@@ -121,7 +122,7 @@ class Top1Drop:
     def of_batch(self, dense: Outputs, compressed: Outputs, labels: Array | None) -> tuple[FloatArray, FloatArray]:
         """Return -1, 0 or 1 for each sample."""
         name, before = next(iter(dense.items()))
-        if before.ndim != 2:  # noqa: PLR2004  (batch and classes)
+        if before.ndim != 2:
             raise UsageError(
                 f"The model has no top class: its first output, {name}, has {before.ndim} axes.",
                 where="--max-top1-drop",

@@ -48,9 +48,7 @@ def anchored(weight: Array, spec: ConvSpec, moments: Moments, *, ridge: float = 
     return _anchored(W, metric, moments)
 
 
-def refitted(
-    site: ConvSite, kind: FormKind, ranks: tuple[int, ...], moments: Moments, *, ridge: float = RIDGE
-) -> Form:
+def refitted(site: ConvSite, kind: FormKind, ranks: tuple[int, ...], moments: Moments, *, ridge: float = RIDGE) -> Form:
     """Return the form of a kind and ranks that comes nearest to the dense network's output.
 
     Args:

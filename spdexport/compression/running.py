@@ -11,18 +11,16 @@ import onnx_ir as ir
 from spdexport.compression.data import BATCH
 from spdexport.errors import ExampleInputError, SourceError
 from spdexport.ort.sessions import RuntimeFailure, Session, SessionSettings, open_session
-from spdexport.rewrite.onnx_rewrite import place_onnx_forms
 from spdexport.verification.data_feeds import LABELS, data_feeds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from spdexport.compression.data import Samples
     from spdexport.compression.dense_model import DenseModel
     from spdexport.compression.execution import Kept, Shelf
-    from spdexport.conv import Array, ConvSite
-    from spdexport.forms import Form
+    from spdexport.conv import Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -67,7 +65,9 @@ def batches_of(dense: DenseModel, samples: Samples, *, whole: bool = False) -> I
                 continue
             feeds = {n: np.concatenate([a, np.repeat(a[-1:], fixed - number, axis=0)]) for n, a in feeds.items()}
         labels = arrays.get(LABELS)
-        yield Batch(feeds=feeds, labels=None if labels is None else labels.reshape(number, *labels.shape[1:]), number=number)
+        yield Batch(
+            feeds=feeds, labels=None if labels is None else labels.reshape(number, *labels.shape[1:]), number=number
+        )
 
 
 class Network:
@@ -83,11 +83,6 @@ class Network:
             self._session: Session = open_session(source, SessionSettings(optimized=True))
         except RuntimeFailure as failure:
             raise _unusable(failure) from failure
-
-    @classmethod
-    def with_forms(cls, dense: DenseModel, forms: Iterable[tuple[ConvSite, Form]]) -> Network:
-        """Return the dense network with other forms in the places of some layers."""
-        return cls(place_onnx_forms(dense.model, forms))
 
     def answers(self, batch: Batch) -> dict[str, Array]:
         """Return the outputs for the samples that count."""

@@ -22,10 +22,13 @@ from spdexport.compression.refit import last_stage_refitted, refitted
 from spdexport.compression.running import DenseAnswers, Network, batches_of
 from spdexport.cost import dense_shape, shape_macs, shape_parameters
 from spdexport.forms import FormKind
+from spdexport.rewrite.onnx_rewrite import place_onnx_forms
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
+
+    import onnx_ir as ir
 
     from spdexport.compression.budgets import Budget
     from spdexport.compression.data import Sets
@@ -131,6 +134,19 @@ class Search:
         """The layers, in the order of the graph."""
         return self._cut.sites
 
+    @property
+    def cost_name(self) -> str:
+        """The cost model, in words."""
+        return self._cost.name
+
+    def site(self, name: str) -> ConvSite:
+        """Return the layer of a name."""
+        return next(site for site in self.sites if site.name == name)
+
+    def placed(self, forms: Mapping[str, Form]) -> ir.Model:
+        """Return the dense graph with forms in the places of layers."""
+        return place_onnx_forms(self.dense.model, [(s, forms[s.name]) for s in self.sites if s.name in forms])
+
     def candidates(self) -> tuple[tuple[Candidate, ...], ...]:
         """Run the dense network over the calibration set, and weigh what each layer might be."""
         walk = self._begin()
@@ -188,7 +204,7 @@ class Search:
         told = f"trial {number} of at most {most}, cost {point.cost / dense_cost:.2f}"
         forms = self._fitted(taken, told)
         self._progress(f"{told}: judging on {len(self._sets.selection)} samples")
-        network = Network.with_forms(self.dense, [(site, forms[site.name]) for site in self.sites if site.name in forms])
+        network = Network(self.placed(forms))
         lost = measured(self._loss, self._answers.pairs(network))
         bound = lost.upper_bound()
         trial = Trial(
@@ -269,7 +285,9 @@ class Clock:
         return f" ({seconds:.0f} s left)" if seconds < 120 else f" ({seconds / 60:.0f} min left)"
 
 
-def _share(sites: Sequence[ConvSite], taken: Sequence[Candidate], size: Callable[[ConvSite, Candidate], float]) -> float:
+def _share(
+    sites: Sequence[ConvSite], taken: Sequence[Candidate], size: Callable[[ConvSite, Candidate], float]
+) -> float:
     """The size of what is taken over that of the dense layers."""
     whole = sum(
         size(site, Candidate(kind=FormKind.DENSE, ranks=(), error=0, cost=0, shape=dense_shape(site), make=_never))
