@@ -146,9 +146,11 @@ class CostModel(Protocol):
 class MacsCost:
     """Multiply-accumulates as a machine does them, and what it does while activations move between stages.
 
-    Channels count as whole lanes, input and output of each stage, in each group::
+    Channels count as whole lanes, input and output of each stage, in each group; but an input of fewer channels than a
+    lane, as images have, is read as it is, and a depthwise stage computes a lane of its channels at once::
 
         work    = applications * groups * lanes(in / groups) * lanes(out / groups) * prod(kernel)
+                  applications * lanes(channels) * prod(kernel)                         of a depthwise stage
         lanes(n) = ceil(n / lane) * lane
         traffic = bytes of the activations that the form writes and reads again between its stages
         cost    = sum of work + balance * traffic
@@ -180,15 +182,32 @@ class MacsCost:
         for chain in shape.chains:
             places = locations(site, chain)
             for index, (spec, times) in enumerate(zip(chain, applications(site, chain), strict=True)):
-                inner, outer = self._lanes(spec.in_channels // spec.groups), self._lanes(spec.group_out)
-                work += times * spec.groups * inner * outer * math.prod(spec.kernel)
+                work += times * self._work(spec, is_first=index == 0) * math.prod(spec.kernel)
                 if index:
-                    moved += 2 * spec.groups * inner * places[index]
+                    moved += 2 * self._read(spec) * places[index]
         moved += 3 * site.spec.groups * self._lanes(site.spec.group_out) * site.positions * (len(shape.chains) - 1)
         return work + self.balance * moved * site.weight.itemsize
 
+    def _work(self, spec: ConvSpec, *, is_first: bool) -> int:
+        """The products of one location under one tap."""
+        if _is_plain_depthwise(spec):
+            return self._lanes(spec.out_channels)
+        inner, outer = spec.in_channels // spec.groups, self._lanes(spec.group_out)
+        as_it_is = is_first and spec.groups == 1 and inner < self.lane
+        return spec.groups * (inner if as_it_is else self._lanes(inner)) * outer
+
+    def _read(self, spec: ConvSpec) -> int:
+        """The channels of a stage's input, as they lie in memory."""
+        if _is_plain_depthwise(spec):
+            return self._lanes(spec.in_channels)
+        return spec.groups * self._lanes(spec.in_channels // spec.groups)
+
     def _lanes(self, channels: int) -> int:
         return -(-channels // self.lane) * self.lane
+
+
+def _is_plain_depthwise(spec: ConvSpec) -> bool:
+    return spec.is_depthwise and spec.group_out == 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -109,7 +109,8 @@ def prepare_onnx(path: Path, options: Options, progress: Callable[[str], None] =
         InputError: The file, components, masks or inputs cannot be used.
     """
     read = read_source(path, options, progress)
-    decided = decide(read.sites, read.skipped, components_of(None, options), options, progress)
+    components = components_of(None, options)
+    decided = decide(read.sites, read.skipped, components, options, progress, held=_held_by(read.model))
     _refuse_runtime(decided.plan, path)
     return PreparedOnnx(
         path=path,
@@ -319,6 +320,14 @@ def value_sizes(model: ir.Model, given: Mapping[str, Array] | None) -> dict[str,
         if None not in known:
             sizes[value.name] = tuple(d for d in known if d is not None)
     return sizes
+
+
+def _held_by(model: ir.Model) -> Callable[[str], Array | None]:
+    def held(name: str) -> Array | None:
+        value = model.graph.initializers.get(name)
+        return None if value is None or value.const_value is None else value.const_value.numpy()
+
+    return held
 
 
 def _some(names: Sequence[str]) -> str:

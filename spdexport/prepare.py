@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from spdexport.arrays import to_numpy
 from spdexport.capture import Captured, DynamicAxes, capture
 from spdexport.conv import Skipped
 from spdexport.edits import apply_edits, edits_note, read_edits
@@ -27,7 +28,7 @@ from spdexport.planning.live_masks import LiveMasks, live_notes
 from spdexport.rewrite.torch_graph import list_sites
 from spdexport.rewrite.torch_place import place_forms
 from spdexport.rewrite.torch_tokens import over_tokens
-from spdexport.sources.match import check_target, match_components, match_gates
+from spdexport.sources.match import check_target, match_chains, match_components, match_gates
 from spdexport.sources.spd import load_components
 from spdexport.sources.svd import svd_source
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from torch.export import ExportedProgram
 
-    from spdexport.conv import ConvSite
+    from spdexport.conv import Array, ConvSite
     from spdexport.cost import CostModel
     from spdexport.edits import EditSet
     from spdexport.forms import Form
@@ -107,7 +108,13 @@ def prepare(source: Source, options: Options, progress: Callable[[str], None] = 
     traced = trace(source, options, progress)
     components, captured = traced.components, traced.captured
     decided = decide(
-        traced.sites, traced.skipped, components, options, progress, beside=traced.loaded.components is None
+        traced.sites,
+        traced.skipped,
+        components,
+        options,
+        progress,
+        held=_held_by(captured.program),
+        beside=traced.loaded.components is None,
     )
     return Prepared(
         loaded=traced.loaded,
@@ -153,7 +160,7 @@ def trace(source: Source, options: Options, progress: Callable[[str], None]) -> 
     components = components_of(loaded.components, options)
     if components is not None or options.asks_for_live_masks:
         captured = replace(captured, program=over_tokens(captured.program))
-    named = frozenset(() if components is None else components.components)
+    named = frozenset(() if components is None else components.layers)
     dashed = components is not None and components.dashed
     sites, skipped = list_sites(
         captured.program,
@@ -193,6 +200,7 @@ def decide(
     options: Options,
     progress: Callable[[str], None],
     *,
+    held: Callable[[str], Array | None],
     beside: bool = True,
 ) -> Decided:
     """Match the layers of a model, of whichever kind its graph is, with components and masks, and plan.
@@ -203,6 +211,7 @@ def decide(
         components: Those of the source itself, or of the user's choice; None for the SVD.
         options: What the user wants.
         progress: Told what is being done.
+        held: What the model holds under a name, which a state dict may repeat; None for nothing.
         beside: Whether they come from elsewhere than the source, so that it may be another model.
 
     Raises:
@@ -221,10 +230,10 @@ def decide(
     if components is None:
         factor_source = _svd_with_masks(sites, options, masks)
     else:
-        factor_source = _from_components(components, sites, skipped, options, masks, edits, beside=beside)
+        factor_source = _from_components(components, sites, skipped, options, masks, edits, held=held, beside=beside)
     gates = match_gates(components, sites, options.sigmoid) if components is not None and options.gates else {}
     progress("planning")
-    others = () if components is None else (*components.components, *components.identity)
+    others = () if components is None else (*components.layers, *components.identity)
     hashes = {
         "components": None if components is None else components.sha256,
         "masks": None if masks is None else masks.sha256,
@@ -345,10 +354,11 @@ def _from_components(
     masks: MaskSet | None,
     edits: EditSet | None,
     *,
+    held: Callable[[str], Array | None],
     beside: bool,
 ) -> FactorSource:
     names = [s.name for s in sites] + [s.name for s in skipped]
-    check_patterns(options.exclude, [*names, *components.components, *components.identity], "--exclude")
+    check_patterns(options.exclude, [*names, *components.layers, *components.identity], "--exclude")
     if beside:
         check_target(components, sites)
 
@@ -356,7 +366,8 @@ def _from_components(
         return matches(name, options.exclude)
 
     factors = match_components(components, sites, skipped, excluded=excluded)
-    if not factors and not all(excluded(site.name) for site in sites):
+    forms = match_chains(components, sites, skipped, excluded=excluded, held=held)
+    if not factors and not forms and not all(excluded(site.name) for site in sites):
         raise ComponentsError(
             "No layer of the model has components.",
             where=str(components.path or "the components"),
@@ -366,11 +377,19 @@ def _from_components(
         factors = apply_edits(edits, factors, layers=names, excluded=excluded)
     if masks is not None:
         factors = fit_masks(masks, factors, layers=names, left=skipped, excluded=excluded)
-    return _lookup(factors)
+    return _lookup({**factors, **forms})
 
 
-def _lookup(factors: Mapping[str, Factors]) -> FactorSource:
-    return lambda site: factors.get(site.name)
+def _lookup(found: Mapping[str, Factors | Form]) -> FactorSource:
+    return lambda site: found.get(site.name)
+
+
+def _held_by(program: ExportedProgram) -> Callable[[str], Array | None]:
+    def held(name: str) -> Array | None:
+        tensor = program.state_dict.get(name, program.constants.get(name))
+        return to_numpy(tensor) if isinstance(tensor, torch.Tensor) else None
+
+    return held
 
 
 def _weights(program: ExportedProgram) -> dict[str, torch.Tensor]:

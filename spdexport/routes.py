@@ -127,7 +127,7 @@ def _trimmed(model: ir.Model, plan: Plan) -> Trimmed | None:
         return None
     from spdexport.rewrite.onnx_trim import trim
 
-    return trim(model, lane=plan.options.padding)
+    return trim(model, lane=plan.options.padding, chains=plan.chains)
 
 
 def _told(trimmed: Trimmed | None) -> Trimming | None:

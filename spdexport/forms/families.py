@@ -39,6 +39,9 @@ class Decomposed(Protocol):
     def full(self) -> Ranks:
         """The largest ranks, which hold any weight."""
 
+    def at(self, rank: int) -> Ranks:
+        """All ranks at ``rank``, or what holds the weight where that is less."""
+
     def lost(self, ranks: Ranks) -> FloatArray:
         """The relative Frobenius error at these ranks, of each group; what ``weights`` gives is no worse."""
 

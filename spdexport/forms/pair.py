@@ -65,6 +65,10 @@ class PairWeight:
         """The rank that holds any weight."""
         return (self.found.sigma.shape[-1],)
 
+    def at(self, rank: int) -> tuple[int]:
+        """That rank, or the exact one."""
+        return (min(rank, *self.exact),)
+
     def lost(self, ranks: tuple[int, ...]) -> FloatArray:
         """What the singular values cut off come to."""
         return truncation_errors(self.found.sigma, ranks[0])

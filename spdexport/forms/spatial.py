@@ -128,6 +128,10 @@ class SpatialWeight:
         """Its largest rank."""
         return self.unfolded.full
 
+    def at(self, rank: int) -> tuple[int]:
+        """That rank, or the exact one."""
+        return self.unfolded.at(rank)
+
     def lost(self, ranks: tuple[int, ...]) -> FloatArray:
         """Its error, which is that of the layer's weight: both hold the same numbers."""
         return self.unfolded.lost(ranks)

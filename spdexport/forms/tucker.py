@@ -99,6 +99,12 @@ class TuckerWeight:
         """As many channels as the layer has inputs: a last stage then has nothing to do."""
         return (self.found.inner.shape[-1],)
 
+    def at(self, rank: int) -> tuple[int, ...]:
+        """That rank on both sides, or the exact ones."""
+        inner, *outer = self.exact
+        size = min(rank, *(outer or (self.spec.group_out,)))
+        return (min(rank, inner), size) if size < self.spec.group_out else (min(rank, inner),)
+
     def lost(self, ranks: tuple[int, ...]) -> FloatArray:
         """What the bases that are cut off come to, before they are improved."""
         inner, *outer = ranks
@@ -116,7 +122,7 @@ class TuckerWeight:
                 yield (inner,)
 
     def _suffices(self, allowed: FloatArray, inner: int, outer: int) -> bool:
-        exact = inner >= self.exact[0] and (len(self.exact) == 1 or outer >= self.exact[1])
+        exact = inner >= self.exact[0] and outer >= (*self.exact, self.spec.group_out)[1]
         return exact or bool((self.found.lost(inner, outer) <= allowed).all())
 
     def weights(self, ranks: tuple[int, ...]) -> Sequence[FloatArray]:

@@ -19,8 +19,9 @@ from spdexport.planning.truncation import SLACK, allowed_error, allowed_rank, gi
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from spdexport.conv import ConvSite, FloatArray
     from spdexport.cost import CostModel
-    from spdexport.forms import Family, Ranks
+    from spdexport.forms import Family, Form, Ranks
     from spdexport.forms.families import Decomposed
     from spdexport.planning.candidates import Layer
     from spdexport.planning.choices import PlanOptions
@@ -41,11 +42,29 @@ def asked(layer: Layer, kind: FormKind, options: PlanOptions) -> Choice:
     rank, allowed = given_rank(options, name), allowed_error(options, name, layer.sigma)
     ranks = found.exact
     if rank is not None:
-        ranks = _at_rank(found, rank)
+        ranks = found.at(rank)
     elif allowed is not None:
         shapes = {ranks: family_shape(layer.site, kind, ranks) for ranks in found.within(allowed)}
         ranks = min(shapes, key=lambda at: sum(spec.out_channels * spec.patch for spec in shapes[at].stages))
     return _chain(layer, family, found, ranks)
+
+
+def given(site: ConvSite, form: Form) -> Choice:
+    """The form that a file brings for a layer, and how far its weight is from the layer's."""
+    kind, weight = FormKind(form.name), np.asarray(site.weight, dtype=np.float64)
+    (chain,) = form.chains
+    between = tuple(stage.spec.group_out for stage in chain[:-1])
+    error = None if holds(weight, form, site.weight.dtype) else _error(weight, form)
+    told = "the form of the file of components"
+    is_pair = kind is FormKind.RECOMPRESSED
+    return Choice(
+        form=kind,
+        reason=f"{told}, which holds the weight" if error is None else f"{told}, relative error {error:.2g}",
+        components=between[0] if is_pair else None,
+        made=form,
+        truncation=error,
+        ranks=() if is_pair else between,
+    )
 
 
 def cheapest_within(layer: Layer, exact: Choice, options: PlanOptions, cost: CostModel, rough: CostModel) -> Choice:
@@ -89,7 +108,7 @@ def allows_chain(layer: Layer, kind: FormKind, ranks: Ranks, options: PlanOption
     found = _decomposed(layer, FAMILIES[kind])
     rank, allowed = given_rank(options, layer.site.name), allowed_error(options, layer.site.name, layer.sigma)
     if rank is not None and options.form is not FormChoice.AUTO:
-        return all(size >= least for size, least in zip(ranks, _at_rank(found, rank), strict=False))
+        return all(size >= least for size, least in zip(ranks, found.at(rank), strict=False))
     return allowed is not None and bool((found.lost(ranks) <= allowed + SLACK).all())
 
 
@@ -139,10 +158,7 @@ def _chain(layer: Layer, family: Family, found: Decomposed, ranks: Ranks) -> Cho
         form = family.form(site.spec, found.weights(ranks), site.bias)
         exact = holds(weight, form, site.weight.dtype)
     told = f"{family.kind} of {'rank' if len(ranks) == 1 else 'ranks'} {' and '.join(map(str, ranks))}"
-    error = None
-    if not exact:
-        norm = float(np.linalg.norm(weight))
-        error = float(np.linalg.norm(np.asarray(fold_form(form).weight) - weight)) / norm
+    error = None if exact else _error(weight, form)
     how = f"{told}, which holds the weight" if exact else f"truncated to {told}, relative error {error:.2g}"
     return Choice(
         form=family.kind,
@@ -153,9 +169,10 @@ def _chain(layer: Layer, family: Family, found: Decomposed, ranks: Ranks) -> Cho
     )
 
 
-def _at_rank(found: Decomposed, rank: int) -> Ranks:
-    """All ranks at ``rank``, or what holds the weight where that is less."""
-    return tuple(min(rank, size) for size in found.exact)
+def _error(weight: FloatArray, form: Form) -> float:
+    """The relative Frobenius error of a form; 1 of a weight of zeros, which no error is relative to."""
+    norm = float(np.linalg.norm(weight))
+    return float(np.linalg.norm(np.asarray(fold_form(form).weight) - weight)) / norm if norm else 1.0
 
 
 def _filled(ranks: Ranks, exact: Ranks, layer: Layer, options: PlanOptions) -> Ranks:

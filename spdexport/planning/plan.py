@@ -15,7 +15,7 @@ from spdexport.planning.choices import FormChoice, PlanOptions
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from spdexport.conv import Array, ConvSite, FloatArray, Skipped
+    from spdexport.conv import Array, ConvSite, ConvSpec, FloatArray, Skipped
     from spdexport.forms import LiveInput, Ranks
 
 
@@ -114,6 +114,11 @@ class LayerPlan:
     gain: Gain | None = None
     ranks: Ranks = ()
     given: bool = False
+
+    @property
+    def is_decomposed(self) -> bool:
+        """Whether the layer has components or a form of its own, rather than being left alone."""
+        return self.components is not None or self.given
 
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -263,6 +268,12 @@ class Plan:
     def approximates(self) -> bool:
         """Whether masks or dropped deltas change the function on purpose."""
         return any(decision.changes for decision in self.decisions)
+
+    @property
+    def chains(self) -> tuple[tuple[ConvSpec, ...], ...]:
+        """The geometries of the stages of all forms of several kernels."""
+        made = [d.made for d in self.decisions if d.made is not None and d.layer.ranks]
+        return tuple(tuple(stage.spec for stage in chain) for form in made for chain in form.chains)
 
     @property
     def runtime_inputs(self) -> tuple[LiveInput, ...]:

@@ -143,7 +143,7 @@ def _inspection(page: _Page, result: Inspection) -> None:
         page.console.print()
         for said in summary.totals(result.plan):
             page.line(said)
-    _left_alone(page, [layer for layer in layers if layer.components is None], result.plan.skipped)
+    _left_alone(page, [layer for layer in layers if not layer.is_decomposed], result.plan.skipped)
     _notes(page, result.notes)
     if page.verbose:
         _provenance(page, result.hashes, result.versions, result.seed)
@@ -151,7 +151,7 @@ def _inspection(page: _Page, result: Inspection) -> None:
 
 def _conversion(page: _Page, result: Conversion) -> None:
     plan = result.plan
-    changed = [layer for layer in plan.layers if layer.components is not None]
+    changed = [layer for layer in plan.layers if layer.is_decomposed]
     forms = sorted({layer.form for layer in changed})
     how = f" ({forms[0]})" if len(forms) == 1 else ""
     page.line(f"{count(len(changed), 'layer')} decomposed{how}, components from {_origin(result.components)}", "bold")
@@ -167,7 +167,7 @@ def _conversion(page: _Page, result: Conversion) -> None:
         _if_dearer(page, result)
         _why(page, plan, changed)
     _removed(page, result)
-    _left_alone(page, [layer for layer in plan.layers if layer.components is None], plan.skipped)
+    _left_alone(page, [layer for layer in plan.layers if not layer.is_decomposed], plan.skipped)
 
 
 def _bench(page: _Page, result: Bench) -> None:

@@ -43,16 +43,22 @@ Chain: TypeAlias = "tuple[ConvSpec, ...]"
 """The geometries of layers in a row."""
 
 
-def in_chains(chains: Iterable[Chain]) -> Callable[[Chain], bool]:
+def in_chains(chains: Iterable[Chain], *, channels: bool = True) -> Callable[[Chain], bool]:
     """Return what tells whether a row of layers is part of one of these chains, for the normal form.
 
     Args:
         chains: The stages of the forms that layers take, as the plan has them.
+        channels: Whether the numbers of channels have to be those of the chain: not where some were removed or added.
     """
-    known = tuple(chains)
+
+    def facts(row: Chain) -> tuple[object, ...]:
+        return row if channels else tuple(spec.moves for spec in row)
+
+    known = tuple(facts(chain) for chain in chains)
 
     def is_part(row: Chain) -> bool:
-        return any(row == chain[i : i + len(row)] for chain in known for i in range(len(chain) - len(row) + 1))
+        own = facts(row)
+        return any(own == chain[i : i + len(own)] for chain in known for i in range(len(chain) - len(own) + 1))
 
     return is_part
 
@@ -242,7 +248,7 @@ class Search(Generic[NodeT, ValueT]):
             else:
                 return match
             nodes.add(node)
-        earlier = self.matches[value]
+        earlier = self._begun(value, match)
         if earlier.stage.spec.axes != spec.axes:
             return match  # a matrix product over the last axis of a feature map
         problem = problem or self._shared(value, nodes)
@@ -265,6 +271,22 @@ class Search(Generic[NodeT, ValueT]):
                 )
         self.decline(match, earlier.last, problem)
         return match
+
+    def _begun(self, value: ValueT, match: Match[NodeT, ValueT]) -> Match[NodeT, ValueT]:
+        """The match in front of another one, parted again where only its last layer begins a chain with that one.
+
+        A 1x1 layer that a chain begins with was composed with the layer in front of it, which is not of the chain.
+        """
+        earlier = self.matches[value]
+        if self.beyond is None or len(earlier.parts) != 2 or len(match.layers) != 1:
+            return earlier
+        before, last = earlier.parts
+        whole, own = (tuple(layer.stage.spec for layer in (*m.layers, *match.layers)) for m in (earlier, last))
+        if before.data is last.data or self.beyond(whole) or not self.beyond(own):
+            return earlier
+        self.absorbed.discard(self.graph.result(before.last))
+        self.matches[value] = last
+        return last
 
     def _composed(self, first: Match[NodeT, ValueT], between: list[Stage], second: Match[NodeT, ValueT]) -> Stage:
         if self.lone and not appends_pointwise(first.stage.spec, second.stage.spec):
