@@ -38,8 +38,11 @@ class Reporting:
     quiet: bool
 
     @contextlib.contextmanager
-    def run(self) -> Iterator[tuple[Callable[[str], None], Callable[[Result], None]]]:
+    def run(self, *, steps: bool = False) -> Iterator[tuple[Callable[[str], None], Callable[[Result], None]]]:
         """Surround the work of a command.
+
+        Args:
+            steps: Whether the work is so long that its steps are told where nothing but lines can be written.
 
         Yields:
             Told what is being done; and told the result, which is written to ``files`` and printed after the block.
@@ -64,8 +67,9 @@ class Reporting:
         reports = context.meta[REPORTS] = ReportFiles(self.files)
         reports.begin()
         results: list[Result] = []
+        console = standard_console(err=True)
         with contextlib.ExitStack() as stack:
-            told = stack.enter_context(progress_on(standard_console(err=True), verbose=self.verbose, quiet=self.quiet))
+            told = stack.enter_context(progress_on(console, verbose=self.verbose, quiet=self.quiet, steps=steps))
             if not self.verbose and not context.meta[DEBUG]:
                 # The user's own code prints and warns too, and what is read from standard output is the result.
                 stack.enter_context(hush())
@@ -95,7 +99,7 @@ def _files(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in values.items()
-        if name in ("factory", "baseline") or any(isinstance(one, Path) for one in _listed(value))
+        if name in ("factory", "metric", "baseline") or any(isinstance(one, Path) for one in _listed(value))
     }
 
 

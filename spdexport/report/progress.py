@@ -16,17 +16,26 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def progress_on(console: Console, *, verbose: bool, quiet: bool) -> Iterator[Callable[[str], None]]:
+def progress_on(console: Console, *, verbose: bool, quiet: bool, steps: bool = False) -> Iterator[Callable[[str], None]]:
     """Yield the function that long work tells what it is doing.
 
     Args:
         console: On standard error.
         verbose: Write a line for every step.
         quiet: Write nothing.
+        steps: Where there is no terminal, write a line for each step that begins, and none for its parts: what stands
+            before the first colon is the step.
     """
+    told: set[str] = set()
 
     def line(step: str) -> None:
         console.print(Text(one_line(step)), highlight=False, soft_wrap=True)
+
+    def first_of_step(step: str) -> None:
+        begun = step.partition(":")[0]
+        if begun not in told:
+            told.add(begun)
+            line(step)
 
     def nothing(_: str) -> None:
         pass
@@ -39,4 +48,4 @@ def progress_on(console: Console, *, verbose: bool, quiet: bool) -> Iterator[Cal
         with console.status("starting") as status:
             yield lambda step: status.update(Text(one_line(step)))
     else:
-        yield nothing
+        yield first_of_step if steps else nothing
