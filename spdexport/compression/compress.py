@@ -29,21 +29,25 @@ from spdexport.overwriting import check_overwriting
 from spdexport.pipeline import Conversion, convert
 from spdexport.planning import Objective
 from spdexport.sources.chains import write_chains
-from spdexport.verification.data_feeds import data_feeds
+from spdexport.verification.data_feeds import LABELS, data_feeds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from spdexport.compression.data import Data, Sets
+    from spdexport.compression.data import Data, Samples, Sets
     from spdexport.compression.dense_model import DenseModel
     from spdexport.compression.search import Found, Trial
     from spdexport.conv import Array
     from spdexport.cost import CostModel
+    from spdexport.loading.model import ExampleInputs
     from spdexport.loading.source import Source
     from spdexport.options import OptionsDict
     from spdexport.ort.timing import Ratio
 
 Progress = Callable[[str], None]
+
+CHECKED, CHECKED_NUMBERS = 16, 1 << 20
+"""Samples of the test set that the file is checked on, at most, and the numbers that they may be."""
 
 DECIDED = ("components", "masks", "edit", "form", "rank", "energy", "max_error", "plan", "delta", "gates")
 """Options of ``convert`` that the search decides about."""
@@ -125,9 +129,7 @@ def compress(
     progress(shows or sets.told)
     example = some_of(sets.calibration.batches())
     if not {"inputs", "input_shape"} & options.keys():
-        from spdexport.loading.inputs import inputs_from_arrays  # needs torch, as forms of files do
-
-        options = {**options, "inputs": inputs_from_arrays(example, sets.calibration.where)}
+        options = {**options, "inputs": _inputs(sets.test)}
     chosen = Options.of(options)
     with scratch_folder() as folder:
         dense = dense_model(source, chosen, example, progress)
@@ -182,6 +184,16 @@ def _check(options: OptionsDict) -> None:
             where=f"--{given[0].replace('_', '-')}",
             hint="Leave the option out, or convert with it.",
         )
+
+
+def _inputs(samples: Samples) -> ExampleInputs:
+    """A few samples without labels, with which the model is traced and the file is checked."""
+    from spdexport.loading.inputs import inputs_from_arrays  # needs torch, as forms of files do
+
+    batch = {name: array[:CHECKED] for name, array in next(iter(samples.batches())).items() if name != LABELS}
+    each = sum(array[0].size for array in batch.values())
+    number = max(min(CHECKED, CHECKED_NUMBERS // max(each, 1)), 2)
+    return inputs_from_arrays({name: array[:number] for name, array in batch.items()}, samples.where)
 
 
 def _support(budget: Budget, sets: Sets) -> str:
