@@ -58,7 +58,9 @@ class Share(click.ParamType):
 @click.option("--max-kl", type=float, metavar="X", help="The KL divergence of the softmax, in nats.")
 @click.option("--metric", metavar="SPEC", help="A measure of your own, FILE.py:NAME: a number for each sample.")
 @click.option("--max-metric-drop", type=Share(), metavar="X", help="How much of it may be lost, in the mean.")
-@click.option("--latency", type=Share(), metavar="R", help="The time it may take, relative to dense, at the least loss.")
+@click.option(
+    "--latency", type=Share(), metavar="R", help="The time it may take, relative to dense, at the least loss."
+)
 @click.option("--macs", type=Share(), metavar="R", help="The same for multiply-accumulates.")
 @click.option("--size", type=Share(), metavar="R", help="The same for the numbers that are stored.")
 @click.option("--cache", type=_PATH, metavar="DIR", help="Keep work there, to resume what was interrupted.")

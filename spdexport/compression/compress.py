@@ -8,10 +8,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+import numpy as np
+
 from spdexport.compression.bounds import CONFIDENCE, supported
 from spdexport.compression.budgets import Budget, CostKind, LossKind, budget_of
 from spdexport.compression.data import read_sets
-from spdexport.compression.dense_model import dense_model, some_of
+from spdexport.compression.dense_model import batch_of, dense_model, some_of
 from spdexport.compression.execution import Shelf
 from spdexport.compression.losses import LOSSES, measured
 from spdexport.compression.metric_files import UserMetric
@@ -21,6 +23,7 @@ from spdexport.compression.search import Search
 from spdexport.compression.timing import paired
 from spdexport.cost import MacsCost, ParameterCost
 from spdexport.errors import UsageError
+from spdexport.files.onnx_reading import load_onnx
 from spdexport.files.scratch import scratch_folder
 from spdexport.names import count
 from spdexport.options import Options
@@ -28,8 +31,10 @@ from spdexport.ort.providers import provider_named
 from spdexport.overwriting import check_overwriting
 from spdexport.pipeline import Conversion, convert
 from spdexport.planning import Objective
+from spdexport.routes import is_onnx
 from spdexport.sources.chains import write_chains
 from spdexport.verification.data_feeds import LABELS, data_feeds
+from spdexport.verification.file_inputs import input_ports
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -129,7 +134,7 @@ def compress(
     progress(shows or sets.told)
     example = some_of(sets.calibration.batches())
     if not {"inputs", "input_shape"} & options.keys():
-        options = {**options, "inputs": _inputs(sets.test)}
+        options = {**options, "inputs": _inputs(sets.test, _fixed_batch(source))}
     chosen = Options.of(options)
     with scratch_folder() as folder:
         dense = dense_model(source, chosen, example, progress)
@@ -186,14 +191,24 @@ def _check(options: OptionsDict) -> None:
         )
 
 
-def _inputs(samples: Samples) -> ExampleInputs:
+def _fixed_batch(source: Source) -> int | None:
+    """The only batch that an ONNX source takes; None where it takes any, or is traced."""
+    if not is_onnx(source):
+        return None
+    return batch_of(input_ports(load_onnx(Path(str(source)))))
+
+
+def _inputs(samples: Samples, fixed: int | None) -> ExampleInputs:
     """A few samples without labels, with which the model is traced and the file is checked."""
     from spdexport.loading.inputs import inputs_from_arrays  # needs torch, as forms of files do
 
-    batch = {name: array[:CHECKED] for name, array in next(iter(samples.batches())).items() if name != LABELS}
+    batch = {
+        name: array for name, array in next(iter(samples.batches(max(CHECKED, fixed or 0)))).items() if name != LABELS
+    }
     each = sum(array[0].size for array in batch.values())
-    number = max(min(CHECKED, CHECKED_NUMBERS // max(each, 1)), 2)
-    return inputs_from_arrays({name: array[:number] for name, array in batch.items()}, samples.where)
+    number = fixed or max(min(CHECKED, CHECKED_NUMBERS // max(each, 1)), 2)
+    # Of a batch of fixed size, what is missing is repeated.
+    return inputs_from_arrays({n: np.resize(a, (number, *a.shape[1:])) for n, a in batch.items()}, samples.where)
 
 
 def _support(budget: Budget, sets: Sets) -> str:

@@ -65,8 +65,7 @@ class DenseModel:
     @property
     def batch(self) -> int | None:
         """The only size that axis 0 of the inputs may have; None where it may change."""
-        sizes = [port.shape[0] for port in self.ports if port.shape]
-        return sizes[0] if sizes and isinstance(sizes[0], int) else None
+        return batch_of(self.ports)
 
     def in_source(self, site: ConvSite, form: Form) -> Form:
         """Return the form for the layer as the source has it."""
@@ -182,6 +181,12 @@ def _is_folded(own: ConvSite, site: ConvSite) -> bool:
     after = np.asarray(site.weight, dtype=np.float64).reshape(len(scale), -1)
     made = np.asarray(own.weight, dtype=np.float64).reshape(len(scale), -1) * scale[:, None]
     return bool(np.linalg.norm(made - after) <= ALIKE * np.linalg.norm(after))
+
+
+def batch_of(ports: Sequence[Port]) -> int | None:
+    """Return the only size that axis 0 of some inputs may have; None where it may change."""
+    sizes = [port.shape[0] for port in ports if port.shape]
+    return sizes[0] if sizes and isinstance(sizes[0], int) else None
 
 
 def some_of(batches: Iterable[Mapping[str, Array]]) -> Mapping[str, Array]:

@@ -12,14 +12,19 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from spdexport.compression.bounds import CONFIDENCE, drop_interval, drop_upper_bound, mean_upper_bound
+from spdexport.compression.bounds import (
+    CONFIDENCE,
+    Interval,
+    drop_interval,
+    drop_upper_bound,
+    mean_upper_bound,
+)
 from spdexport.compression.budgets import LossKind
 from spdexport.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from spdexport.compression.bounds import Interval
     from spdexport.conv import Array, FloatArray
 
     Outputs = Mapping[str, Array]  # what a network gives for one batch, by name

@@ -171,18 +171,23 @@ class Search:
             chosen = self.trial(candidates, target, dense, None, 1, 1)
             return self._found(chosen, candidates, dense)
         chosen = None
-        low, high = points[0].cost, dense
-        for number in range(TRIALS):
-            if high - low < STEP * dense:
+        # Points up to ``low`` are beyond the budget, those from ``high`` on within it; the dense network is behind all.
+        low, high, number = -1, len(points), 0
+        while high - low > 1 and number < TRIALS:
+            dear = points[high].cost if high < len(points) else dense
+            if chosen is not None and dear - points[low + 1].cost < STEP * dense:
                 break
-            point = at_cost(points, (low + high) / 2) if number or len(points) > 2 else points[0]
-            if all(index == 0 for index in point.chosen):
-                break
-            trial = self.trial(candidates, point, dense, budget.limit, number + 1, TRIALS)
+            middle = points.index(at_cost(points, (points[max(low, 0)].cost + dear) / 2))
+            middle = min(max(middle, low + 1), high - 1)
+            if not any(points[middle].chosen):
+                high = middle
+                continue
+            number += 1
+            trial = self.trial(candidates, points[middle], dense, budget.limit, number, TRIALS)
             if trial.accepted:
-                high, chosen = point.cost, trial
+                high, chosen = middle, trial
             else:
-                low = next((p.cost for p in points if p.cost > (low + high) / 2), high)
+                low = middle
         return self._found(chosen, candidates, dense)
 
     def _found(self, chosen: Trial | None, candidates: tuple[tuple[Candidate, ...], ...], dense: float) -> Found:

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from spdexport.compression.result import Point, Searched
 
 POINTS_LEGEND = "cost, MACs and size relative to dense; loss on the selection set, and at most of data to come"
-LAYERS_LEGEND = "cost relative to the dense layer; shares of all layers' errors before the fit, and of all that is saved"
+LAYERS_LEGEND = (
+    "cost relative to the dense layer; shares of all layers' errors before the fit, and of all that is saved"
+)
 
 WIDTH, HEIGHT = 960, 360
 LEFT, RIGHT, TOP, BOTTOM = 72, 24, 24, 52
@@ -37,7 +39,9 @@ def title(found: Searched) -> str:
         return f"The dense model was written: {found.kept_dense}"
     told = f"{chosen.cost:.2f} of the dense cost, {chosen.macs:.2f} of its MACs, {chosen.size:.2f} of its size"
     if found.budget.loss is not None and chosen.cost > RESISTS:
-        return f"This model resists: {_amount(found, found.budget.limit)} buys {1 - chosen.cost:.0%} of the cost ({told})"
+        return (
+            f"This model resists: {_amount(found, found.budget.limit)} buys {1 - chosen.cost:.0%} of the cost ({told})"
+        )
     return told
 
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def progress_on(console: Console, *, verbose: bool, quiet: bool, steps: bool = False) -> Iterator[Callable[[str], None]]:
+def progress_on(
+    console: Console, *, verbose: bool, quiet: bool, steps: bool = False
+) -> Iterator[Callable[[str], None]]:
     """Yield the function that long work tells what it is doing.
 
     Args:
