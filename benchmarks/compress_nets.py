@@ -178,7 +178,7 @@ def read(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def trained(module: nn.Module, images: np.ndarray, labels: np.ndarray, *, epochs: int, batch: int = 128) -> nn.Module:
-    """Train with AdamW, a rate that rises and falls once, mirrored images and label smoothing; deterministic by seed."""
+    """Train with AdamW, a rate that rises and falls once, mirrored images and smoothed labels; torch's seed decides."""
     x, y = torch.from_numpy(images), torch.from_numpy(labels)
     optimizer = torch.optim.AdamW(module.parameters(), lr=2e-3, weight_decay=0.02)
     steps = len(x) // batch

@@ -3,14 +3,16 @@
 The loss is a sum over layers, and so is the cost; for a price lambda of cost each layer by itself takes the form of the
 least ``weight * error + lambda * cost``. Those are the corners of the lower convex hull of its forms, in the plane of
 cost and loss, and lambda falls from corner to corner: all that any lambda chooses are the hulls' edges, of all layers,
-in the order of their slopes (Shoham and Gersho 1988; BALF, arXiv 2509.25136, has one multiplier over all layers too). Each point of that frontier has
-the least loss of all choices of its cost; between two of them there may be better choices that no lambda finds, by less
-than the step between the two.
+in the order of their slopes (Shoham and Gersho 1988, "Efficient bit allocation for an arbitrary set of quantizers";
+BALF, arXiv 2509.25136, has one multiplier over all layers too). Each point of that frontier has the least loss of all
+choices of its cost; between two of them there may be better choices that no lambda finds, by less than the step between
+the two.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -56,10 +58,13 @@ def frontier(layers: Sequence[Sequence[Option]], weights: Sequence[float] | None
     weights = [1.0] * len(layers) if weights is None else weights
     hulls = [_hull(options, weight) for options, weight in zip(layers, weights, strict=True)]
     steps = sorted(
-        ((_slope(layers[n], w, a, b), n, b) for n, (hull, w) in enumerate(zip(hulls, weights, strict=True))
-         for a, b in zip(hull, hull[1:], strict=False)),
+        (
+            (_slope(layers[n], weight, cheap, dear), n, dear)
+            for n, (hull, weight) in enumerate(zip(hulls, weights, strict=True))
+            for cheap, dear in pairwise(hull)
+        ),
         key=lambda step: (-step[0], step[1]),
-    )  # fmt: skip
+    )
     chosen = [hull[0] for hull in hulls]
     found = [_allocation(layers, weights, chosen, steps[0][0] if steps else 0.0)]
     for index, (slope, layer, option) in enumerate(steps):

@@ -1,16 +1,16 @@
 """What a sample of data shows about a loss: bounds that hold for data to come, at a confidence that is said.
 
 **A paired difference of accuracy.** Of n samples, b are right in the dense network alone and c in the compressed one
-alone. The drop in the population is q (2 theta - 1): q of all samples change, theta of those for the worse. Each of the
-two has an exact confidence distribution (Clopper and Pearson 1934), and melding them bounds their product (Fay and
-Lumbard 2021, "Confidence intervals for difference in proportions for matched pairs compatible with exact McNemar's or sign
-tests")::
+alone. The drop in the population is q (2 theta - 1): q of all samples change, theta of those for the worse. Each of
+the two has an exact confidence distribution (Clopper and Pearson 1934), and melding them bounds their product (Fay and
+Lumbard 2021, "Confidence intervals for difference in proportions for matched pairs compatible with exact McNemar's or
+sign tests")::
 
     theta ~ Beta(b + 1, c),    q ~ Beta(b + c + 1, n - b - c)  where theta > 1/2,  Beta(b + c, n - b - c + 1)  else,
 
-the upper bound is the quantile of q (2 theta - 1). Where c = 0 it is Clopper and Pearson's for b of n, and where nothing changes
-1 - alpha^(1/n), 3 / n for 95%: a normal interval would have no width there, which is where a budget of nothing lies.
-A score interval (Tango 1998) is as good for many changes, and errs to the wrong side for few.
+the upper bound is the quantile of q (2 theta - 1). Where c = 0 it is Clopper and Pearson's for b of n, and where
+nothing changes 1 - alpha^(1/n), 3 / n for 95%: a normal interval would have no width there, which is where a budget of
+nothing lies. A score interval (Tango 1998) is a little shorter, and holds in 94% of cases where it says 95.
 
 **A mean of losses** of single samples, which are skewed: many near nothing, a few large. Student's interval then holds
 too rarely, above. Hall's transformation (1992, "On the removal of skewness by transformation") corrects it to second
@@ -111,7 +111,7 @@ def drop_upper_bound(samples: int, worse: int, better: int, *, confidence: float
         return float((mass * share).sum())
 
     low, high = -1.0, 1.0
-    for _ in range(60):
+    for _ in range(44):
         middle = (low + high) / 2
         low, high = (low, middle) if probability(middle) >= confidence else (middle, high)
     return high

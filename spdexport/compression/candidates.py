@@ -10,10 +10,9 @@ import numpy as np
 
 from spdexport.compression.decomposition import EXACT, decompose
 from spdexport.compression.metric import Metric
-from spdexport.cost import LANE_WIDTH, FormShape, MacsCost, dense_shape, pair_shape
+from spdexport.cost import LANE_WIDTH, FormShape, MacsCost, dense_shape, family_shape
 from spdexport.forms import Form, FormKind, dense, fold_form
-from spdexport.forms.spatial import spatial_specs, without_spatial
-from spdexport.forms.tucker import tucker_specs, without_tucker
+from spdexport.forms.families import FAMILIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from spdexport.compression.moments import Moments
     from spdexport.conv import ConvSite, ConvSpec, FloatArray
     from spdexport.cost import CostModel
+    from spdexport.forms.families import Ranks
 
 STEPS = 24
 """Ranks of each stage that are weighed, at most. Of 2,048 channels they lie 96 apart."""
@@ -44,7 +44,7 @@ class Candidate:
     """
 
     kind: FormKind
-    ranks: tuple[int, ...]
+    ranks: Ranks
     error: float
     cost: float
     shape: FormShape
@@ -91,13 +91,17 @@ def layer_candidates(
     ]
     limit = screen(site, whole)
     for kind in kinds_of(spec):
-        grid = [r for r in ranks(_largest(kind, spec), lane) if screen(site, stage_shape(site, kind, (r,))) < limit]
+        grid = [
+            r
+            for r in ranks(FAMILIES[kind].largest(spec)[0], lane)
+            if screen(site, family_shape(site, kind, (r,))) < limit
+        ]
         if not grid:
             continue
         made = decompose(weight, spec, metric, kind, max(grid))
         options = _options(made, grid, lane)
-        for chosen, error in _useful(options, lambda r, kind=kind: screen(site, stage_shape(site, kind, r)), limit):
-            shape = stage_shape(site, kind, chosen)
+        for chosen, error in _useful(options, partial(_price, screen, site, kind), limit):
+            shape = family_shape(site, kind, chosen)
             found.append(
                 Candidate(
                     kind=kind,
@@ -114,24 +118,11 @@ def layer_candidates(
 
 def kinds_of(spec: ConvSpec) -> tuple[FormKind, ...]:
     """Return the kinds of two stages that a layer of this geometry may take."""
-    kinds = [FormKind.RECOMPRESSED] if spec.group_out > 1 and spec.patch > 1 else []
-    kinds += [FormKind.SPATIAL] if without_spatial(spec) is None else []
-    kinds += [FormKind.TUCKER] if without_tucker(spec) is None else []
-    return tuple(kinds)
-
-
-def stage_shape(site: ConvSite, kind: FormKind, ranks: tuple[int, ...]) -> FormShape:
-    """Return the geometry of a form of these ranks: (r,), or for Tucker-2 (r, p)."""
-    if kind is FormKind.RECOMPRESSED:
-        return pair_shape(site, ranks[0], kind)
-    stages: tuple[ConvSpec, ...] = spatial_specs(site.spec, ranks[0])
-    if kind is FormKind.TUCKER:
-        stages = tucker_specs(site.spec, ranks[0], ranks[1] if len(ranks) > 1 else None)
-    return FormShape(name=kind, chains=(stages,), extra=site.spec.out_channels)
+    return tuple(kind for kind, family in FAMILIES.items() if family.without(spec) is None)
 
 
 def ranks(most: int, lane: int) -> tuple[int, ...]:
-    """Return the ranks up to ``most`` that are weighed: a few small ones and multiples of ``lane``, ``STEPS`` at most."""
+    """Return the ranks up to ``most`` that are weighed: small ones, and multiples of ``lane``, ``STEPS`` at most."""
     multiples = most // lane
     step = -(-multiples // STEPS) if multiples else 1
     return tuple(r for r in SMALL if r < min(lane, most + 1)) + tuple(range(lane, most + 1, lane * step))
@@ -142,18 +133,11 @@ def grouped_weight(weight: np.ndarray, spec: ConvSpec) -> FloatArray:
     return np.asarray(weight, dtype=np.float64).reshape(spec.groups, spec.group_out, spec.patch)
 
 
-def _largest(kind: FormKind, spec: ConvSpec) -> int:
-    """The largest rank that a stage of this kind has."""
-    channels = spec.in_channels // spec.groups
-    if kind is FormKind.TUCKER:
-        return channels
-    if kind is FormKind.SPATIAL:
-        size = next(size for size in spec.kernel if size > 1)
-        return min(channels * size, spec.group_out * (spec.patch // channels // size))
-    return min(spec.patch, spec.group_out)
+def _price(cost: CostModel, site: ConvSite, kind: FormKind, ranks: Ranks) -> float:
+    return cost(site, family_shape(site, kind, ranks))
 
 
-def _options(made: Decomposition, grid: Sequence[int], lane: int) -> list[tuple[tuple[int, ...], float]]:
+def _options(made: Decomposition, grid: Sequence[int], lane: int) -> list[tuple[Ranks, float]]:
     """Ranks of a decomposition and their errors; of those that lose nothing the smallest."""
     errors = made.errors
 
@@ -163,7 +147,7 @@ def _options(made: Decomposition, grid: Sequence[int], lane: int) -> list[tuple[
         return sorted({r for r in values if r < exact} | {exact})
 
     known = with_exact([r for r in grid if r <= len(errors)], made.exact)
-    options = [((r,), float(errors[r - 1])) for r in known]
+    options: list[tuple[Ranks, float]] = [((r,), float(errors[r - 1])) for r in known]
     if made.kind is not FormKind.TUCKER:
         return options
     outer = made.outer_errors
@@ -173,14 +157,14 @@ def _options(made: Decomposition, grid: Sequence[int], lane: int) -> list[tuple[
 
 
 def _useful(
-    options: Iterable[tuple[tuple[int, ...], float]], price: Callable[[tuple[int, ...]], float], limit: float
-) -> list[tuple[tuple[int, ...], float]]:
+    options: Iterable[tuple[Ranks, float]], price: Callable[[Ranks], float], limit: float
+) -> list[tuple[Ranks, float]]:
     """The options that cost less than ``limit``, and err less than every one that costs no more; the dearest first.
 
     Of equal price and error it is the smallest ranks.
     """
     priced = sorted((price(ranks), 0.0 if error <= EXACT else error, ranks) for ranks, error in options)
-    useful: list[tuple[tuple[int, ...], float]] = []
+    useful: list[tuple[Ranks, float]] = []
     least = float("inf")
     for cost, error, chosen in priced:
         if cost < limit and error < least:

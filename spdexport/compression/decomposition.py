@@ -26,20 +26,20 @@ of the outputs: the same sum over the first columns of Z Q.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spdexport.factors import Factors
-from spdexport.forms import Form, FormKind, factorized
-from spdexport.forms.spatial import spatial_form, spatial_specs
-from spdexport.forms.tucker import tucker_form, tucker_specs
+from spdexport.forms import FormKind
+from spdexport.forms.families import FAMILIES
 
 if TYPE_CHECKING:
     from spdexport.compression.metric import Metric
     from spdexport.conv import Array, ConvSpec, FloatArray
+    from spdexport.forms import Form
+    from spdexport.forms.families import Ranks
 
 EXACT = 1e-12
 """A relative error, in squares, that is none: a weight in float32 that was a product has 1e-14 of rounding."""
@@ -122,7 +122,7 @@ class Decomposition:
         """The smallest rank without an error, or None."""
         return next((int(r) + 1 for r in np.flatnonzero(self.errors <= EXACT)), None)
 
-    def form(self, ranks: tuple[int, ...], bias: Array | None, dtype: np.dtype[np.generic]) -> Form:
+    def form(self, ranks: Ranks, bias: Array | None, dtype: np.dtype[np.generic]) -> Form:
         """Return the form of these ranks, (r,) or (r, p), fitted, and rounded to ``dtype``.
 
         Args:
@@ -141,8 +141,13 @@ class Decomposition:
         z = V @ self.metric.mean[:, self.splitting.order].reshape(shape)
         shift = self.weight @ self.metric.mean[..., None] - whole @ z.reshape(len(V), -1, 1)
         moved = shift.ravel() + (0 if bias is None else np.asarray(bias, dtype=np.float64))
-        last = None if outer is None else outer.reshape(spec.out_channels, -1).astype(dtype)
-        return _assembled(spec, self.kind, V.astype(dtype), H.astype(dtype), last, moved.astype(dtype))
+        weights = [V, H] if outer is None else [V, H, outer]
+        family = FAMILIES[self.kind]
+        shaped = [
+            weight.reshape(stage.weight_shape).astype(dtype)
+            for weight, stage in zip(weights, family.specs(spec, ranks), strict=True)
+        ]
+        return family.form(spec, shaped, moved.astype(dtype))
 
 
 def decompose(weight: FloatArray, spec: ConvSpec, metric: Metric, kind: FormKind, most: int) -> Decomposition:
@@ -186,7 +191,7 @@ def _first_stage(weight: FloatArray, metric: Metric, splitting: Splitting, limit
         V = _t(R) @ _t(M)
     else:
         # The same from the smaller side: with N = L L' and P the eigenvectors of L' M M' L, R' M' is P' L' M M'.
-        L = np.linalg.cholesky(_definite(N))
+        L = np.asarray(np.linalg.cholesky(_definite(N)), dtype=np.float64)
         square = M @ _t(M)
         values, P = _eigenvectors(_t(L) @ square @ L, limit)
         V = _t(P) @ _t(L) @ square
@@ -197,7 +202,7 @@ def _first_stage(weight: FloatArray, metric: Metric, splitting: Splitting, limit
 
 def _fitted(G: FloatArray, B: FloatArray) -> FloatArray:
     """H = B G^-1."""
-    return _t(np.linalg.solve(_definite(G), _t(B)))
+    return np.asarray(np.linalg.solve(_definite(G), _t(B)), dtype=np.float64).swapaxes(1, 2)
 
 
 def _definite(G: FloatArray) -> FloatArray:
@@ -213,26 +218,12 @@ def _definite(G: FloatArray) -> FloatArray:
 
 def _eigenvectors(square: FloatArray, limit: int | None = None) -> tuple[FloatArray, FloatArray]:
     """The largest eigenvalues, descending, and their eigenvectors as columns."""
-    values, vectors = np.linalg.eigh(square)
+    values, vectors = (np.asarray(found, dtype=np.float64) for found in np.linalg.eigh(square))
     return values[:, ::-1][:, :limit], vectors[..., ::-1][..., :limit]
 
 
 def _share(left: FloatArray, size: float) -> FloatArray:
     return np.clip(left / size, 0.0, 1.0) if size > 0 else np.zeros_like(left)
-
-
-def _assembled(spec: ConvSpec, kind: FormKind, V: Array, H: Array, last: Array | None, bias: Array) -> Form:
-    """The form of both stages: V (groups, r, i), H (groups, out or p, r * j), and perhaps a last one."""
-    groups, rank = V.shape[:2]
-    if kind is FormKind.RECOMPRESSED:
-        pair = Factors(V=_t(V), U=_t(H)) if groups > 1 else Factors(V=V[0].T, U=H[0].T)
-        return replace(factorized(spec, pair, bias), name=FormKind.RECOMPRESSED)
-    if kind is FormKind.SPATIAL:
-        one, two = spatial_specs(spec, rank)
-        return spatial_form(spec, V.reshape(one.weight_shape), H.reshape(two.weight_shape), bias)
-    specs = tucker_specs(spec, rank, None if last is None else H.shape[1])
-    weights = (V.reshape(specs[0].weight_shape), H.reshape(specs[1].weight_shape))
-    return tucker_form(spec, *weights, None if last is None else last.reshape(specs[2].weight_shape), bias)
 
 
 def _t(values: FloatArray) -> FloatArray:

@@ -65,16 +65,15 @@ class Metric:
         """Return A S B' for A (groups, a, patch) and B (groups, b, patch), A itself if None."""
         right = left if right is None else right
         if self.full is not None:
-            return left @ self.full @ _t(right)
-        projected = (rows @ _t(self.factor) for rows in (left, right))  # type: ignore[arg-type]
-        one, two = projected
-        return one @ _t(two) + self.ridge[:, None, None] * (left @ _t(right))
+            return np.asarray(left @ self.full @ _t(right))
+        one, two = left @ _t(self._rows), right @ _t(self._rows)
+        return np.asarray(one @ _t(two) + self.ridge[:, None, None] * (left @ _t(right)))
 
     def size(self, weight: FloatArray) -> float:
         """Return tr(D S D') for D of shape (groups, out / groups, patch), all groups together."""
         if self.full is not None:
             return float(((weight @ self.full) * weight).sum())
-        projected = weight @ _t(self.factor)  # type: ignore[arg-type]
+        projected = weight @ _t(self._rows)
         return float((projected**2).sum() + (self.ridge[:, None, None] * weight**2).sum())
 
     def marginal(self, shape: tuple[int, int], order: np.ndarray) -> FloatArray:
@@ -88,7 +87,7 @@ class Metric:
             if self.full is not None:
                 total += self.full[:, columns[:, None], columns]
             else:
-                part = self.factor[:, :, columns]  # type: ignore[index]
+                part = self._rows[:, :, columns]
                 total += _t(part) @ part + self.ridge[:, None, None] * np.eye(i)
         return total
 
@@ -118,12 +117,17 @@ class Metric:
             for tap in range(j):
                 G[:, :, tap] = first @ flat[:, :, tap]
             return G.reshape(groups, r * j, r * j), weight[..., order] @ half.reshape(groups, i * j, r * j)
-        rows = self.factor[..., order].reshape(groups, -1, i, j)  # type: ignore[index]
+        rows = self._rows[..., order].reshape(groups, -1, i, j)
         z = np.einsum("gri,gnij->gnrj", first, rows, optimize=True).reshape(groups, -1, r * j)
         near = np.einsum("grs,jk->grjsk", first @ _t(first), np.eye(j)).reshape(groups, r * j, r * j)
         own = np.einsum("goij,gri->gorj", weight[..., order].reshape(groups, -1, i, j), first, optimize=True)
         t = self.ridge[:, None, None]
-        return _t(z) @ z + t * near, (weight @ _t(self.factor)) @ z + t * own.reshape(groups, -1, r * j)  # type: ignore[arg-type]
+        return _t(z) @ z + t * near, weight @ _t(self._rows) @ z + t * own.reshape(groups, -1, r * j)
+
+    @property
+    def _rows(self) -> FloatArray:
+        assert self.factor is not None, "either is there"
+        return self.factor
 
 
 def _t(values: FloatArray) -> FloatArray:

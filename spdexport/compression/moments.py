@@ -19,12 +19,11 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Array, ConvSpec, FloatArray
 
-ROWS = 65_536
+ROWS = 32_768
 """Rows that a layer's moments are taken from, in all.
 
-A layer of ResNet-50 has 13 million of them for 256 images, of which neighbours say nearly the same. `CONTRIBUTING.md`
-names the study; from 16,384 rows on the networks there lost the same, and 65,536 are 14 for each column of the largest
-Sigma."""
+A layer of ResNet-50 has up to 3 million of them for 256 images, of which neighbours say nearly the same. These are 7
+for each column of the largest Sigma."""
 
 FULL_PATCH = 4_608
 """The longest patch whose Sigma is held in full: 162 MiB in float64. Longer ones have a sketch in its place."""
@@ -70,7 +69,7 @@ class Moments:
         return _needed(self.targets) / max(self.count, 1)
 
     def covariance(self) -> FloatArray:
-        """E (x - E x) (x - E x)', shape (groups, patch, patch): what counts where the bias makes good what is constant."""
+        """E (x - E x) (x - E x)', shape (groups, patch, patch)."""
         return _centred(_needed(self.second), self.inputs, self.inputs, self.count)
 
     def cross_covariance(self) -> FloatArray:
@@ -176,15 +175,14 @@ def moments_of(
             for group, (rows, answers) in enumerate(zip(x, y, strict=True)):
                 target_square[group] += answers.T @ answers
                 cross[group] += answers.T @ rows
-    order = _weight_order(spec)
     return Moments(
         count=count,
-        inputs=inputs_sum[:, order],
-        second=square[:, order[:, None], order] if whole else None,
-        sketch=None if whole else square[..., [*order, patch]],
+        inputs=inputs_sum,
+        second=square if whole else None,
+        sketch=None if whole else square,
         targets=target_sum,
         target_second=target_square,
-        cross=None if cross is None else cross[..., order],
+        cross=cross,
     )
 
 
@@ -201,10 +199,7 @@ def _rows(
     rng: np.random.Generator,
     per_sample: int | None,
 ) -> Iterator[tuple[FloatArray, FloatArray | None]]:
-    """Yield rows by the chunk: x of shape (groups, rows, patch), y of shape (groups, rows, out / groups) or None.
-
-    A patch is here in the order in which memory is read best: kernel taps, then channels (``_weight_order``).
-    """
+    """Yield rows by the chunk: x of shape (groups, rows, patch), y of shape (groups, rows, out / groups) or None."""
     ends = _ends(spec, inputs)
     samples, *sizes = ends.shape if ends.ndim else (1,)
     expected = (samples, spec.out_channels, *sizes) if spec.axes else (*inputs.shape[:-1], spec.out_channels)
@@ -224,18 +219,12 @@ def _rows(
     for start in range(0, len(chosen), step):
         part = slice(start, start + step)
         x = table[starts[part, None] + taps].reshape(-1, len(taps), spec.groups, spec.in_channels // spec.groups)
-        x = np.ascontiguousarray(x.transpose(2, 0, 1, 3), dtype=np.float64).reshape(spec.groups, len(x), spec.patch)
+        x = np.ascontiguousarray(x.transpose(2, 0, 3, 1), dtype=np.float64).reshape(spec.groups, len(x), spec.patch)
         y = None
         if answers is not None:
             y = answers[chosen[part]].reshape(len(x[0]), spec.groups, spec.group_out)
             y = np.ascontiguousarray(y.transpose(1, 0, 2), dtype=np.float64)
         yield x, y
-
-
-def _weight_order(spec: ConvSpec) -> Array:
-    """Where each column of a weight (channel, then taps) stands in a patch of ``_rows`` (taps, then channel)."""
-    taps = math.prod(spec.kernel)
-    return np.arange(spec.patch).reshape(taps, spec.patch // taps).T.ravel()
 
 
 def _channels_last(spec: ConvSpec, values: Array) -> Array:

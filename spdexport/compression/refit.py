@@ -6,13 +6,13 @@ one, both about their means, G = E x x' and R = E y x'::
     B = (R + t W) (G + t I)^-1,    t = ridge * tr G / patch,
 
 is the weight that comes nearest to y, drawn to the layer's own W where the data say little (Zhang et al. 2015, arXiv
-1505.06798, who refit against the error of earlier layers; the anchor is what AA-SVD calls it, arXiv 2604.02119). The
-bias is E y - B E x. Moments about the mean are right: the free bias takes up the means of x and y, so that what is left to fit
-is exactly the centred problem.
+1505.06798, refit against the error of earlier layers so; AA-SVD, arXiv 2604.02119, has anchored outputs). The bias is
+E y - B E x. Moments about the mean are right: a free bias takes up the means of x and y whatever the weight is, and
+what is left to fit is the centred problem.
 
 Since E |y - A x|^2 + t |A - W|^2 = tr((A - B) (G + t I) (A - B)') + a constant, the best A of any form is the form of B
-in the metric G + t I: a layer is compressed anew as though B were its weight (``decomposition.py``), which for V,U gives Q
-the top eigenvectors of B (G + t I) B', U = Q, V = Q' B. A dense layer takes B itself.
+in the metric G + t I: a layer is compressed anew as though B were its weight (``decomposition.py``), which for V,U
+gives Q the top eigenvectors of B (G + t I) B', U = Q, V = Q' B. A dense layer takes B itself.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from spdexport.forms import Form, FormKind, dense
 if TYPE_CHECKING:
     from spdexport.compression.moments import Moments
     from spdexport.conv import Array, ConvSite, ConvSpec, FloatArray
+    from spdexport.forms.families import Ranks
 
 
 def anchored(weight: Array, spec: ConvSpec, moments: Moments, *, ridge: float = RIDGE) -> tuple[FloatArray, FloatArray]:
@@ -48,7 +49,7 @@ def anchored(weight: Array, spec: ConvSpec, moments: Moments, *, ridge: float = 
     return _anchored(W, metric, moments)
 
 
-def refitted(site: ConvSite, kind: FormKind, ranks: tuple[int, ...], moments: Moments, *, ridge: float = RIDGE) -> Form:
+def refitted(site: ConvSite, kind: FormKind, ranks: Ranks, moments: Moments, *, ridge: float = RIDGE) -> Form:
     """Return the form of a kind and ranks that comes nearest to the dense network's output.
 
     Args:

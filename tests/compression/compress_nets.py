@@ -47,13 +47,17 @@ class Planted(nn.Module):
 
 
 class Full(Planted):
-    """The same shape with weights of full rank, that lose with every component."""
+    """The same shape with weights of full rank, of which every component less loses something."""
 
     def __init__(self):
         super().__init__()
         torch.manual_seed(1)
         for layer in (self.pair, self.split):
-            nn.init.kaiming_normal_(layer.weight)
+            U, sigma, V = torch.linalg.svd(torch.randn(layer.weight.flatten(1).shape), full_matrices=False)
+            decayed = sigma * 0.85 ** torch.arange(len(sigma))
+            weight = (U * decayed) @ V
+            with torch.no_grad():
+                layer.weight.copy_((weight / weight.norm() * 8).reshape(layer.weight.shape))
 
 
 class Tokens(nn.Module):
