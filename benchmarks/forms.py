@@ -4,9 +4,9 @@
     python benchmarks/forms.py --rounds 5 --shapes 2
 
 Each form of a layer is a model of its own with random weights, padded to lanes as files are. All forms of one layer run
-in turn in one process, on one thread with spinning off; times and costs are ratios to the dense form of that layer. Times
-include what it takes to bring the layer's input and output into the layout of the kernels, which is in every form alike
-and in no cost: small ratios are larger than their costs for it.
+in turn in one process, on one thread with spinning off; times and costs are ratios to the dense form of that layer.
+Times include what it takes to bring the layer's input and output into the layout of the kernels, which is in every form
+alike and in no cost: small ratios are larger than their costs for it.
 """
 
 from __future__ import annotations
@@ -121,10 +121,14 @@ def main() -> None:
             where = f"{site.spec.describe()} at {layer[-1]}" if name == "dense" else ""
             rows.append(f"| {where} | {name} | {t / seconds[0]:.2f} | {c / costs[0]:.2f} |")
     print("# The cost of forms, and their time\n")
-    print(f"`python benchmarks/forms.py`, {date.today().isoformat()}, {cpu_name()}, one thread, "
-          f"ONNX Runtime {versions()['onnxruntime']}. Ratios to the dense form of the same layer; {cost.name}.\n")  # fmt: skip
-    print(f"Of {pairs} pairs of forms of one layer whose times differ by a factor of {CLEAR} or more, the model puts "
-          f"{right} ({right / max(pairs, 1):.0%}) in the right order.\n")  # fmt: skip
+    print(
+        f"`python benchmarks/forms.py`, {date.today().isoformat()}, {cpu_name()}, one thread, ONNX Runtime "
+        f"{versions()['onnxruntime']}. Ratios to the dense form of the same layer; {cost.name}.\n"
+    )
+    print(
+        f"Of {pairs} pairs of forms of one layer whose times differ by a factor of {CLEAR} or more, the model puts "
+        f"{right} ({right / max(pairs, 1):.0%}) in the right order.\n"
+    )
     print("| layer | form | time | cost |\n|---|---|---:|---:|")
     print("\n".join(rows))
 

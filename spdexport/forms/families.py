@@ -131,6 +131,11 @@ NEW = tuple(family for family in FAMILIES.values() if family.kind is not FormKin
 """Those beside V and U, in the order in which they are weighed."""
 
 
+def stage_name(number: int) -> str:
+    """Return what the weight of a stage is called behind its layer, in files of chains and modules to be trained."""
+    return f"stages.{number}.weight"
+
+
 def holds(weight: FloatArray, form: Form, dtype: np.dtype[np.generic]) -> bool:
     """Return whether a form in float64 is a weight to the rounding of ``dtype`` at each of its entries.
 

@@ -149,14 +149,14 @@ def _decomposed(layer: Layer, family: Family) -> Decomposed:
 
 
 def _chain(layer: Layer, family: Family, found: Decomposed, ranks: Ranks) -> Choice:
-    """The form at some ranks. Those that hold the weight as a whole and not at each entry are raised to all."""
+    """The form at some ranks, raised until each entry holds where the weight as a whole does."""
     site, weight = layer.site, layer.weight
-    form = family.form(site.spec, found.weights(ranks), site.bias)
-    exact = holds(weight, form, site.weight.dtype)
-    if not exact and ranks == found.exact:
-        ranks = found.full
-        form = family.form(site.spec, found.weights(ranks), site.bias)
+    covers = all(size >= least for size, least in zip(ranks, found.exact, strict=False))
+    for at in (ranks, found.exact, found.full) if covers else (ranks,):
+        ranks, form = at, family.form(site.spec, found.weights(at), site.bias)
         exact = holds(weight, form, site.weight.dtype)
+        if exact:
+            break
     told = f"{family.kind} of {'rank' if len(ranks) == 1 else 'ranks'} {' and '.join(map(str, ranks))}"
     error = None if exact else _error(weight, form)
     how = f"{told}, which holds the weight" if exact else f"truncated to {told}, relative error {error:.2g}"

@@ -2,8 +2,8 @@
 
 A file of chains holds ``LAYER.stages.N.weight`` for each stage in turn, stored as PyTorch and ONNX store the weight of
 such a layer; perhaps ``LAYER.bias``, which takes the place of the layer's own; and in the metadata of safetensors,
-under ``spdexport.forms``, the kind of each layer's form. Without metadata, as torch saves a state dict, the kind is told
-from the shapes, and everything else that the file holds must be what the model holds already, but for weights and
+under ``spdexport.forms``, the kind of each layer's form. Without metadata, as torch saves a state dict, the kind is
+told from the shapes, and everything else that the file holds must be what the model holds already, but for weights and
 biases of layers.
 """
 
@@ -24,6 +24,7 @@ from spdexport.factors import Factors, expected_shapes
 from spdexport.files.atomic import replacing
 from spdexport.files.writing import writing
 from spdexport.forms import FAMILIES, Form, FormKind, dense, pair_form
+from spdexport.forms.families import stage_name
 from spdexport.names import count, did_you_mean, layer_of_call, shape_of
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def read_chains(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
             raise ComponentsError(
                 f"{layer} has {count(len(stages), 'stage')}, and stage {missing} is missing.",
                 where=f"{where}, layer {layer}",
-                hint=f"Write {layer}.stages.{missing}.weight too, or leave the layer out.",
+                hint=f"Write {layer}.{stage_name(missing)} too, or leave the layer out.",
             )
         bias = rest.pop(f"{layer}.bias", None)
         parts = [stages[number] for number in sorted(stages)]
@@ -340,7 +341,7 @@ def write_chains(path: Path, forms: Mapping[str, Form]) -> None:
         for number, stage in enumerate(chain):
             assert stage.mask is None, "a chain of a file has no masks"
             weight = np.ascontiguousarray(stored_weight(np.asarray(stage.weight), stage.spec))
-            tensors[f"{layer}.stages.{number}.weight"] = to_torch(weight)
+            tensors[f"{layer}.{stage_name(number)}"] = to_torch(weight)
         if chain[-1].bias is not None:
             tensors[f"{layer}.bias"] = to_torch(np.ascontiguousarray(chain[-1].bias))
     kinds = {layer: FormKind(form.name).value for layer, form in forms.items()}
