@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 
 from spdexport.compression.bounds import CONFIDENCE, supported
+from spdexport.compression.cache import Cache
 from spdexport.compression.budgets import Budget, CostKind, LossKind, budget_of
 from spdexport.compression.data import read_sets
 from spdexport.compression.dense_model import batch_of, dense_model, some_of
 from spdexport.compression.execution import Shelf
 from spdexport.compression.losses import LOSSES, measured
-from spdexport.compression.metric_files import UserMetric
+from spdexport.compression.metric_files import UserMetric, metric_hash
 from spdexport.compression.result import Compression, Judged, LayerShare, Point, Searched
 from spdexport.compression.running import DenseAnswers, Network
 from spdexport.compression.search import Search
@@ -138,15 +139,28 @@ def compress(
     chosen = Options.of(options)
     with scratch_folder() as folder:
         dense = dense_model(source, chosen, example, progress)
+        cost = _cost(budget, chosen, progress)
+        settings = {
+            "source": dense.hashes,
+            "data": sets.hashes,
+            "sets": sets.told,
+            "layers": [site.name for site in dense.sites],
+            "loss": loss.title,
+            "metric": metric and metric_hash(metric),
+            "cost": cost.name,
+            "lane": chosen.lane_width,
+            "seed": seed,
+        }
         search = Search(
             dense,
             sets,
             loss=loss,
-            cost=_cost(budget, chosen, progress),
+            cost=cost,
             lane=chosen.lane_width,
             folder=folder,
             seed=seed,
             progress=progress,
+            cache=Cache.of(None if cache is None else Path(cache), settings, progress),
         )
         found = search.run(budget)
         taken, timing, kept_dense = _never_slower(dense, search, found, budget, chosen, example)

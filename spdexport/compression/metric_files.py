@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from spdexport.errors import SourceError
+from spdexport.files.hashing import sha256_file
 from spdexport.loading.factory import users_function
 
 if TYPE_CHECKING:
@@ -55,3 +57,9 @@ class UserMetric:
                 )
         sizes = before.astype(np.float64) - after.astype(np.float64)
         return sizes, np.ones(number)
+
+
+def metric_hash(spec: str) -> str:
+    """Return what tells a measure from others of its name: the hash of its file, or the name of its module."""
+    target = spec.rpartition(":")[0]
+    return sha256_file(target) if Path(target).is_file() else target

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from spdexport.compression.budgets import Budget
+    from spdexport.compression.cache import Cache
     from spdexport.compression.data import Sets
     from spdexport.compression.dense_model import DenseModel
     from spdexport.compression.losses import Loss
@@ -106,6 +107,7 @@ class Search:
         seed: Of the locations that moments are taken at.
         progress: Told what is being done.
         foreign: Forms of other origin for some layers, by their names.
+        cache: Where work is kept.
     """
 
     def __init__(
@@ -120,10 +122,11 @@ class Search:
         seed: int,
         progress: Callable[[str], None],
         foreign: Mapping[str, Sequence[Form]] | None = None,
+        cache: Cache,
     ) -> None:
         self.dense, self._sets, self._loss, self._cost = dense, sets, loss, cost
         self._lane, self._seed, self._progress = lane, seed, progress
-        self._foreign = foreign or {}
+        self._foreign, self._cache = foreign or {}, cache
         self._shelf = Shelf(folder)
         self._cut = CutGraph.of(dense.model, dense.sites)
         self._answers = DenseAnswers(dense, sets.selection, self._shelf)
@@ -149,16 +152,23 @@ class Search:
 
     def candidates(self) -> tuple[tuple[Candidate, ...], ...]:
         """Run the dense network over the calibration set, and weigh what each layer might be."""
-        walk = self._begin()
+        walk: Walk | None = None
+        at = 0
         found = []
         clock = Clock(len(self.sites))
         for number, site in enumerate(self.sites):
             self._progress(f"candidates: layer {number + 1} of {len(self.sites)}, {site.name}{clock.left(number)}")
-            moments = self._moments(site.spec, ((x, None) for x in walk.reads()))
+            moments = self._cache.moments(number)
+            if moments is None:
+                if walk is None:
+                    walk, at = self._begin(), 0
+                for _ in range(at, number):
+                    walk.step()
+                at = number
+                moments = self._moments(site, site.spec, ((x, None) for x in walk.reads()))
+                self._cache.keep_moments(number, moments)
             foreign = self._foreign.get(site.name, ())
             found.append(layer_candidates(site, moments, self._cost, foreign=foreign, lane=self._lane))
-            if number + 1 < len(self.sites):
-                walk.step()
         return tuple(found)
 
     def run(self, budget: Budget) -> Found:
@@ -207,10 +217,14 @@ class Search:
             return self._trials[point.chosen]
         taken = [options[index] for options, index in zip(candidates, point.chosen, strict=True)]
         told = f"trial {number} of at most {most}, cost {point.cost / dense_cost:.2f}"
-        forms = self._fitted(taken, told)
-        self._progress(f"{told}: judging on {len(self._sets.selection)} samples")
-        network = Network(self.placed(forms))
-        lost = measured(self._loss, self._answers.pairs(network))
+        kept = self._cache.trial(self.sites, taken, self._loss.power)
+        if kept is None:
+            forms = self._fitted(taken, told)
+            self._progress(f"{told}: judging on {len(self._sets.selection)} samples")
+            lost = measured(self._loss, self._answers.pairs(Network(self.placed(forms))))
+            self._cache.keep_trial(self.sites, taken, forms, lost)
+        else:
+            forms, lost = kept
         bound = lost.upper_bound()
         trial = Trial(
             allocation=point,
@@ -253,15 +267,18 @@ class Search:
         known = (FormKind.RECOMPRESSED, FormKind.SPATIAL, FormKind.TUCKER)
         if site.spec.patch <= WHOLE_PATCH and candidate.kind in known:
             pairs = ((x, y()) for x, y in zip(other.reads(), targets, strict=True))
-            return refitted(site, candidate.kind, candidate.ranks, self._moments(site.spec, pairs))
+            form = refitted(site, candidate.kind, candidate.ranks, self._moments(site, site.spec, pairs))
+            return form if _takes_bias(site) else _without_bias(form)
         form = candidate.make()
         if len(form.chains) > 1:
             return form
         last = form.chains[0][-1].spec
         pairs = ((z, y()) for z, y in zip(other.front(form), targets, strict=True))
-        return last_stage_refitted(form, self._moments(last, pairs))
+        form = last_stage_refitted(form, self._moments(site, last, pairs))
+        return form if _takes_bias(site) else _without_bias(form)
 
-    def _moments(self, spec: ConvSpec, pairs: Iterable[tuple[Array, Array | None]]) -> Moments:
+    def _moments(self, site: ConvSite, spec: ConvSpec, pairs: Iterable[tuple[Array, Array | None]]) -> Moments:
+        """The moments of what a layer, or one stage of its form, reads, and of what it is to give."""
         rng = np.random.default_rng(self._seed)
         per_sample = locations_per_sample(len(self._sets.calibration))
         found: Moments | None = None
@@ -269,11 +286,27 @@ class Search:
             part = moments_of(spec, x, y, rng=rng, per_sample=per_sample)
             found = part if found is None else found.merge(part)
         assert found is not None, "a calibration set has samples"
-        return found
+        return found if _takes_bias(site) else _about_zero(found)
 
     def _begin(self) -> Walk:
         batches = batches_of(self.dense, self._sets.calibration, whole=True)
         return Walk.begin(self._cut, (batch.feeds for batch in batches), self._shelf)
+
+
+def _takes_bias(site: ConvSite) -> bool:
+    """Whether the graph has a place for a bias: a plain matrix product has none."""
+    return site.bias is not None or not site.is_product
+
+
+def _about_zero(moments: Moments) -> Moments:
+    """The moments about zero instead of the means: what counts where no bias makes good what is constant."""
+    targets = None if moments.targets is None else np.zeros_like(moments.targets)
+    return replace(moments, inputs=np.zeros_like(moments.inputs), targets=targets)
+
+
+def _without_bias(form: Form) -> Form:
+    """The form without the bias, which is zero where it was fitted on moments about zero."""
+    return replace(form, chains=tuple(tuple(replace(stage, bias=None) for stage in chain) for chain in form.chains))
 
 
 class Clock:

@@ -171,10 +171,8 @@ class _Placement:
         if self._operator == "Gemm" and (bias or self._edit.opset >= OPTIONAL_BIAS):
             transposed = (ir.AttrInt64("transB", 1),)
             return "Gemm", [data, self._edit.store(name, weight), *bias], transposed, stage.name
-        product: _Operation = ("MatMul", [data, self._edit.store(name, weight.T)], (), stage.name)
-        if not bias:
-            return product
-        return "Add", [self._insert(*product), *bias], (), "bias"
+        assert not bias, "a MatMul adds nothing"
+        return "MatMul", [data, self._edit.store(name, weight.T)], (), stage.name
 
     def _conv_attributes(self, stage: Stage) -> tuple[ir.Attr, ...]:
         """The layer's own attributes, as they are written, for a stage with its geometry: ``auto_pad`` for instance."""

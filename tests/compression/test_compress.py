@@ -298,3 +298,24 @@ def test_layers_inside_of_an_if_are_left_alone_with_the_reason(tmp_path):
     )  # fmt: skip
     assert [layer.name for layer in found.search.layers] == ["h"]
     assert any("inside If" in skipped.reason for skipped in found.plan.skipped)
+
+
+def test_interrupted_work_resumes_and_gives_the_same_bytes(folder, tmp_path, monkeypatch):
+    from spdexport.compression import search
+
+    steps = []
+    wanted = {"factory": factory("Full"), "data": folder / "labelled.npz", "max_top1_drop": 0.05, "verify": False}
+    whole = spdexport.compress(None, tmp_path / "a.onnx", cache=tmp_path / "cache", progress=steps.append, **wanted)
+    assert len(whole.search.points) > 1
+    trials = sorted((tmp_path / "cache").glob("*/trial-*.npz"))
+    assert len(trials) == len(whole.search.points)
+    trials[0].unlink()
+    trials[1].write_bytes(b"no archive")
+    fitted = []
+    fit = search.Search._fitted
+    monkeypatch.setattr(search.Search, "_fitted", lambda self, *given: fitted.append(1) or fit(self, *given))
+    again = spdexport.compress(None, tmp_path / "b.onnx", cache=tmp_path / "cache", progress=steps.append, **wanted)
+    assert len(fitted) == 2
+    assert any("cannot be read and is done again" in step for step in steps)
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    assert again.search.points == whole.search.points
