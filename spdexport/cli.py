@@ -16,6 +16,7 @@ from spdexport import __version__
 from spdexport.cli_options import DEBUG
 from spdexport.commands.ablate import ablate
 from spdexport.commands.bench import bench
+from spdexport.commands.compress import compress
 from spdexport.commands.convert import convert
 from spdexport.commands.fold import fold
 from spdexport.commands.inspect import inspect
@@ -234,5 +235,5 @@ def main() -> None:
     """
 
 
-for subcommand in (convert, verify, fold, inspect, bench, masks, ablate):
+for subcommand in (convert, compress, verify, fold, inspect, bench, masks, ablate):
     main.add_command(subcommand)

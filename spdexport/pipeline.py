@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from spdexport.loading.model import ExampleInputs
+    from spdexport.loading.source import Source
     from spdexport.ort.providers import Provider
     from spdexport.planning import Plan
-    from spdexport.prepare import Source
     from spdexport.ranges import Ranges
     from spdexport.rewrite.onnx_trim import Trimming
 

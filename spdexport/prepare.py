@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch.export import ExportedProgram
 
 from spdexport.arrays import to_numpy
 from spdexport.capture import Captured, DynamicAxes, capture
@@ -18,10 +17,9 @@ from spdexport.edits import apply_edits, edits_note, read_edits
 from spdexport.errors import ComponentsError, ExampleInputError, UsageError
 from spdexport.factors import Factors
 from spdexport.files.hashing import sha256_tensors
-from spdexport.loading import ExampleInputs, LoadedModel, load
 from spdexport.loading.inputs import check_shapes, inputs_from_file, inputs_from_shapes
-from spdexport.loading.load import no_keys
 from spdexport.loading.model import LABELS
+from spdexport.loading.source import Source, load_source
 from spdexport.masks import fit_masks, read_masks
 from spdexport.names import layer_of_call
 from spdexport.ort.providers import provider_named
@@ -39,17 +37,17 @@ from spdexport.steps import step
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from torch.export import ExportedProgram
+
     from spdexport.conv import Array, ConvSite
     from spdexport.cost import CostModel
     from spdexport.edits import EditSet
     from spdexport.forms import Form
+    from spdexport.loading import ExampleInputs, LoadedModel
     from spdexport.masks import MaskSet
     from spdexport.options import Options
     from spdexport.ranges import Ranges
     from spdexport.sources.components import ComponentSet
-
-Source = str | Path | torch.nn.Module | ExportedProgram | None
-"""A file, a module, a program; or None, where a factory gives the module."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -109,8 +107,55 @@ def prepare(source: Source, options: Options, progress: Callable[[str], None] = 
         InputError: A file that cannot be used.
         CaptureError: The model cannot be traced.
     """
+    traced = trace(source, options, progress)
+    components, captured = traced.components, traced.captured
+    decided = decide(
+        traced.sites,
+        traced.skipped,
+        components,
+        options,
+        progress,
+        held=_held_by(captured.program),
+        beside=traced.loaded.components is None,
+    )
+    return Prepared(
+        loaded=traced.loaded,
+        captured=captured,
+        plan=decided.plan,
+        components=decided.components,
+        hashes={"source": traced.sha256, **decided.hashes},
+        notes=(*traced.loaded.notes, *captured.notes, *live_notes(decided.plan), *decided.notes),
+        run=components,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Traced:
+    """A model that was read and traced, with nothing decided about it.
+
+    Attributes:
+        loaded: What loading gave.
+        captured: The traced model.
+        components: Those of the source itself, or of the user's choice; None for the SVD.
+        sites: The layers.
+        skipped: Those that are left alone.
+        sha256: Of the source.
+    """
+
+    loaded: LoadedModel
+    captured: Captured
+    components: ComponentSet | None
+    sites: tuple[ConvSite, ...]
+    skipped: tuple[Skipped, ...]
+    sha256: str
+
+
+def trace(source: Source, options: Options, progress: Callable[[str], None]) -> Traced:
+    """Read a source, trace it, and list its layers; arguments and errors are those of ``prepare``."""
     progress("loading")
-    loaded = _loaded(source, options)
+    loaded = load_source(
+        source, factory=options.factory, trust=options.trust, state_key=options.state_key, seed=options.seed
+    )
     progress("tracing")
     inputs = _with_labels(example_inputs(options), loaded)
     captured = capture(loaded, inputs, DynamicAxes.parse(options.dynamic, batch=options.dynamic_batch))
@@ -123,24 +168,13 @@ def prepare(source: Source, options: Options, progress: Callable[[str], None] = 
         captured.program,
         looks_up=lambda name: (layer_of_call(name).replace(".", "-") if dashed else layer_of_call(name)) in named,
     )
-    decided = decide(
-        sites,
-        skipped,
-        components,
-        options,
-        progress,
-        held=_held_by(captured.program),
-        beside=loaded.components is None,
-    )
-    source_hash = loaded.sha256 or sha256_tensors(_weights(captured.program))
-    return Prepared(
+    return Traced(
         loaded=loaded,
         captured=captured,
-        plan=decided.plan,
-        components=decided.components,
-        hashes={"source": source_hash, **decided.hashes},
-        notes=(*loaded.notes, *captured.notes, *live_notes(decided.plan), *decided.notes),
-        run=components,
+        components=components,
+        sites=tuple(sites),
+        skipped=tuple(skipped),
+        sha256=loaded.sha256 or sha256_tensors(_weights(captured.program)),
     )
 
 
@@ -247,47 +281,6 @@ def _measured(options: Options, progress: Callable[[str], None]) -> CostModel | 
     from spdexport.latency import LatencyCost  # brings ONNX Runtime
 
     return LatencyCost(provider=provider_named(options.target), lane=options.planning.padding, told=progress)
-
-
-def _loaded(source: Source, options: Options) -> LoadedModel:
-    if options.factory is not None and isinstance(source, ExportedProgram | torch.nn.Module):
-        kind = "a program" if isinstance(source, ExportedProgram) else "a module"
-        raise UsageError(
-            f"The source is {kind} already, which needs no factory.",
-            where=f"--factory {options.factory}",
-            hint="Leave out either the factory or the source.",
-        )
-    if options.state_key is not None and isinstance(source, ExportedProgram | torch.nn.Module):
-        raise no_keys("no file", options.state_key)
-    if isinstance(source, ExportedProgram):
-        return LoadedModel(kind="program", program=source, inputs=_program_inputs(source))
-    if isinstance(source, torch.nn.Module):
-        return LoadedModel(kind="module", module=source)
-    if source is None and options.factory is None:
-        raise UsageError(
-            "There is no model.", where="the command", hint="Name a source file, or give --factory FILE.py:NAME."
-        )
-    if not isinstance(source, str | Path | None):
-        raise UsageError(
-            f"A source of type {type(source).__name__} is not known.",
-            where="the source",
-            hint="Give the path of a file, an nn.Module, an ExportedProgram, or None with a factory.",
-        )
-    path = None if source is None else Path(source)
-    return load(
-        path,
-        factory=options.factory,
-        trust=options.trust,
-        state_key=options.state_key,
-        seed=options.seed,
-    )
-
-
-def _program_inputs(program: ExportedProgram) -> ExampleInputs | None:
-    if program.example_inputs is None:
-        return None
-    args, kwargs = program.example_inputs
-    return ExampleInputs(args=tuple(args), kwargs=dict(kwargs), origin="the program")
 
 
 def example_inputs(options: Options) -> ExampleInputs | None:

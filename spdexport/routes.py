@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from spdexport.dense_export import DenseExport
     from spdexport.export import Exported
     from spdexport.forms import Form
+    from spdexport.loading.source import Source
     from spdexport.onnx_prepare import PreparedOnnx
     from spdexport.options import Options
     from spdexport.planning import Plan
-    from spdexport.prepare import Prepared, Source
+    from spdexport.prepare import Prepared
     from spdexport.ranges import Ranges
     from spdexport.rewrite.onnx_trim import Trimmed, Trimming
     from spdexport.verification.check import Check

@@ -31,7 +31,7 @@ LAYERS = (
     ("onnx_prepare", "recorded"),
     ("routes",),
     ("pipeline",),
-    ("ablation", "folding", "importance", "measuring"),
+    ("ablation", "compression", "folding", "importance", "measuring"),
     ("report",),
     ("testing",),
     ("pytest_plugin",),

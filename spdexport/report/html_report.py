@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from spdexport import __version__
 from spdexport.ablation.ablate import Ablations
+from spdexport.compression.result import Compression
 from spdexport.names import some
 from spdexport.pipeline import Conversion, Inspection
-from spdexport.report import ablations
+from spdexport.report import ablations, compression
 from spdexport.report.common import names_of, verification_of
 from spdexport.report.explain import (
     advice,
@@ -70,6 +71,7 @@ def _values(result: Result) -> dict[str, Any]:
         "tolerance": tolerance(found) if found else "",
         "approximation": found.approximation if found else None,
         "picture": draw(found.layers) if found else None,
+        "search": compression.values(result.search) if isinstance(result, Compression) else None,
         "layers": _layers(found, _plan(result)),
         "skipped": report["skipped"],
         "inputs": report["inputs"],
