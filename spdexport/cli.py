@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import signal
 import sys
 import threading
@@ -151,7 +152,7 @@ def _end(
         case SystemExit():
             raise error
         case _:
-            known = _known(error)
+            known = _completed(_known(error), arguments)
             failure = Failure.of(known)
             if debug:
                 say("".join(traceback.format_exception(error)).rstrip(), err=True)
@@ -181,6 +182,13 @@ def _known(error: BaseException) -> SpdExportError:
         case click.ClickException():
             return _usage(error)
     return _own_fault(error)
+
+
+def _completed(error: SpdExportError, arguments: Sequence[str]) -> SpdExportError:
+    """Add to an error about a command line that lacks something the one that has it."""
+    if error.missing:
+        error.hint += f" For example: spdexport {shlex.join([*arguments, *error.missing])}"
+    return error
 
 
 def _tell(error: SpdExportError, *, annotate: bool = True) -> None:
@@ -234,5 +242,6 @@ def main() -> None:
     """
 
 
-for subcommand in (convert, verify, fold, inspect, bench, masks, ablate):
+_COMMANDS: tuple[click.Command, ...] = (convert, verify, fold, inspect, bench, masks, ablate)
+for subcommand in _COMMANDS:
     main.add_command(subcommand)

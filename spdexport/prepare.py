@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +13,12 @@ from torch.export import ExportedProgram
 from spdexport.capture import Captured, DynamicAxes, capture
 from spdexport.conv import Skipped
 from spdexport.edits import apply_edits, edits_note, read_edits
-from spdexport.errors import ComponentsError, ExampleInputError, UsageError
+from spdexport.errors import ComponentsError, UsageError
+from spdexport.example_inputs import inputs_of
 from spdexport.factors import Factors
 from spdexport.files.hashing import sha256_tensors
 from spdexport.loading import ExampleInputs, LoadedModel, load
-from spdexport.loading.inputs import check_shapes, inputs_from_file, inputs_from_shapes
 from spdexport.loading.load import no_keys
-from spdexport.loading.model import LABELS
 from spdexport.masks import fit_masks, read_masks
 from spdexport.names import layer_of_call
 from spdexport.ort.providers import provider_named
@@ -63,6 +61,7 @@ class Prepared:
         hashes: SHA-256 of source, components and masks, as far as there are any.
         notes: What the user should know.
         run: The run or file that V and U come from; None for the SVD.
+        own_inputs: Whether the values of the example inputs are the user's or the source's own.
     """
 
     loaded: LoadedModel
@@ -72,6 +71,7 @@ class Prepared:
     hashes: Mapping[str, str]
     notes: tuple[str, ...]
     run: ComponentSet | None = None
+    own_inputs: bool = True
 
     @property
     def ranges(self) -> Ranges:
@@ -95,13 +95,21 @@ class Prepared:
         return place_forms(self.captured.program, taken) if taken else self.captured.program
 
 
-def prepare(source: Source, options: Options, progress: Callable[[str], None] = lambda _: None) -> Prepared:
+def prepare(
+    source: Source,
+    options: Options,
+    progress: Callable[[str], None] = lambda _: None,
+    *,
+    shapes: Sequence[str] = (),
+) -> Prepared:
     """Read a source, trace it, and decide about its layers.
 
     Args:
         source: A file, a module, a program; None for ``options.factory`` alone.
         options: How.
         progress: Told what is being done.
+        shapes: What inputs of a file that was made of the source have, as ``--input-shape`` has it: where there are no
+            example inputs, such are made.
 
     Raises:
         UsageError: Options that do not go together, or that name nothing.
@@ -111,7 +119,7 @@ def prepare(source: Source, options: Options, progress: Callable[[str], None] = 
     progress("loading")
     loaded = _loaded(source, options)
     progress("tracing")
-    inputs = _with_labels(example_inputs(options), loaded)
+    inputs, told = inputs_of(options, loaded, shapes)
     captured = capture(loaded, inputs, DynamicAxes.parse(options.dynamic, batch=options.dynamic_batch))
     components = components_of(loaded.components, options)
     if components is not None or options.asks_for_live_masks:
@@ -130,8 +138,9 @@ def prepare(source: Source, options: Options, progress: Callable[[str], None] = 
         plan=decided.plan,
         components=decided.components,
         hashes={"source": source_hash, **decided.hashes},
-        notes=(*loaded.notes, *captured.notes, *live_notes(decided.plan), *decided.notes),
+        notes=(*loaded.notes, *told, *captured.notes, *live_notes(decided.plan), *decided.notes),
         run=components,
+        own_inputs=options.own_inputs and not told,
     )
 
 
@@ -269,6 +278,7 @@ def _loaded(source: Source, options: Options) -> LoadedModel:
         trust=options.trust,
         state_key=options.state_key,
         seed=options.seed,
+        has_inputs=options.inputs is not None or bool(options.input_shape),
     )
 
 
@@ -277,48 +287,6 @@ def _program_inputs(program: ExportedProgram) -> ExampleInputs | None:
         return None
     args, kwargs = program.example_inputs
     return ExampleInputs(args=tuple(args), kwargs=dict(kwargs), origin="the program")
-
-
-def example_inputs(options: Options) -> ExampleInputs | None:
-    """The example inputs that the options give: a file's, a caller's, or ones of the shapes given; None for none."""
-    if options.inputs is None:
-        return inputs_from_shapes(options.input_shape, options.seed) if options.input_shape else None
-    inputs = inputs_from_file(options.inputs) if isinstance(options.inputs, Path) else options.inputs
-    check_shapes(inputs, options.input_shape)
-    return inputs
-
-
-def _with_labels(inputs: ExampleInputs | None, loaded: LoadedModel) -> ExampleInputs | None:
-    """The inputs with their labels as an input, where the model takes one of that name; else the labels are checked."""
-    if inputs is None or inputs.labels is None:
-        return inputs
-    if loaded.program is not None:
-        names = loaded.program.call_spec.in_spec.children()[1].context
-    else:
-        names = list(inspect.signature(loaded.module.forward).parameters) if loaded.module is not None else []
-    if LABELS in names:
-        return inputs.with_labels_as_input()
-    check_labels(inputs)
-    return inputs
-
-
-def check_labels(inputs: ExampleInputs) -> None:
-    """Refuse labels that are not one class for each sample.
-
-    Raises:
-        ExampleInputError: Says what they are instead.
-    """
-    labels, first = inputs.labels, next((t for t in inputs.tensors() if t.ndim), None)
-    if labels is None:
-        return
-    is_class = not (labels.is_floating_point() or labels.is_complex())
-    if not is_class or labels.ndim != 1 or (first is not None and labels.shape[0] != first.shape[0]):
-        batch = "" if first is None else f", of {first.shape[0]} samples"
-        raise ExampleInputError(
-            f"The labels are {str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape)}.",
-            where=f"{inputs.origin}, labels",
-            hint=f"Save one whole number for each sample{batch}, or leave them out.",
-        )
 
 
 def components_of(own: ComponentSet | None, options: Options) -> ComponentSet | None:

@@ -25,6 +25,9 @@ VERDICTS = {
 }
 """Verdicts in words, for every report."""
 
+PLANNED = "planned: no file was written"
+"""What stands in the place of the verdict of a dry run."""
+
 NOTHING_TO_DECOMPOSE = "No layer could be decomposed: the file holds the model as it is"
 """What is said of a source without convolutions and linear layers, or with ones that are all left alone."""
 
@@ -69,9 +72,10 @@ def headline(result: Result) -> Headline:
         case Folding():
             changes = [f"{count(len(result.folded), 'layer')} folded into one convolution or matrix product each"]
             files = written_files(result)
+    planned = isinstance(result, Conversion) and not result.outputs
     return Headline(
         status=status,
-        verdict=VERDICTS[status] + what_is(found),
+        verdict=PLANNED if planned else VERDICTS[status] + what_is(found),
         exceeded=change.exceeded if change else (),
         changes=tuple(changes),
         files=files,
