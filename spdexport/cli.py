@@ -25,6 +25,7 @@ from spdexport.commands.misspelt import meant
 from spdexport.commands.running import REPORTS
 from spdexport.commands.verify import verify
 from spdexport.errors import OutputError, SpdExportError, UsageError
+from spdexport.invocation import invoked_with
 from spdexport.speech import SilencedError, command, flush, give_up, guarded_streams, on_github, say
 from spdexport.text import printable
 
@@ -67,7 +68,7 @@ class _Program(click.Group):
         arguments = list(sys.argv[1:] if args is None else args)
         with guarded_streams():
             try:
-                with _unwound_when_terminated():
+                with _unwound_when_terminated(), invoked_with(arguments):
                     # A command returns its exit status; --help and --version return 0 through click's own Exit.
                     status = super().main(args, *rest, **{**extra, "standalone_mode": False, "obj": arguments})
                     flush()

@@ -14,7 +14,7 @@ LINES = 400
 LAYERS = (
     # Values and the maths on them: no file, no graph.
     ("errors", "names", "conv", "quiet", "text"),
-    ("arrays", "content", "gates", "factors", "lowrank", "ranges", "speech", "steps"),
+    ("arrays", "content", "gates", "factors", "lowrank", "invocation", "ranges", "speech", "steps"),
     ("forms",),
     ("cost",),
     # Files, and what is read from them.
@@ -166,7 +166,7 @@ def test_what_help_needs_imports_nothing_heavy(name):
     assert {n.split(".")[0] for n in names} <= light
     own = {n.removeprefix("spdexport.") for n in names if n.startswith("spdexport.")}
     known = {"report.formats"} & own
-    assert {part(n) for n in own - known} <= {*CLI, "commands", "errors", "speech", "text"}
+    assert {part(n) for n in own - known} <= {*CLI, "commands", "errors", "invocation", "speech", "text"}
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -68,11 +68,11 @@ def headline(result: Result) -> Headline:
     match result:
         case Conversion():
             changes = [*_converted(result), *changes]
-            files = written_files(result, _saved(result))
+            files = written_files(result, saved_bytes(result))
         case Folding():
             changes = [f"{count(len(result.folded), 'layer')} folded into one convolution or matrix product each"]
             files = written_files(result)
-    planned = isinstance(result, Conversion) and not result.outputs
+    planned = isinstance(result, Conversion) and not result.outputs and found is None
     return Headline(
         status=status,
         verdict=PLANNED if planned else VERDICTS[status] + what_is(found),
@@ -135,7 +135,7 @@ def _converted(result: Conversion) -> list[str]:
     return [decomposed(result), *costs]
 
 
-def _saved(result: Conversion) -> int:
+def saved_bytes(result: Conversion) -> int:
     """Bytes that the forms save, and what was trimmed."""
     return result.plan.bytes_saved + (result.trimming.bytes_saved if result.trimming is not None else 0)
 
