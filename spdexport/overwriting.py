@@ -149,8 +149,14 @@ def _external_data(model: NamedFile) -> Iterator[NamedFile]:
 
 def _names_data(path: Path) -> bool:
     """Whether the key that external data have is anywhere in the file, which costs far less than to parse it."""
+    return _has(path, b"location")
+
+
+def _has(path: Path, key: bytes) -> bool:
+    if not path.stat().st_size:
+        return False
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(b"location") >= 0
+        return content.find(key) >= 0
 
 
 def _written(option: str, value: object, *, verify: bool) -> Iterator[NamedFile]:
@@ -168,6 +174,30 @@ def _written(option: str, value: object, *, verify: bool) -> Iterator[NamedFile]
 def importances_name(masks: Path) -> Path:
     """Return the name of the importances that are written beside masks: ``OUT.importances.safetensors``."""
     return masks.with_name(f"{masks.stem}.importances{masks.suffix}")
+
+
+def output_beside(source: Path | None, factory: str | None) -> Path:
+    """Return the name of the ONNX file where none is given: beside the source, or called as its factory.
+
+    Raises:
+        UsageError: There is a file of that name that spdexport did not write.
+    """
+    if source is None:
+        path = Path(f"{(factory or 'model').rpartition(':')[2]}.onnx")
+    elif source.is_dir():
+        whole = source.resolve()
+        path = (source.parent if source.name else whole.parent) / f"{whole.name}.onnx"
+    elif source.suffix == ".onnx":
+        path = source.with_suffix(".converted.onnx")
+    else:
+        path = source.with_suffix(".onnx")
+    if path.exists() and not (path.is_file() and _has(path, b"spdexport.options")):
+        raise UsageError(
+            "There is no -o, and the file that stands where the output would go was not written by spdexport.",
+            where=str(path),
+            hint="Name the output: -o OUT.onnx.",
+        )
+    return path
 
 
 def output_paths(output: str | Path | Sequence[str | Path]) -> tuple[Path | None, Path | None]:
