@@ -218,10 +218,12 @@ class Search(Generic[NodeT, ValueT]):
     def _sum(self, node: NodeT) -> Match[NodeT, ValueT] | None:
         """The sum of maps of the same input, with a layer in one of them."""
         adds = {node}
-        terms = list(self._terms(node, 1.0, adds))
-        values = [term.value for term in terms]
+        factors: dict[ValueT, float] = {}
+        for term in self._terms(node, 1.0, adds):
+            factors[term.value] = factors.get(term.value, 0.0) + term.factor
+        values = list(factors)
         known = [self.matches[value] for value in values if value in self.matches]
-        if not known or len(set(values)) < len(values):
+        if not known or len(values) < 2:
             return None
         lead = next((match for match in known if match.is_fold), known[-1])
         paths = [list(self._path(value, lead.stage.spec, adds)) for value in values]
@@ -239,8 +241,8 @@ class Search(Generic[NodeT, ValueT]):
             problem = "what is added to it has another geometry"
         if problem is None:
             try:
-                ordered = sorted(zip(chosen, terms, strict=True), key=lambda pair: pair[0] is not lead)
-                stage = reduce(add, [times(match.stage, term.factor) for match, term in ordered])
+                ordered = sorted(zip(chosen, factors.values(), strict=True), key=lambda pair: pair[0] is not lead)
+                stage = reduce(add, [times(match.stage, factor) for match, factor in ordered])
             except CannotComposeError as error:
                 problem = str(error)
         others = [match for match in chosen if match is not lead]
