@@ -28,6 +28,7 @@ from spdexport.ort.installed import versions
 from spdexport.ort.providers import CPU, Provider, Purpose
 from spdexport.ort.sessions import SessionSettings, open_session, provider_status
 from spdexport.ort.timing import Spread, interleaved
+from spdexport.rewrite.match import any_chain
 from spdexport.rewrite.onnx_graph import conv_attributes
 from spdexport.rewrite.onnx_lanes import pad_lanes
 
@@ -141,7 +142,7 @@ class LatencyCost:
         path = (self.folder or cache_folder()) / "latency" / f"{digest[:32]}.json"
         seconds = _read(path, key)
         if seconds is None:
-            self.told(f"measuring {site.name} as {shape.name}")
+            self.told(f"measuring forms: {site.name} as {shape.name}")
             settings = SessionSettings(
                 provider=self.provider,
                 optimized=True,
@@ -150,7 +151,7 @@ class LatencyCost:
                 spinning=False,
             )
             model, x = form_model(site, shape)
-            model, _ = pad_lanes(model, self.lane)
+            model, _ = pad_lanes(model, self.lane, any_chain)
             seconds = self.measure(model, x, settings)
             if not _write(path, {"key": key, "seconds": seconds}) and not self._known:
                 self.told(f"times are not kept for the next run: {path.parent} cannot be written to")

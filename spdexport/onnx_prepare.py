@@ -92,7 +92,7 @@ class PreparedOnnx:
 
         A Gemm that stored its weight transposed, or scaled it, is the plain one there.
         """
-        made = ((d.site, d.dense_form()) for d in self.plan.decisions if d.factors is not None)
+        made = ((d.site, d.dense_form()) for d in self.plan.decisions if d.is_decomposed)
         return place_onnx_forms(self.model, made)
 
 
@@ -121,7 +121,7 @@ def prepare_onnx(path: Path, options: Options, progress: Callable[[str], None] =
     given = None if inputs is None else given_tensors(ports, inputs)
     sizes = _sizes(model, given)
     sites, skipped = list_onnx_sites(model, sizes)
-    decided = decide(sites, skipped, components_of(None, options), options, progress)
+    decided = decide(sites, skipped, components_of(None, options), options, progress, held=_held_by(model))
     _refuse_runtime(decided.plan, path)
     nodes = node_keys(model.graph)
     if unknown := [site.name for site in sites if nodes[site.node].outputs[0].name not in sizes]:
@@ -284,6 +284,14 @@ def _sizes(model: ir.Model, given: Mapping[str, Array] | None) -> dict[str, tupl
         if None not in known:
             sizes[value.name] = tuple(d for d in known if d is not None)
     return sizes
+
+
+def _held_by(model: ir.Model) -> Callable[[str], Array | None]:
+    def held(name: str) -> Array | None:
+        value = model.graph.initializers.get(name)
+        return None if value is None or value.const_value is None else value.const_value.numpy()
+
+    return held
 
 
 def _some(names: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.export import ExportedProgram
 
+from spdexport.arrays import to_numpy
 from spdexport.capture import Captured, DynamicAxes, capture
 from spdexport.conv import Skipped
 from spdexport.edits import apply_edits, edits_note, read_edits
@@ -29,14 +31,15 @@ from spdexport.planning.live_masks import LiveMasks, live_notes
 from spdexport.rewrite.torch_graph import list_sites
 from spdexport.rewrite.torch_place import place_forms
 from spdexport.rewrite.torch_tokens import over_tokens
-from spdexport.sources.match import check_target, match_components, match_gates
+from spdexport.sources.match import check_target, match_chains, match_components, match_gates
 from spdexport.sources.spd import load_components
 from spdexport.sources.svd import svd_source
+from spdexport.steps import step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from spdexport.conv import ConvSite
+    from spdexport.conv import Array, ConvSite
     from spdexport.cost import CostModel
     from spdexport.edits import EditSet
     from spdexport.forms import Form
@@ -114,13 +117,21 @@ def prepare(source: Source, options: Options, progress: Callable[[str], None] = 
     components = components_of(loaded.components, options)
     if components is not None or options.asks_for_live_masks:
         captured = replace(captured, program=over_tokens(captured.program))
-    named = frozenset(() if components is None else components.components)
+    named = frozenset(() if components is None else components.layers)
     dashed = components is not None and components.dashed
     sites, skipped = list_sites(
         captured.program,
         looks_up=lambda name: (layer_of_call(name).replace(".", "-") if dashed else layer_of_call(name)) in named,
     )
-    decided = decide(sites, skipped, components, options, progress, beside=loaded.components is None)
+    decided = decide(
+        sites,
+        skipped,
+        components,
+        options,
+        progress,
+        held=_held_by(captured.program),
+        beside=loaded.components is None,
+    )
     source_hash = loaded.sha256 or sha256_tensors(_weights(captured.program))
     return Prepared(
         loaded=loaded,
@@ -157,6 +168,7 @@ def decide(
     options: Options,
     progress: Callable[[str], None],
     *,
+    held: Callable[[str], Array | None],
     beside: bool = True,
 ) -> Decided:
     """Match the layers of a model, of whichever kind its graph is, with components and masks, and plan.
@@ -167,6 +179,7 @@ def decide(
         components: Those of the source itself, or of the user's choice; None for the SVD.
         options: What the user wants.
         progress: Told what is being done.
+        held: What the model holds under a name, which a state dict may repeat; None for nothing.
         beside: Whether they come from elsewhere than the source, so that it may be another model.
 
     Raises:
@@ -185,10 +198,10 @@ def decide(
     if components is None:
         factor_source = _svd_with_masks(sites, options, masks)
     else:
-        factor_source = _from_components(components, sites, skipped, options, masks, edits, beside=beside)
+        factor_source = _from_components(components, sites, skipped, options, masks, edits, held=held, beside=beside)
     gates = match_gates(components, sites, options.sigmoid) if components is not None and options.gates else {}
     progress("planning")
-    others = () if components is None else (*components.components, *components.identity)
+    others = () if components is None else (*components.layers, *components.identity)
     hashes = {
         "components": None if components is None else components.sha256,
         "masks": None if masks is None else masks.sha256,
@@ -197,7 +210,7 @@ def decide(
     plan = make_plan(
         sites,
         skipped,
-        factor_source,
+        _counted(factor_source, len(sites), progress),
         options.planning,
         live_masks=LiveMasks(options=options.live_masks, gates=gates),
         others=others,
@@ -214,6 +227,17 @@ def decide(
         components="svd" if components is None else components.kind,
         hashes={k: v for k, v in hashes.items() if v is not None},
     )
+
+
+def _counted(source: FactorSource, layers: int, progress: Callable[[str], None]) -> FactorSource:
+    """Return a source of factors that tells the layer that is planned, whose factors it is asked for first."""
+    numbers = itertools.count()
+
+    def told(site: ConvSite) -> Factors | Skipped | None:
+        progress(step("planning", done=next(numbers), total=layers, detail=site.name))
+        return source(site)
+
+    return told
 
 
 def _measured(options: Options, progress: Callable[[str], None]) -> CostModel | None:
@@ -350,10 +374,11 @@ def _from_components(
     masks: MaskSet | None,
     edits: EditSet | None,
     *,
+    held: Callable[[str], Array | None],
     beside: bool,
 ) -> FactorSource:
     names = [s.name for s in sites] + [s.name for s in skipped]
-    check_patterns(options.exclude, [*names, *components.components, *components.identity], "--exclude")
+    check_patterns(options.exclude, [*names, *components.layers, *components.identity], "--exclude")
     if beside:
         check_target(components, sites)
 
@@ -361,7 +386,8 @@ def _from_components(
         return matches(name, options.exclude)
 
     factors = match_components(components, sites, skipped, excluded=excluded)
-    if not factors and not all(excluded(site.name) for site in sites):
+    forms = match_chains(components, sites, skipped, excluded=excluded, held=held)
+    if not factors and not forms and not all(excluded(site.name) for site in sites):
         raise ComponentsError(
             "No layer of the model has components.",
             where=str(components.path or "the components"),
@@ -371,11 +397,19 @@ def _from_components(
         factors = apply_edits(edits, factors, layers=names, excluded=excluded)
     if masks is not None:
         factors = fit_masks(masks, factors, layers=names, left=skipped, excluded=excluded)
-    return _lookup(factors)
+    return _lookup({**factors, **forms})
 
 
-def _lookup(factors: Mapping[str, Factors]) -> FactorSource:
-    return lambda site: factors.get(site.name)
+def _lookup(found: Mapping[str, Factors | Form]) -> FactorSource:
+    return lambda site: found.get(site.name)
+
+
+def _held_by(program: ExportedProgram) -> Callable[[str], Array | None]:
+    def held(name: str) -> Array | None:
+        tensor = program.state_dict.get(name, program.constants.get(name))
+        return to_numpy(tensor) if isinstance(tensor, torch.Tensor) else None
+
+    return held
 
 
 def _weights(program: ExportedProgram) -> dict[str, torch.Tensor]:

@@ -35,16 +35,22 @@ Chain: TypeAlias = "tuple[ConvSpec, ...]"
 """The geometries of layers in a row."""
 
 
-def in_chains(chains: Iterable[Chain]) -> Callable[[Chain], bool]:
+def in_chains(chains: Iterable[Chain], *, channels: bool = True) -> Callable[[Chain], bool]:
     """Return what tells whether a row of layers is part of one of these chains, for the normal form.
 
     Args:
         chains: The stages of the forms that layers take, as the plan has them.
+        channels: Whether the numbers of channels have to be those of the chain: not where some were removed or added.
     """
-    known = tuple(chains)
+
+    def facts(row: Chain) -> tuple[object, ...]:
+        return row if channels else tuple(spec.moves for spec in row)
+
+    known = tuple(facts(chain) for chain in chains)
 
     def is_part(row: Chain) -> bool:
-        return any(row == chain[i : i + len(row)] for chain in known for i in range(len(chain) - len(row) + 1))
+        own = facts(row)
+        return any(own == chain[i : i + len(own)] for chain in known for i in range(len(chain) - len(own) + 1))
 
     return is_part
 

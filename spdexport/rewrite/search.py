@@ -144,7 +144,7 @@ class Search(Generic[NodeT, ValueT]):
             else:
                 return self._led(match, between)
             nodes.add(node)
-        earlier = self.matches[value]
+        earlier = self._begun(value, match)
         if earlier.stage.spec.axes != spec.axes:
             return match  # a matrix product over the last axis of a feature map
         problem = problem or self._shared(value, nodes)
@@ -155,14 +155,29 @@ class Search(Generic[NodeT, ValueT]):
                 problem = str(error)
             else:
                 bias = first_known([match.bias, *(link.bias for link in between)])
-                return replace(match, nodes=frozenset(nodes), bias=bias).behind(earlier, stage)
+                joined = replace(match, nodes=frozenset(nodes), bias=bias).behind(earlier, stage)
+                return replace(joined, parts=(earlier, match))
         assert earlier.last is not None, "the input itself is not among the matches"
         self.decline(match, earlier.last, problem)
         return match
 
-    def _composed(
-        self, first: Match[NodeT, ValueT], between: list[Stage], second: Match[NodeT, ValueT]
-    ) -> Stage:
+    def _begun(self, value: ValueT, match: Match[NodeT, ValueT]) -> Match[NodeT, ValueT]:
+        """The match in front of another one, parted again where only its last layer begins a chain with that one.
+
+        A 1x1 layer that a chain begins with was composed with the layer in front of it, which is not of the chain.
+        """
+        earlier = self.matches[value]
+        if self.beyond is None or len(earlier.parts) != 2 or len(match.layers) != 1:
+            return earlier
+        before, last = earlier.parts
+        whole, own = (tuple(layer.stage.spec for layer in (*m.layers, *match.layers)) for m in (earlier, last))
+        if before.data is last.data or before.last is None or self.beyond(whole) or not self.beyond(own):
+            return earlier
+        self.absorbed.discard(self.graph.result(before.last))
+        self.matches[value] = last
+        return last
+
+    def _composed(self, first: Match[NodeT, ValueT], between: list[Stage], second: Match[NodeT, ValueT]) -> Stage:
         if self._only_undoes and not appends_pointwise(first.stage.spec, second.stage.spec):
             row = tuple(layer.stage.spec for layer in (*first.layers, *second.layers))
             if self.beyond is None or not self.beyond(row):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from spdexport.errors import ComponentsError
+from spdexport.sources.chains import RawChains
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +36,8 @@ class ComponentSet:
 
     Attributes:
         kind: ``spd`` for a run or checkpoint, ``file`` for a file of ``<layer>.V`` and ``<layer>.U``.
-        components: By the file's own layer name.
+        components: V and U by the file's own layer name.
+        chains: Forms that the file brings whole, and what else it holds then.
         dashed: Whether '.' was turned into '-' in the names, so that they must be matched from the model's side.
         identity: Layers, by the file's own names, in front of which the run inserted identities; the components of
             these are among ``components``, under the layer's name and ``pre_identity``.
@@ -51,6 +53,7 @@ class ComponentSet:
 
     kind: str
     components: Mapping[str, RawComponent]
+    chains: RawChains = field(default_factory=RawChains)
     dashed: bool = False
     identity: tuple[str, ...] = ()
     target: Mapping[str, torch.Tensor] = field(default_factory=dict)
@@ -59,6 +62,11 @@ class ComponentSet:
     no_gates: str | None = None
     path: Path | None = None
     sha256: str | None = None
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that it has components or a form for, by its own names."""
+        return (*self.components, *self.chains.chains)
 
 
 def paired(

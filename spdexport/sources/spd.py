@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from spdexport.errors import ComponentsError
 from spdexport.files.hashing import sha256_file
+from spdexport.files.safetensors_header import read_metadata
 from spdexport.files.tensors import read_tensors
+from spdexport.sources.chains import is_chain_file, read_chains
 from spdexport.sources.components import ComponentSet, paired
 from spdexport.sources.run_files import config_folders, last_checkpoint, last_orbax
 from spdexport.sources.spd_gates import Gates
@@ -26,7 +28,8 @@ def load_components(path: str | Path) -> ComponentSet:
     Args:
         path: An SPD run directory, an SPD checkpoint, or a file (safetensors, npz, weights-only pt) with tensors
             ``<layer>.V`` of shape (patch, C) and ``<layer>.U`` of shape (C, out), each with a leading group axis for
-            layers with groups.
+            layers with groups; or a file of chains (``sources/chains.py``), or the state dict of a module that
+            ``factorize`` made.
 
     Raises:
         ComponentsError: The file cannot be read, or holds no usable components; it names the layer and the shapes.
@@ -118,6 +121,10 @@ def from_state_dict(state: Mapping[str, torch.Tensor], path: Path | None) -> Com
 
 
 def _from_factor_file(tensors: Mapping[str, torch.Tensor], path: Path) -> ComponentSet:
+    if is_chain_file(tensors):
+        metadata = read_metadata(path, error=ComponentsError)
+        chains = read_chains(tensors, metadata, str(path))
+        return ComponentSet(kind="file", components={}, chains=chains, path=path, sha256=sha256_file(path))
     factors: dict[str, dict[str, torch.Tensor]] = {}
     others = []
     for key, tensor in tensors.items():

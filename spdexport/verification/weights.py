@@ -82,7 +82,7 @@ def compare_weights(
     )
     mismatch = comparison.compare()
     unlike = mismatch is not None and mismatch.unlike
-    return WeightsFound(edge=_edge(mismatch, folded.result, found), layers=found, unlike=unlike)
+    return WeightsFound(edge=_edge(mismatch, folded.result, wanted.result, found), layers=found, unlike=unlike)
 
 
 def compare_files(file: ir.Model, other: ir.Model) -> EdgeResult:
@@ -154,7 +154,7 @@ def weights_edge(file: ir.Model, plain: ir.Model) -> EdgeResult:
     return compare_weights(file, plain).edge
 
 
-def _edge(mismatch: Mismatch | None, folded: FoldResult, found: WeightErrors) -> EdgeResult:
+def _edge(mismatch: Mismatch | None, folded: FoldResult, wanted: FoldResult, found: WeightErrors) -> EdgeResult:
     if mismatch is None:
         number = len(folded.folded)
         whose = "its effective weight" if number == 1 else "their effective weights"
@@ -165,15 +165,19 @@ def _edge(mismatch: Mismatch | None, folded: FoldResult, found: WeightErrors) ->
             max_abs=found.error,
             reason=f"{count(number, 'layer')} composed back to {whose}; all else is equal bit for bit",
         )
-    reason = mismatch.what
+    reason, layer = mismatch.what, mismatch.layer
     if mismatch.structural and folded.declined:
-        first = folded.declined[0]
+        # A model's own layers in a row are declined in both; what is declined in the file alone is its fault.
+        own = {skipped.name for skipped in wanted.declined}
+        first = next((skipped for skipped in folded.declined if skipped.name not in own), None)
+        layer = layer if first is None else first.name
+        first = first or folded.declined[0]
         reason += f" ({first.name} was not composed back: {first.reason})"
     return EdgeResult(
         edge="weights",
         status=Status.FAIL,
         noise_ratio=mismatch.ratio,
         max_abs=mismatch.max_abs,
-        first_divergence=mismatch.layer,
+        first_divergence=layer,
         reason=reason,
     )
