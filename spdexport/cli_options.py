@@ -324,6 +324,9 @@ talk_options = _together(
     ),
     click.option("-q", "--quiet", is_flag=True, help="Say the verdict alone."),
     click.option(
+        "--log-file", type=_PATH, metavar="F", help="Write every step with its time, and the whole report, whatever -q."
+    ),
+    click.option(
         "--debug", is_flag=True, expose_value=False, callback=_remember_debug, help="Show the traceback of an error."
     ),
 )

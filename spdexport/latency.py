@@ -142,7 +142,7 @@ class LatencyCost:
         path = (self.folder or cache_folder()) / "latency" / f"{digest[:32]}.json"
         seconds = _read(path, key)
         if seconds is None:
-            self.told(f"measuring {site.name} as {shape.name}")
+            self.told(f"measuring forms: {site.name} as {shape.name}")
             settings = SessionSettings(
                 provider=self.provider,
                 optimized=True,

@@ -221,5 +221,6 @@ WRITES: Mapping[str, str] = {
     "save_components": "--save-components",
     "save_plan": "--save-plan",
     "repro": "--repro",
+    "log_file": "--log-file",
 }
 """The options that name what is written, by the names of arguments; those of reports are added by who has them."""

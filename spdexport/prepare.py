@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ from spdexport.rewrite.torch_tokens import over_tokens
 from spdexport.sources.match import check_target, match_chains, match_components, match_gates
 from spdexport.sources.spd import load_components
 from spdexport.sources.svd import svd_source
+from spdexport.steps import step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -242,7 +244,7 @@ def decide(
     plan = make_plan(
         sites,
         skipped,
-        factor_source,
+        _counted(factor_source, len(sites), progress),
         options.planning,
         live_masks=LiveMasks(options=options.live_masks, gates=gates),
         others=others,
@@ -259,6 +261,17 @@ def decide(
         components="svd" if components is None else components.kind,
         hashes={k: v for k, v in hashes.items() if v is not None},
     )
+
+
+def _counted(source: FactorSource, layers: int, progress: Callable[[str], None]) -> FactorSource:
+    """Return a source of factors that tells the layer that is planned, whose factors it is asked for first."""
+    numbers = itertools.count()
+
+    def told(site: ConvSite) -> Factors | Form | Skipped | None:
+        progress(step("planning", done=next(numbers), total=layers, detail=site.name))
+        return source(site)
+
+    return told
 
 
 def _measured(options: Options, progress: Callable[[str], None]) -> CostModel | None:

@@ -14,7 +14,7 @@ LINES = 400
 LAYERS = (
     # Values and the maths on them: no file, no graph.
     ("errors", "names", "conv", "quiet", "text"),
-    ("arrays", "content", "gates", "factors", "lowrank", "multilinear", "ranges", "speech"),
+    ("arrays", "content", "gates", "factors", "lowrank", "multilinear", "ranges", "speech", "steps"),
     ("forms",),
     ("cost",),
     # Files, and what is read from them.

@@ -28,6 +28,7 @@ from spdexport.names import did_you_mean
 from spdexport.ort.installed import versions
 from spdexport.ort.providers import Purpose
 from spdexport.ort.sessions import RuntimeFailure, Session, SessionSettings, open_session, usable_provider
+from spdexport.steps import step
 from spdexport.verification.bounded import Bounded
 from spdexport.verification.data_feeds import data_feeds
 from spdexport.verification.file_inputs import input_ports
@@ -156,7 +157,7 @@ def ablate(
         for which, outputs in runner.ablated(feeds, samples, [wanted[i] for i in live]):
             running.add(which, outputs, before)
         done += samples
-        progress(f"ablating {len(live)} times: {done} of {data.samples} samples")
+        progress(step(f"ablating {len(live)} times", done=done, total=data.samples, unit="sample"))
     effects = dict(zip(live, running.effects(), strict=True)) if live else {}
     notes = list(runner.notes)
     if all(effect.kl is None for effect in effects.values()) and effects:

@@ -83,7 +83,8 @@ def capture(loaded: LoadedModel, inputs: ExampleInputs | None, dynamic: DynamicA
     inputs = inputs.copied()
     with eval_mode(module) as training:
         notes = []
-        if training:
+        # Of a module that a factory has just made it says nothing.
+        if training and loaded.kind in ("module", "pickle"):
             notes.append("the model was in training mode; it is exported in eval mode")
         arguments = bound_arguments(module, inputs)
         check_call(module, inputs)

@@ -104,7 +104,7 @@ def compress(
     """
     import spdexport
 
-    with reports.run(steps=True) as (progress, finish):
+    with reports.run() as (progress, finish):
         result = spdexport.compress(source, output, data=data, progress=progress, **given, **options)
         finish(result)
     return exit_status(result)

@@ -34,6 +34,7 @@ from spdexport.pipeline import Conversion, convert
 from spdexport.planning import Objective
 from spdexport.routes import is_onnx
 from spdexport.sources.chains import write_chains
+from spdexport.steps import Remark
 from spdexport.verification.data_feeds import LABELS, data_feeds
 from spdexport.verification.file_inputs import input_ports
 
@@ -132,7 +133,7 @@ def compress(
     seed = options.get("seed", 0)
     sets = read_sets(data, selection, test, calibration=calibration_samples, seed=seed)
     shows = _support(budget, sets)
-    progress(shows or sets.told)
+    progress(Remark(shows or sets.told))
     example = some_of(sets.calibration.batches())
     if not {"inputs", "input_shape"} & options.keys():
         options = {**options, "inputs": _inputs(sets.test, _fixed_batch(source))}

@@ -6,7 +6,6 @@ back, and judged on the selection set. What is lost grows along the frontier, gi
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ from spdexport.compression.running import DenseAnswers, Network, batches_of
 from spdexport.cost import dense_shape, shape_macs, shape_parameters
 from spdexport.forms import FormKind
 from spdexport.rewrite.onnx_rewrite import place_onnx_forms
+from spdexport.steps import step
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -155,9 +155,8 @@ class Search:
         walk: Walk | None = None
         at = 0
         found = []
-        clock = Clock(len(self.sites))
         for number, site in enumerate(self.sites):
-            self._progress(f"candidates: layer {number + 1} of {len(self.sites)}, {site.name}{clock.left(number)}")
+            self._progress(step("candidates", done=number, total=len(self.sites), detail=site.name))
             moments = self._cache.moments(number)
             if moments is None:
                 if walk is None:
@@ -216,11 +215,11 @@ class Search:
         if point.chosen in self._trials:
             return self._trials[point.chosen]
         taken = [options[index] for options, index in zip(candidates, point.chosen, strict=True)]
-        told = f"trial {number} of at most {most}, cost {point.cost / dense_cost:.2f}"
+        told = f"trial {number} of at most {most} at cost {point.cost / dense_cost:.2f}"
         kept = self._cache.trial(self.sites, taken, self._loss.power)
         if kept is None:
             forms = self._fitted(taken, told)
-            self._progress(f"{told}: judging on {len(self._sets.selection)} samples")
+            self._progress(f"{told}: {len(self._sets.selection)} samples of the selection set")
             lost = measured(self._loss, self._answers.pairs(Network(self.placed(forms))))
             self._cache.keep_trial(self.sites, taken, forms, lost)
         else:
@@ -238,7 +237,7 @@ class Search:
         )
         self._trials[point.chosen] = trial
         verdict = "" if limit is None else (": within the budget" if trial.accepted else ": beyond the budget")
-        self._progress(f"trial {number}, {self._loss.title} {lost.value:.4g}, at most {bound:.4g}{verdict}")
+        self._progress(f"trial {number} done, {self._loss.title} {lost.value:.4g}, at most {bound:.4g}{verdict}")
         return trial
 
     def _fitted(self, taken: Sequence[Candidate], told: str) -> dict[str, Form]:
@@ -248,9 +247,8 @@ class Search:
         if not changed:
             return forms
         walk, other = self._begin(), None
-        clock = Clock(changed[-1] + 1)
         for number, (site, candidate) in enumerate(zip(self.sites[: changed[-1] + 1], taken, strict=False)):
-            self._progress(f"{told}: layer {number + 1} of {changed[-1] + 1}, {site.name}{clock.left(number)}")
+            self._progress(step(told, done=number, total=changed[-1] + 1, detail=site.name))
             if number not in changed:
                 walk.step()
                 if other is not None:
@@ -307,20 +305,6 @@ def _about_zero(moments: Moments) -> Moments:
 def _without_bias(form: Form) -> Form:
     """The form without the bias, which is zero where it was fitted on moments about zero."""
     return replace(form, chains=tuple(tuple(replace(stage, bias=None) for stage in chain) for chain in form.chains))
-
-
-class Clock:
-    """How long work takes that has equal parts, more or less."""
-
-    def __init__(self, parts: int) -> None:
-        self._parts, self._start = parts, time.monotonic()
-
-    def left(self, done: int) -> str:
-        """Return the time that is left, in words; nothing where it is not known or short."""
-        seconds = (time.monotonic() - self._start) / max(done, 1) * (self._parts - done)
-        if not done or seconds < 2:
-            return ""
-        return f" ({seconds:.0f} s left)" if seconds < 120 else f" ({seconds / 60:.0f} min left)"
 
 
 def _share(

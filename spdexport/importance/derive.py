@@ -32,6 +32,7 @@ from spdexport.rewrite.torch_graph import operands
 from spdexport.rewrite.torch_place import convolution
 from spdexport.sources.match import match_gates
 from spdexport.sources.spd_gates import Gates
+from spdexport.steps import step
 from spdexport.verification.inputs import input_names
 
 if TYPE_CHECKING:
@@ -262,8 +263,8 @@ def _run(
             part = {name: array[start : start + (fixed or number)] for name, array in batch.items()}
             _take(program, gated, running, _filled(part, fixed), min(number - start, fixed or number), origin)
         done += number
-        total = "" if opened is None else f" of {opened.samples}"
-        progress(f"importances: {done}{total} samples")
+        total = None if opened is None else opened.samples
+        progress(step("importances", done=done, total=total, unit="sample"))
     return {name: one.result() for name, one in running.items()}, done
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from spdexport.report.common import names_of, verification_of
 from spdexport.report.explain import advice, edge_names, edge_reason, failing_layers, layer_reason, tolerance
+from spdexport.report.headline import VERDICTS, what_is
 from spdexport.report.numbers import ratio
 from spdexport.report.tables import words
-from spdexport.report.terminal import VERDICTS, what_is
 from spdexport.report.workflow_commands import annotation
 from spdexport.speech import command, say
 from spdexport.text import printable

@@ -19,12 +19,13 @@ from spdexport.report.explain import (
     layer_reason,
     tolerance,
 )
+from spdexport.report.headline import VERDICTS, what_is
 from spdexport.report.json_report import to_json
 from spdexport.report.numbers import below, ratio, short
 from spdexport.report.pages import page_environment
 from spdexport.report.picture import draw
 from spdexport.report.tables import words
-from spdexport.report.terminal import VERDICTS, version_texts, what_is
+from spdexport.report.terminal import version_texts
 from spdexport.verification.result import Status, Verification
 
 if TYPE_CHECKING:

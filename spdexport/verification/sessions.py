@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 MATRIX_OPERATORS = frozenset(("Conv", "ConvTranspose", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"))
 """What a provider must run itself for its edge to say anything; ONNX Runtime's fused forms included."""
 
+BIASES = "WeightBiasQuantization"
+"""The optimization of ONNX Runtime that quantizes float biases, by the scale of the data times that of the weight."""
+
 Locate = Callable[[SessionSettings], tuple[str | None, str]]
 """Finds the first layer that diverges under some settings: the layer or None, and a remark."""
 
@@ -140,6 +143,8 @@ class SessionEdges:
                 found = self._repeated(running.session, trial, inputs, values, found)
             if found.status is Status.FAIL and running.settings.purpose is Purpose.DEPLOYMENT:
                 found = self._explained(running, trial, inputs, values, found)
+            if found.status is Status.FAIL and edge.edge == "optimize" and found.is_value:
+                found = self._explained_by_biases(running.settings, trial, inputs, found, follow)
             if found.status is Status.FAIL and found.is_value and edge.first is None and not edge.remark:
                 edge.first, edge.remark = locate(running.settings)
             self._remember(edge, trial, inputs, values, found)
@@ -284,6 +289,32 @@ class SessionEdges:
         )
         return replace(found, status=Status.INCONCLUSIVE, reason=f"{found.reason}; {reason}")
 
+    def _explained_by_biases(
+        self,
+        settings: SessionSettings,
+        trial: Trial,
+        inputs: Mapping[str, Array],
+        found: Comparison,
+        follow: Follow | None,
+    ) -> Comparison:
+        """A failure of an optimized session; no failure of the file's where it is gone without `BIASES` alone."""
+        if not _is_quantized(self._file):
+            return found
+        settings = replace(settings, without=(BIASES,))
+        try:
+            values = self._ran(open_session(self._file, settings), inputs)
+        except RuntimeFailure:
+            return found
+        other = trial.compare(values)
+        if follow is not None:
+            other = follow(settings, values, other).found
+        if other.status is not Status.PASS:
+            return found
+        reason = (
+            f"not so without ONNX Runtime's {BIASES}, which rounds float biases of quantized layers to whole numbers"
+        )
+        return replace(found, status=Status.INCONCLUSIVE, reason=f"{found.reason}; {reason}")
+
     def _fails_when_coarse(self, settings: SessionSettings, trial: Trial, inputs: Mapping[str, Array]) -> bool:
         """Whether the provider's coarse format alone, with all else as in the check, shows the failure."""
         with contextlib.suppress(RuntimeFailure):
@@ -307,6 +338,11 @@ _UNSUPPORTED = re.compile(
 )
 """What ONNX Runtime says of files that may be valid: of kernels, operators and versions that it does not have. A
 convolution in bfloat16 is no valid node before opset 22, and from there on one without a kernel on the CPU."""
+
+
+def _is_quantized(file: Path) -> bool:
+    """Whether a file has layers that ONNX Runtime may compute in whole numbers."""
+    return any(node.op_type == "DequantizeLinear" for node in reload_proto(file).graph.node)
 
 
 def _failure(failure: RuntimeFailure, what: str, *, is_valid: bool) -> Comparison:
