@@ -24,6 +24,7 @@ from spdexport.compression.search import Search
 from spdexport.compression.timing import paired
 from spdexport.cost import MacsCost, ParameterCost
 from spdexport.errors import UsageError
+from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import load_onnx
 from spdexport.files.scratch import scratch_folder
 from spdexport.names import count
@@ -56,10 +57,10 @@ Progress = Callable[[str], None]
 CHECKED, CHECKED_NUMBERS = 16, 1 << 20
 """Samples of the test set that the file is checked on, at most, and the numbers that they may be."""
 
-DECIDED = ("components", "masks", "edit", "form", "rank", "energy", "max_error", "plan", "delta", "gates")
+DECIDED = ("edit", "form", "rank", "energy", "max_error", "plan", "delta", "gates")
 """Options of ``convert`` that the search decides about."""
 
-SEARCHED = ("layers", "exclude", "optimize_for")
+SEARCHED = ("layers", "exclude", "optimize_for", "components", "masks", "mask_threshold")
 """Options of the search that the conversion to what it found has no use for."""
 
 
@@ -146,6 +147,7 @@ def compress(
             "data": sets.hashes,
             "sets": sets.told,
             "layers": [site.name for site in dense.sites],
+            "foreign": None if options.get("masks") is None else sha256_file(str(options["masks"])),
             "loss": loss.title,
             "metric": metric and metric_hash(metric),
             "cost": cost.name,
@@ -161,6 +163,7 @@ def compress(
             folder=folder,
             seed=seed,
             progress=progress,
+            foreign=dense.foreign,
             cache=Cache.of(None if cache is None else Path(cache), settings, progress),
         )
         found = search.run(budget)
