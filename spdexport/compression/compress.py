@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 
 from spdexport.compression.bounds import CONFIDENCE, supported
-from spdexport.compression.cache import Cache
 from spdexport.compression.budgets import Budget, CostKind, LossKind, budget_of
+from spdexport.compression.cache import Cache
 from spdexport.compression.data import read_sets
 from spdexport.compression.dense_model import batch_of, dense_model, some_of
 from spdexport.compression.execution import Shelf
@@ -56,6 +56,9 @@ Progress = Callable[[str], None]
 
 CHECKED, CHECKED_NUMBERS = 16, 1 << 20
 """Samples of the test set that the file is checked on, at most, and the numbers that they may be."""
+
+TRIAL_SECONDS = 2.0
+"""How long the time of a choice is measured while choices are looked for."""
 
 DECIDED = ("edit", "form", "rank", "energy", "max_error", "plan", "delta", "gates")
 """Options of ``convert`` that the search decides about."""
@@ -141,6 +144,9 @@ def compress(
     chosen = Options.of(options)
     with scratch_folder() as folder:
         dense = dense_model(source, chosen, example, progress)
+        feeds = {name: array[:1] for name, array in data_feeds(dense.ports, example, "the data").items()}
+        if dense.batch is not None:
+            feeds = data_feeds(dense.ports, {n: np.resize(a, (dense.batch, *a.shape[1:])) for n, a in example.items()}, "")
         cost = _cost(budget, chosen, progress)
         settings = {
             "source": dense.hashes,
@@ -164,10 +170,11 @@ def compress(
             seed=seed,
             progress=progress,
             foreign=dense.foreign,
+            time=lambda model: paired(model, dense.model, feeds, seed=seed, seconds=TRIAL_SECONDS).median,
             cache=Cache.of(None if cache is None else Path(cache), settings, progress),
         )
         found = search.run(budget)
-        taken, timing, kept_dense = _never_slower(dense, search, found, budget, chosen, example)
+        taken, timing, kept_dense = _never_slower(dense, search, found, budget, chosen, feeds)
         given: dict[str, Any] = {name: value for name, value in options.items() if name not in SEARCHED}
         if taken is None:
             given["form"] = "dense"
@@ -260,7 +267,7 @@ def _support(budget: Budget, sets: Sets) -> str:
 
 def _cost(budget: Budget, options: Options, progress: Progress) -> CostModel:
     """What is to be least: what the budget is of, or what the user optimizes for."""
-    if budget.cost is CostKind.LATENCY or options.optimize_for is Objective.LATENCY:
+    if options.optimize_for is Objective.LATENCY:
         from spdexport.latency import LatencyCost  # brings measuring
 
         return LatencyCost(provider=provider_named(options.target), told=progress)
@@ -271,7 +278,7 @@ def _cost(budget: Budget, options: Options, progress: Progress) -> CostModel:
 
 
 def _never_slower(
-    dense: DenseModel, search: Search, found: Found, budget: Budget, options: Options, example: Mapping[str, Array]
+    dense: DenseModel, search: Search, found: Found, budget: Budget, options: Options, feeds: Mapping[str, Array]
 ) -> tuple[Trial | None, Ratio | None, str | None]:
     """Return the choice to write, its time beside the dense model's where that matters, and why it is dense if so."""
     taken = found.chosen
@@ -280,7 +287,7 @@ def _never_slower(
     if budget.cost is not CostKind.LATENCY and options.optimize_for is not Objective.LATENCY:
         return taken, None, None
     model = search.placed(taken.forms)
-    timing = paired(model, dense.model, data_feeds(dense.ports, example, "the data"), seed=options.seed)
+    timing = paired(model, dense.model, feeds, seed=options.seed)
     if timing.median >= 1:
         return None, timing, f"the choice takes {timing.median:.2f} times as long as the dense model, measured in pairs"
     return taken, timing, None

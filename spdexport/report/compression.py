@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.text import Text
 
-from spdexport.compression.budgets import LossKind
+from spdexport.compression.budgets import CostKind, LossKind
 from spdexport.compression.result import RESISTS
 from spdexport.names import count
 from spdexport.report.numbers import ratio
@@ -71,8 +71,25 @@ def summary(found: Searched) -> list[str]:
     if found.chosen is not None:
         loss, bound = _amount(found, found.chosen.loss), _amount(found, found.chosen.bound)
         said.append(f"{found.loss} on the selection set {loss}, at most {bound} with {found.confidence:.0%} confidence")
+    reached = _reached(found)
+    if reached is not None and reached > found.budget.limit:
+        said.append(f"no choice costs as little as was asked for: this is the cheapest, at {reached:.2f} of dense")
     said.append(f"samples: {found.sets}")
     return said
+
+
+def _reached(found: Searched) -> float | None:
+    """What the choice costs by what the budget limits; None for a budget of loss."""
+    chosen = found.chosen
+    if chosen is None or found.budget.cost is None:
+        return None
+    match found.budget.cost:
+        case CostKind.LATENCY:
+            return None if found.timing is None else found.timing.low
+        case CostKind.MACS:
+            return chosen.macs
+        case CostKind.SIZE:
+            return chosen.size
 
 
 class Page(Protocol):
