@@ -308,13 +308,15 @@ def components_of(own: ComponentSet | None, options: Options) -> ComponentSet | 
     """
     if options.components is None:
         return own
-    if own is not None:
+    given = load_components(options.components)
+    # Forms that stand in a file as a whole are those of the run's model, and need none of its components.
+    if own is not None and not given.chains.chains:
         raise UsageError(
             "The source is an SPD run, which has components of its own.",
             where="--components",
             hint="Leave --components out, or give the dense model as the source.",
         )
-    return load_components(options.components)
+    return given
 
 
 def _svd_with_masks(sites: Sequence[ConvSite], options: Options, masks: MaskSet | None) -> FactorSource:

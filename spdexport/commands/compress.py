@@ -66,6 +66,9 @@ class Share(click.ParamType):
 @click.option("--cache", type=_PATH, metavar="DIR", help="Keep work there, to resume what was interrupted.")
 @click.option("--save-components", type=_PATH, metavar="F.safetensors", help="Write the forms, for --components.")
 @model_options
+@keyword("--components", type=_PATH, help="An SPD run whose V and U layers might take too, for a dense SOURCE.")
+@keyword("--masks", type=_PATH, help="Fixed masks: what they leave of a run's V and U is weighed.")
+@keyword("--mask-threshold", type=float, metavar="T", help="Keep components whose mask is above T.")
 @keyword("--layers", multiple=True, metavar="PATTERN", help="Compress these layers only. Repeatable.")
 @keyword("--exclude", multiple=True, metavar="PATTERN", help="Leave these layers alone. Repeatable.")
 @keyword(

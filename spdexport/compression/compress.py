@@ -24,6 +24,7 @@ from spdexport.compression.search import Search
 from spdexport.compression.timing import paired
 from spdexport.cost import MacsCost, ParameterCost
 from spdexport.errors import UsageError
+from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import load_onnx
 from spdexport.files.scratch import scratch_folder
 from spdexport.names import count
@@ -56,10 +57,13 @@ Progress = Callable[[str], None]
 CHECKED, CHECKED_NUMBERS = 16, 1 << 20
 """Samples of the test set that the file is checked on, at most, and the numbers that they may be."""
 
-DECIDED = ("components", "masks", "edit", "form", "rank", "energy", "max_error", "plan", "delta", "gates")
+TRIAL_SECONDS = 2.0
+"""How long the time of a choice is measured while choices are looked for."""
+
+DECIDED = ("edit", "form", "rank", "energy", "max_error", "plan", "delta", "gates")
 """Options of ``convert`` that the search decides about."""
 
-SEARCHED = ("layers", "exclude", "optimize_for")
+SEARCHED = ("layers", "exclude", "optimize_for", "components", "masks", "mask_threshold")
 """Options of the search that the conversion to what it found has no use for."""
 
 
@@ -140,12 +144,16 @@ def compress(
     chosen = Options.of(options)
     with scratch_folder() as folder:
         dense = dense_model(source, chosen, example, progress)
+        feeds = {name: array[:1] for name, array in data_feeds(dense.ports, example, "the data").items()}
+        if dense.batch is not None:
+            feeds = data_feeds(dense.ports, {n: np.resize(a, (dense.batch, *a.shape[1:])) for n, a in example.items()}, "")
         cost = _cost(budget, chosen, progress)
         settings = {
             "source": dense.hashes,
             "data": sets.hashes,
             "sets": sets.told,
             "layers": [site.name for site in dense.sites],
+            "foreign": None if options.get("masks") is None else sha256_file(str(options["masks"])),
             "loss": loss.title,
             "metric": metric and metric_hash(metric),
             "cost": cost.name,
@@ -161,10 +169,12 @@ def compress(
             folder=folder,
             seed=seed,
             progress=progress,
+            foreign=dense.foreign,
+            time=lambda model: paired(model, dense.model, feeds, seed=seed, seconds=TRIAL_SECONDS).median,
             cache=Cache.of(None if cache is None else Path(cache), settings, progress),
         )
         found = search.run(budget)
-        taken, timing, kept_dense = _never_slower(dense, search, found, budget, chosen, example)
+        taken, timing, kept_dense = _never_slower(dense, search, found, budget, chosen, feeds)
         given: dict[str, Any] = {name: value for name, value in options.items() if name not in SEARCHED}
         if taken is None:
             given["form"] = "dense"
@@ -257,7 +267,7 @@ def _support(budget: Budget, sets: Sets) -> str:
 
 def _cost(budget: Budget, options: Options, progress: Progress) -> CostModel:
     """What is to be least: what the budget is of, or what the user optimizes for."""
-    if budget.cost is CostKind.LATENCY or options.optimize_for is Objective.LATENCY:
+    if options.optimize_for is Objective.LATENCY:
         from spdexport.latency import LatencyCost  # brings measuring
 
         return LatencyCost(provider=provider_named(options.target), told=progress)
@@ -268,7 +278,7 @@ def _cost(budget: Budget, options: Options, progress: Progress) -> CostModel:
 
 
 def _never_slower(
-    dense: DenseModel, search: Search, found: Found, budget: Budget, options: Options, example: Mapping[str, Array]
+    dense: DenseModel, search: Search, found: Found, budget: Budget, options: Options, feeds: Mapping[str, Array]
 ) -> tuple[Trial | None, Ratio | None, str | None]:
     """Return the choice to write, its time beside the dense model's where that matters, and why it is dense if so."""
     taken = found.chosen
@@ -277,7 +287,7 @@ def _never_slower(
     if budget.cost is not CostKind.LATENCY and options.optimize_for is not Objective.LATENCY:
         return taken, None, None
     model = search.placed(taken.forms)
-    timing = paired(model, dense.model, data_feeds(dense.ports, example, "the data"), seed=options.seed)
+    timing = paired(model, dense.model, feeds, seed=options.seed)
     if timing.median >= 1:
         return None, timing, f"the choice takes {timing.median:.2f} times as long as the dense model, measured in pairs"
     return taken, timing, None

@@ -16,13 +16,16 @@ import numpy as np
 
 from spdexport.conv import Skipped
 from spdexport.errors import UsageError
-from spdexport.forms import Form
+from spdexport.forms import Form, FormKind, factorized
+from spdexport.masks import fit_masks, read_masks
 from spdexport.names import layer_of_call
 from spdexport.onnx_prepare import read_source, value_sizes
 from spdexport.ort.installed import require_torch
 from spdexport.planning import check_patterns, matches
+from spdexport.prepare import components_of
 from spdexport.rewrite.onnx_sites import list_onnx_sites
 from spdexport.routes import is_onnx
+from spdexport.sources.match import match_components
 from spdexport.verification.data_feeds import data_feeds
 from spdexport.verification.file_inputs import input_ports
 
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from spdexport.conv import Array, ConvSite
     from spdexport.loading.source import Source
     from spdexport.options import Options
+    from spdexport.sources.components import ComponentSet
     from spdexport.verification.file_inputs import Port
 
 ALIKE = 1e-3
@@ -52,6 +56,7 @@ class DenseModel:
         ports: The graph's inputs.
         hashes: SHA-256 of the source, by name.
         notes: What the user should know.
+        foreign: V and U of an SPD run, with what masks leave of them, by layer: forms that it might take too.
     """
 
     model: ir.Model
@@ -61,6 +66,7 @@ class DenseModel:
     ports: tuple[Port, ...]
     hashes: Mapping[str, str]
     notes: tuple[str, ...]
+    foreign: Mapping[str, tuple[Form, ...]]
 
     @property
     def batch(self) -> int | None:
@@ -70,6 +76,8 @@ class DenseModel:
     def in_source(self, site: ConvSite, form: Form) -> Form:
         """Return the form for the layer as the source has it."""
         own = self.own[site.name]
+        if form.name == FormKind.FACTORIZED:
+            form = replace(form, name=FormKind.RECOMPRESSED)  # V and U, and no longer the run's own
         if own is site:
             return form
         scale, shift = _folded(own, site)
@@ -108,6 +116,7 @@ def dense_model(
     if is_onnx(source):
         read = read_source(Path(str(source)), options, progress)
         model, own, hashes, notes, skipped = read.model, None, read.hashes, read.notes, read.skipped
+        components = components_of(None, options)
     else:
         require_torch()
         from spdexport.dense_export import DenseExport
@@ -119,6 +128,7 @@ def dense_model(
         model = DenseExport(captured.program, opset=options.opset, axes=captured.axes).model(())
         own, hashes = {site.name: site for site in found.sites}, {"source": found.sha256}
         notes, skipped = (*found.loaded.notes, *captured.notes), found.skipped
+        components = found.components
     ports = input_ports(model)
     feeds = data_feeds(ports, batch, "the data")
     sites, others = list_onnx_sites(model, value_sizes(model, feeds))
@@ -128,8 +138,46 @@ def dense_model(
     own = {site.name: site for site in sites} if own is None else own
     kept, left = _usable(sites, own, options)
     return DenseModel(
-        model=model, sites=kept, skipped=(*skipped, *left), own=own, ports=ports, hashes=hashes, notes=notes
+        model=model,
+        sites=kept,
+        skipped=(*skipped, *left),
+        own=own,
+        ports=ports,
+        hashes=hashes,
+        notes=notes,
+        foreign=_foreign(kept, own, skipped, components, options),
     )
+
+
+def _foreign(
+    sites: Sequence[ConvSite],
+    own: Mapping[str, ConvSite],
+    skipped: Sequence[Skipped],
+    components: ComponentSet | None,
+    options: Options,
+) -> dict[str, tuple[Form, ...]]:
+    """V and U of a run for the layers of the graph, with fixed masks where there are some."""
+    if components is None or not components.components:
+        return {}
+
+    def excluded(name: str) -> bool:
+        return matches(name, options.exclude)
+
+    factors = match_components(components, list(own.values()), skipped, excluded=excluded)
+    if options.masks is not None:
+        masks = read_masks(options.masks, threshold=options.mask_threshold)
+        factors = fit_masks(masks, factors, layers=list(own), left=skipped, excluded=excluded)
+    found = {}
+    for site in sites:
+        if (its := factors.get(site.name)) is None or own[site.name].is_lookup:
+            continue
+        (chain,) = factorized(site.spec, its, site.bias).chains
+        scale = np.ones(site.spec.out_channels) if own[site.name] is site else _folded(own[site.name], site)[0]
+        *front, last = chain
+        weight = np.asarray(last.weight) * scale.reshape(-1, *(1,) * site.spec.axes, 1)
+        last = replace(last, weight=weight.astype(site.weight.dtype))
+        found[site.name] = (Form(name=FormKind.FACTORIZED, chains=((*front, last),)),)
+    return found
 
 
 def _usable(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spdexport.compression.allocation import Allocation, at_cost, frontier
+from spdexport.compression.budgets import CostKind
 from spdexport.compression.candidates import Candidate, layer_candidates
 from spdexport.compression.execution import CutGraph, Shelf, Walk
 from spdexport.compression.losses import Lost, measured
@@ -108,6 +109,7 @@ class Search:
         progress: Told what is being done.
         foreign: Forms of other origin for some layers, by their names.
         cache: Where work is kept.
+        time: Returns the time of a graph relative to the dense one's.
     """
 
     def __init__(
@@ -123,10 +125,11 @@ class Search:
         progress: Callable[[str], None],
         foreign: Mapping[str, Sequence[Form]] | None = None,
         cache: Cache,
+        time: Callable[[ir.Model], float],
     ) -> None:
         self.dense, self._sets, self._loss, self._cost = dense, sets, loss, cost
         self._lane, self._seed, self._progress = lane, seed, progress
-        self._foreign, self._cache = foreign or {}, cache
+        self._foreign, self._cache, self._time = foreign or {}, cache, time
         self._shelf = Shelf(folder)
         self._cut = CutGraph.of(dense.model, dense.sites)
         self._answers = DenseAnswers(dense, sets.selection, self._shelf)
@@ -177,6 +180,8 @@ class Search:
         dense = sum(options[0].cost for options in candidates)
         if budget.cost is not None:
             target = at_cost(points, budget.limit * dense)
+            if budget.cost is CostKind.LATENCY:
+                target = self._at_time(candidates, points, budget.limit)
             chosen = self.trial(candidates, target, dense, None, 1, 1)
             return self._found(chosen, candidates, dense)
         chosen = None
@@ -199,6 +204,27 @@ class Search:
                 low = middle
         return self._found(chosen, candidates, dense)
 
+    def _at_time(
+        self, candidates: Sequence[Sequence[Candidate]], points: Sequence[Allocation], limit: float
+    ) -> Allocation:
+        """The point of least loss whose time is within a limit, relative to dense; the cheapest if none is.
+
+        Time depends on shapes alone, so that it is measured before anything is fitted.
+        """
+        low, high = 0, len(points)
+        while high - low > 1:
+            middle = points.index(at_cost(points, (points[low].cost + points[high - 1].cost) / 2))
+            middle = min(max(middle, low + 1), high - 1)
+            taken = zip(self.sites, candidates, points[middle].chosen, strict=True)
+            forms = {site.name: options[index].make() for site, options, index in taken if index}
+            took = self._time(self.placed({n: f if self._takes(n) else _without_bias(f) for n, f in forms.items()}))
+            self._progress(f"measuring time beside the dense model: {took:.2f} of it")
+            low, high = (middle, high) if took <= limit else (low, middle)
+        return points[low]
+
+    def _takes(self, name: str) -> bool:
+        return _takes_bias(self.site(name))
+
     def _found(self, chosen: Trial | None, candidates: tuple[tuple[Candidate, ...], ...], dense: float) -> Found:
         return Found(trials=tuple(self._trials.values()), chosen=chosen, candidates=candidates, dense_cost=dense)
 
@@ -215,11 +241,11 @@ class Search:
         if point.chosen in self._trials:
             return self._trials[point.chosen]
         taken = [options[index] for options, index in zip(candidates, point.chosen, strict=True)]
-        told = f"trial {number} of at most {most}, cost {point.cost / dense_cost:.2f}"
+        told = f"trial {number} of at most {most} at cost {point.cost / dense_cost:.2f}"
         kept = self._cache.trial(self.sites, taken, self._loss.power)
         if kept is None:
             forms = self._fitted(taken, told)
-            self._progress(f"{told}: judging on {len(self._sets.selection)} samples")
+            self._progress(f"{told}: {len(self._sets.selection)} samples of the selection set")
             lost = measured(self._loss, self._answers.pairs(Network(self.placed(forms))))
             self._cache.keep_trial(self.sites, taken, forms, lost)
         else:

@@ -12,7 +12,6 @@ from spdexport.ort.timing import interleaved, ratio_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from spdexport.conv import Array
     from spdexport.ort.timing import Ratio
@@ -22,13 +21,12 @@ SECONDS = 10.0
 
 
 def paired(
-    model: ir.Model | Path, dense: ir.Model, feeds: Mapping[str, Array], *, seed: int, threads: int | None = None
+    model: ir.Model, dense: ir.Model, feeds: Mapping[str, Array], *, seed: int, seconds: float = SECONDS
 ) -> Ratio:
     """Return the time of a model over that of the dense one, on the same inputs."""
-    settings = SessionSettings(optimized=True, purpose=Purpose.DEPLOYMENT, threads=threads, spinning=False)
+    settings = SessionSettings(optimized=True, purpose=Purpose.DEPLOYMENT, spinning=False)
     sessions = [
-        open_session(one if not isinstance(one, ir.Model) else ir.to_proto(one).SerializeToString(), settings)
-        for one in (model, dense)
+        open_session(ir.to_proto(one).SerializeToString(), settings) for one in (model, dense)
     ]
-    times = interleaved([session.runner(feeds) for session in sessions], rounds=ROUNDS, seconds=SECONDS)
+    times = interleaved([session.runner(feeds) for session in sessions], rounds=ROUNDS, seconds=seconds)
     return ratio_of(*times, seed=seed)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.text import Text
 
-from spdexport.compression.budgets import LossKind
+from spdexport.compression.budgets import CostKind, LossKind
 from spdexport.compression.result import RESISTS
 from spdexport.names import count
 from spdexport.report.numbers import ratio
@@ -45,15 +45,10 @@ def title(found: Searched) -> str:
     return told
 
 
-def summary(found: Searched) -> list[str]:
-    """What was asked for, what is lost, and on which samples that was seen."""
-    said = []
-    limit = _amount(found, found.budget.limit) if found.budget.loss is not None else f"{found.budget.limit:g} of dense"
-    said.append(f"budget: {found.budget.option} {limit}; cost: {found.cost}")
-    if found.chosen is not None:
-        loss, bound = _amount(found, found.chosen.loss), _amount(found, found.chosen.bound)
-        said.append(f"{found.loss} on the selection set {loss}, at most {bound} with {found.confidence:.0%} confidence")
-    if found.test is not None:
+def headline(found: Searched) -> list[str]:
+    """What was found, what it costs, and what it loses, in lines that stand first."""
+    said = [title(found)]
+    if found.test is not None and found.chosen is not None:
         seen = found.test.interval
         low, high = _amount(found, seen.low), _amount(found, seen.high)
         said.append(
@@ -66,8 +61,35 @@ def summary(found: Searched) -> list[str]:
             f"time: {found.timing.median:.2f} of the dense model's, in pairs of runs "
             f"({found.timing.confidence:.0%} interval {found.timing.low:.2f} to {found.timing.high:.2f})"
         )
+    return said
+
+
+def summary(found: Searched) -> list[str]:
+    """What was asked for, what was seen to be lost, and on which samples."""
+    limit = _amount(found, found.budget.limit) if found.budget.loss is not None else f"{found.budget.limit:g} of dense"
+    said = [f"budget: {found.budget.option} {limit}; cost: {found.cost}"]
+    if found.chosen is not None:
+        loss, bound = _amount(found, found.chosen.loss), _amount(found, found.chosen.bound)
+        said.append(f"{found.loss} on the selection set {loss}, at most {bound} with {found.confidence:.0%} confidence")
+    reached = _reached(found)
+    if reached is not None and reached > found.budget.limit:
+        said.append(f"no choice costs as little as was asked for: this is the cheapest, at {reached:.2f} of dense")
     said.append(f"samples: {found.sets}")
     return said
+
+
+def _reached(found: Searched) -> float | None:
+    """What the choice costs by what the budget limits; None for a budget of loss."""
+    chosen = found.chosen
+    if chosen is None or found.budget.cost is None:
+        return None
+    match found.budget.cost:
+        case CostKind.LATENCY:
+            return None if found.timing is None else found.timing.low
+        case CostKind.MACS:
+            return chosen.macs
+        case CostKind.SIZE:
+            return chosen.size
 
 
 class Page(Protocol):
@@ -88,7 +110,7 @@ class Page(Protocol):
 
 def write(page: Page, found: Searched) -> None:
     """Write what the search found, before the conversion to it."""
-    page.line(title(found), "bold")
+    page.heading("search")
     for said in summary(found):
         page.item(said)
     if found.points:
@@ -99,7 +121,6 @@ def write(page: Page, found: Searched) -> None:
         page.heading("layers that change")
         page.write(layers_table(found))
         page.line(LAYERS_LEGEND, "dim")
-    page.heading("the file")
 
 
 def points_table(found: Searched) -> Table:
@@ -211,7 +232,7 @@ def values(found: Searched) -> dict[str, Any]:
     """What the page shows."""
     return {
         "title": title(found),
-        "summary": summary(found),
+        "summary": [*headline(found)[1:], *summary(found)],
         "curve": curve(found),
         "layers": found.layers,
         "loss": found.loss,

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from spdexport.compression.result import Compression
 from spdexport.folding import Folding
 from spdexport.names import count
 from spdexport.pipeline import Conversion, Inspection
 from spdexport.recorded import as_options
-from spdexport.report import summary
+from spdexport.report import compression, summary
 from spdexport.report.common import verification_of
 from spdexport.report.numbers import ratio, size
 from spdexport.verification.result import Approximation, Status, Verification
@@ -132,7 +133,8 @@ def written_files(result: Conversion | Folding, saved: int = 0) -> tuple[str, ..
 def _converted(result: Conversion) -> list[str]:
     plan = result.plan
     costs = summary.totals(plan) if any(layer.is_decomposed for layer in plan.layers) else []
-    return [decomposed(result), *costs]
+    found = compression.headline(result.search) if isinstance(result, Compression) else []
+    return [*found, decomposed(result), *costs]
 
 
 def saved_bytes(result: Conversion) -> int:

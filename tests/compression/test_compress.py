@@ -210,7 +210,7 @@ def test_the_command_tells_the_search_in_80_columns(folder, tmp_path):
     assert "loss against cost, of all choices that were tried" in result.stdout
     assert "taken" in result.stdout
     assert max(len(line) for line in result.stdout.splitlines() if str(tmp_path) not in line) <= 80
-    assert "trial 1, top-1 drop" in result.stderr
+    assert "trial 1 done, top-1 drop" in result.stderr
     report = json.loads((tmp_path / "c.json").read_text())
     points = report["search"]["points"]
     assert [point["chosen"] for point in points].count(True) == 1
