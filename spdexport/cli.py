@@ -46,6 +46,7 @@ Exit status:
   1   not equivalent          5   model cannot be traced or exported
   2   wrong usage             70  a fault of spdexport's own
   3   inconclusive            74  a file or standard output cannot be written
+  130 interrupted (Ctrl-C)    143 terminated
 """
 
 
