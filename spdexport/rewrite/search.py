@@ -249,7 +249,9 @@ class Search(Generic[NodeT, ValueT]):
         if not any(match.layers for match in chosen):
             return None
         lead = next((match for match in chosen if match.is_fold), [match for match in chosen if match.layers][-1])
-        problem = next(filter(None, (self._shared(v, adds) for v, m in zip(values, chosen, strict=True) if m.nodes)), None)
+        problem = next(
+            filter(None, (self._shared(v, adds) for v, m in zip(values, chosen, strict=True) if m.nodes)), None
+        )
         if any(self.graph.writes(inner) for inner in adds) and not all(match.nodes for match in chosen):
             problem = problem or "it is added in place to its own input"
         if problem is None and self._only_undoes and len({match.stage.spec for match in chosen}) > 1:
