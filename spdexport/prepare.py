@@ -26,7 +26,7 @@ from spdexport.planning.live_masks import LiveMasks, live_notes
 from spdexport.rewrite.torch_graph import list_sites
 from spdexport.rewrite.torch_place import place_forms
 from spdexport.rewrite.torch_tokens import over_tokens
-from spdexport.sources.match import check_target, match_chains, match_components, match_gates
+from spdexport.sources.match import adapter_notes, check_target, match_chains, match_components, match_gates
 from spdexport.sources.spd import load_components
 from spdexport.sources.svd import svd_source
 from spdexport.steps import step
@@ -270,7 +270,7 @@ def decide(
     notes = [] if edits is None else [edits_note(edits)]
     if components is not None:
         check_orders(plan, str(components.path or "the components"))
-        notes += hidden_notes(plan, beside=beside)
+        notes += (*adapter_notes(components, sites), *hidden_notes(plan, beside=beside))
     return Decided(
         notes=tuple(notes),
         plan=plan,

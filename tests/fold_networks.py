@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 from torch import nn
 
 if TYPE_CHECKING:
@@ -131,7 +131,8 @@ class Draw:
         for _ in range(int(self.rng.integers(2, 4))):
             inner = [self.branches(depth - 1)] if depth and self.rng.random() < 0.2 else self.leaf()
             parts.append(nn.Sequential(*inner, *(self.one([], [self.norm()]) if inner else [])))
-        parts[int(self.rng.integers(len(parts)))] = nn.Sequential(self.conv(self.kernel(), stride=self.stride, pad=True))
+        plain = self.conv(self.kernel(), stride=self.stride, pad=True)
+        parts[int(self.rng.integers(len(parts)))] = nn.Sequential(plain)
         return nn.Sequential(Sum(parts, [1.0] * len(parts)), *self.one([], [self.norm()]))
 
     def scales(self) -> nn.Module:

@@ -131,7 +131,7 @@ def _is_inside(value: ValueT, fold: Match[NodeT, ValueT], graph: GraphReader[Nod
 
 
 def name_of(fold: Match[NodeT, ValueT], graph: GraphReader[NodeT, ValueT]) -> str:
-    """What to call the layer that a fold becomes: a sum as the module that all of its layers are in, if there is one."""
+    """What to call the layer that a fold becomes; a sum has the name of the module that all of its layers are in."""
     if fold.summed:
         names = [graph.layer_name((layer,), None).split(".") for layer in fold.layers]
         alike = takewhile(lambda parts: len(set(parts)) == 1, zip(*names, strict=False))

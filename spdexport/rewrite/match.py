@@ -1,18 +1,18 @@
 """Layers that are one layer together, recognized by structure alone, in graphs of any kind.
 
 The algebra: a layer is an affine map of its input, and so are a scale or a shift of the channels by constants, a batch
-norm in inference, and a padding with zeros (``link``). Maps in a row that compose (``forms.compose``) are one map again,
-and so is the sum of maps of the same input::
+norm in inference, and a padding with zeros (``link``). Maps in a row that compose (``forms.compose``) are one map
+again, and so is the sum of maps of the same input::
 
     map  ::= layer | link | map map
            | a map + b map [+ ...]      on the same input, with outputs of one size; a and b are numbers
     term ::= map | the input itself | term, average pooling, term
 
-The maps of a sum may be any term, the input itself too, for a pooling is a convolution where it is added to one; alone
-it stays a pooling, as it is cheaper. A map is a fold where it has two layers or more, or a layer and a batch norm, or is
-a sum with a layer in it: a layer alone is not, whatever scales it. Every value inside a fold is used inside it only, and
-is no output of the graph. Nodes that hand a value on unchanged are looked through. Names and metadata are never looked
-at to recognize something, only to call it something.
+The maps of a sum may be any term, the input itself too. A pooling is a convolution only where it is added to one;
+alone it stays a pooling, which is cheaper. A map is a fold where it has two layers or more, or a layer and a batch
+norm, or is a sum with a layer in it: a layer alone is not, whatever scales it. Every value inside a fold is used inside it
+only, and is no output of the graph. Nodes that hand a value on unchanged are looked through. Names and metadata are
+never looked at to recognize something, only to call it something.
 
 What a node is, a ``GraphReader`` tells; there is one for ONNX and one for torch. ``search`` finds the folds.
 """
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias
 from spdexport.rewrite.stages import NodeT, ReadStage, Unreadable, ValueT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from spdexport.conv import ConvSpec, Skipped
     from spdexport.forms import Stage
@@ -53,6 +53,11 @@ def in_chains(chains: Iterable[Chain], *, channels: bool = True) -> Callable[[Ch
         return any(own == chain[i : i + len(own)] for chain in known for i in range(len(chain) - len(own) + 1))
 
     return is_part
+
+
+def any_chain(row: Chain) -> bool:
+    """Return that a row of layers is to be composed where its algebra allows that."""
+    return bool(row)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

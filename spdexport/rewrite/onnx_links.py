@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import onnx_ir as ir
-
 from spdexport.rewrite.onnx_constants import constant
 from spdexport.rewrite.onnx_graph import is_operator, rank_of, read_affine
 from spdexport.rewrite.stages import ReadStage, Unreadable, negative_stage, padding_stage, pool_stage, zero_padding
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import onnx_ir as ir
 
     from spdexport.rewrite.onnx_graph import OnnxStage
 

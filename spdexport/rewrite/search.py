@@ -118,7 +118,8 @@ class Search(Generic[NodeT, ValueT]):
 
     def _behind_another(self, match: Match[NodeT, ValueT]) -> Match[NodeT, ValueT]:
         """The match composed with the one in front of it, links between them included, or with the links alone."""
-        value, nodes, between = match.data, set(match.nodes), []
+        value, nodes = match.data, set(match.nodes)
+        between: list[ReadStage[NodeT, ValueT]] = []
         spec, problem = match.stage.spec, None
         while value not in self.matches:
             node = self.graph.producer(value)
@@ -249,7 +250,8 @@ class Search(Generic[NodeT, ValueT]):
         if not any(match.layers for match in chosen):
             return None
         lead = next((match for match in chosen if match.is_fold), [match for match in chosen if match.layers][-1])
-        problem = next(filter(None, (self._shared(v, adds) for v, m in zip(values, chosen, strict=True) if m.nodes)), None)
+        inside = (value for value, match in zip(values, chosen, strict=True) if match.nodes)
+        problem = next(filter(None, (self._shared(value, adds) for value in inside)), None)
         if any(self.graph.writes(inner) for inner in adds) and not all(match.nodes for match in chosen):
             problem = problem or "it is added in place to its own input"
         if problem is None and self._only_undoes and len({match.stage.spec for match in chosen}) > 1:
