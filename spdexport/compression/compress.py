@@ -146,7 +146,9 @@ def compress(
         dense = dense_model(source, chosen, example, progress)
         feeds = {name: array[:1] for name, array in data_feeds(dense.ports, example, "the data").items()}
         if dense.batch is not None:
-            feeds = data_feeds(dense.ports, {n: np.resize(a, (dense.batch, *a.shape[1:])) for n, a in example.items()}, "")
+            feeds = data_feeds(
+                dense.ports, {n: np.resize(a, (dense.batch, *a.shape[1:])) for n, a in example.items()}, ""
+            )
         cost = _cost(budget, chosen, progress)
         settings = {
             "source": dense.hashes,
