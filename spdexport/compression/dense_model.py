@@ -135,7 +135,7 @@ def dense_model(
     feeds = data_feeds(ports, batch, "the data")
     sites, others = list_onnx_sites(model, value_sizes(model, feeds))
     for option, patterns in (("--layers", options.layers), ("--exclude", options.exclude)):
-        check_patterns(patterns, [s.name for s in (*sites, *skipped, *others)], option)
+        check_patterns(patterns, [s.name for s in sites] + [s.name for s in (*skipped, *others)], option)
     skipped = tuple({s.name: s for s in (*skipped, *others)}.values())
     own = {site.name: site for site in sites} if own is None else own
     kept, left = _usable(sites, own, options)
