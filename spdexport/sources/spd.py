@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from spdexport.errors import ComponentsError
 from spdexport.files.hashing import sha256_file
 from spdexport.files.reading import reading
-from spdexport.files.sniff import read_text
 from spdexport.files.safetensors_header import read_metadata
+from spdexport.files.sniff import read_text
 from spdexport.files.tensors import read_tensors
 from spdexport.sources.adapters import read_adapters
 from spdexport.sources.chains import is_chain_file, read_chains
