@@ -1,4 +1,4 @@
-"""Adapters beside a dense model: what peft and LyCORIS wrote is merged to what they merge it to; the rest is refused."""
+"""Adapters beside a dense model: those of peft and LyCORIS are merged to what they act as; the rest is refused."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_an_adapter_is_merged_as_its_library_does(tmp_path: Path, name: str) -> 
 def test_an_onnx_file_takes_them_too_and_the_summary_tells(tmp_path: Path) -> None:
     factory = f"{DATA / 'write_adapters.py'}:Net"
     command = ["convert", str(DATA / "model.safetensors"), "--factory", factory, "--components",
-               str(DATA / FILES["peft_lora"]), "--input-shape", "2x3x9x9", "-o", str(tmp_path / "out.onnx")]  # fmt: skip
+               str(DATA / FILES["peft_lora"]), "--input-shape", "2x3x9x9", "-o", f"{tmp_path}/out.onnx"]  # fmt: skip
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
     assert "LoRA times 1.5 is added to the weight: body.0, body.2, head" in " ".join(result.output.split())
