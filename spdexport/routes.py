@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from spdexport.dense_export import DenseExport
     from spdexport.export import Exported
     from spdexport.forms import Form
+    from spdexport.loading.source import Source
     from spdexport.onnx_prepare import PreparedOnnx
     from spdexport.options import Options
     from spdexport.planning import Plan
-    from spdexport.prepare import Prepared, Source
+    from spdexport.prepare import Prepared
     from spdexport.ranges import Ranges
     from spdexport.rewrite.onnx_trim import Trimmed, Trimming
     from spdexport.verification.check import Check
@@ -99,8 +100,10 @@ def is_onnx(source: Source) -> bool:
     return isinstance(source, str | Path) and sniff(source) is FileKind.ONNX
 
 
-def find_route(source: Source, options: Options, progress: Callable[[str], None]) -> Route:
-    """Read a source of either kind and decide about its layers.
+def find_route(
+    source: Source, options: Options, progress: Callable[[str], None], *, shapes: Sequence[str] = ()
+) -> Route:
+    """Read a source of either kind and decide about its layers; ``shapes`` are as ``prepare`` has them.
 
     Raises:
         UsageError, InputError, CaptureError: As ``prepare`` and ``prepare_onnx`` do.
@@ -112,7 +115,7 @@ def find_route(source: Source, options: Options, progress: Callable[[str], None]
     require_torch()
     from spdexport.prepare import prepare
 
-    return TorchRoute(prepare(source, options, progress), options)
+    return TorchRoute(prepare(source, options, progress, shapes=shapes), options)
 
 
 def no_program(source: Source, where: str) -> UsageError:
@@ -211,7 +214,7 @@ class TorchRoute:
             trimmed=trimmed,
             plan=prepared.plan,
             example=prepared.captured.inputs,
-            own_inputs=self._options.own_inputs,
+            own_inputs=prepared.own_inputs,
             masked=masked,
         )
 

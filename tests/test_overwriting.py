@@ -37,10 +37,21 @@ FILES = {
     "harvest": "harvest.db",
     "names": "names.json",
     "labels": "labels.csv",
+    "data": "data.npz",
+    "selection": "selection.npz",
+    "test": "test.npz",
+    "metric": "metric.py",
+    "cache": "cache",
 }
 """A file for each argument that is read. Nothing has to be valid: all is told before the first byte is read."""
 
-NEEDED = {"convert": ["output"], "fold": ["output"], "masks": ["output", "inputs"], "ablate": ["inputs"]}
+NEEDED = {
+    "convert": ["output"],
+    "fold": ["output"],
+    "masks": ["output", "inputs"],
+    "ablate": ["inputs"],
+    "compress": ["output", "data"],
+}
 """What a command does not begin without."""
 
 
@@ -49,7 +60,7 @@ def _parameters(command, table):
 
 
 def _names_files(parameter):
-    return isinstance(parameter.type, click.Path) or parameter.name in ("factory", "baseline")
+    return isinstance(parameter.type, click.Path) or parameter.name in ("factory", "metric", "baseline")
 
 
 def _slips():
@@ -79,7 +90,7 @@ def untouched(folder, before):
 
 
 def words(parameter, value):
-    value = f"{value}:make" if parameter.name == "factory" else value
+    value = f"{value}:make" if parameter.name in ("factory", "metric") else value
     return [value] if isinstance(parameter, click.Argument) else [parameter.opts[0], value]
 
 

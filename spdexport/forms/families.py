@@ -58,7 +58,6 @@ class Family:
 
     Attributes:
         kind: Its kind.
-        told: What it is, in a few words.
         names: Of the stages; the geometry may have fewer of them.
         without: Why a layer of a geometry has no such form, in a clause; None where it has one.
         specs: The geometries of the stages at some ranks.
@@ -68,7 +67,6 @@ class Family:
     """
 
     kind: FormKind
-    told: str
     names: tuple[str, ...]
     without: Callable[[ConvSpec], str | None]
     specs: Callable[[ConvSpec, Ranks], tuple[ConvSpec, ...]]
@@ -97,7 +95,6 @@ FAMILIES: Mapping[FormKind, Family] = {
     for family in (
         Family(
             kind=FormKind.RECOMPRESSED,
-            told="V and U",
             names=pair.NAMES,
             without=pair.without_pair,
             specs=lambda spec, ranks: pair.pair_specs(spec, *ranks),
@@ -106,7 +103,6 @@ FAMILIES: Mapping[FormKind, Family] = {
         ),
         Family(
             kind=FormKind.SPATIAL,
-            told="k x 1, 1 x k",
             names=spatial.NAMES,
             without=spatial.without_spatial,
             specs=lambda spec, ranks: spatial.spatial_specs(spec, *ranks),
@@ -115,7 +111,6 @@ FAMILIES: Mapping[FormKind, Family] = {
         ),
         Family(
             kind=FormKind.TUCKER,
-            told="1x1, k x k, 1x1",
             names=tucker.NAMES,
             without=tucker.without_tucker,
             specs=lambda spec, ranks: tucker.tucker_specs(spec, *ranks),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from spdexport.report.common import names_of, verification_of
 from spdexport.report.explain import advice, edge_names, edge_reason, failing_layers, layer_reason, tolerance
-from spdexport.report.headline import VERDICTS, what_is
+from spdexport.report.headline import headline
 from spdexport.report.numbers import ratio
 from spdexport.report.tables import words
 from spdexport.report.workflow_commands import annotation
@@ -79,9 +79,11 @@ def summary(result: Result) -> str:
     verification = verification_of(result)
     if verification is None:
         return ""
-    verdict = verification.verdict
-    title = f"### {_MARKS[verdict]} spdexport: {VERDICTS[verdict]}{_cell(what_is(verification))}"
-    lines = [title, "", f"<code>{_cell(names_of(result))}</code>", "", *_edges(verification)]
+    first = headline(result)
+    mark = _MARKS[Status.FAIL if first.has_failed else first.status]
+    lines = [f"### {mark} spdexport: {_cell(first.verdict)}", "", f"<code>{_cell(names_of(result))}</code>", ""]
+    lines += [*(f"❌ **limit exceeded**: {_cell(said)}\n" for said in first.exceeded)]
+    lines += [*(f"- {_cell(said)}" for said in first.changes), "", *_edges(verification)]
     hint = advice(verification)
     if hint is not None:
         lines += ["", f"**{_cell(hint.edge)}**: {_cell(hint.means)}. To do: {_cell(hint.to_do)}."]
@@ -89,7 +91,7 @@ def summary(result: Result) -> str:
     if verification.approximation is not None:
         change = verification.approximation.relative_l2
         said = f"Approximation, intended: masks, ranks and dropped deltas change the outputs by {change:.1%} in norm."
-        lines += ["", said, *(f"\n❌ **limit exceeded**: {_cell(x)}" for x in verification.approximation.exceeded)]
+        lines += ["", said]
     lines += ["", f"<sub>{_cell(tolerance(verification))}</sub>", "", ""]
     return "\n".join(lines)
 

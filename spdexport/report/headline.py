@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from spdexport.compression.result import Compression
 from spdexport.folding import Folding
 from spdexport.names import count
 from spdexport.pipeline import Conversion, Inspection
 from spdexport.recorded import as_options
-from spdexport.report import summary
+from spdexport.report import compression, summary
 from spdexport.report.common import verification_of
 from spdexport.report.numbers import ratio, size
 from spdexport.verification.result import Approximation, Status, Verification
@@ -24,6 +25,9 @@ VERDICTS = {
     Status.NOT_RUN: "not verified",
 }
 """Verdicts in words, for every report."""
+
+PLANNED = "planned: no file was written"
+"""What stands in the place of the verdict of a dry run."""
 
 NOTHING_TO_DECOMPOSE = "No layer could be decomposed: the file holds the model as it is"
 """What is said of a source without convolutions and linear layers, or with ones that are all left alone."""
@@ -65,13 +69,14 @@ def headline(result: Result) -> Headline:
     match result:
         case Conversion():
             changes = [*_converted(result), *changes]
-            files = written_files(result, _saved(result))
+            files = written_files(result, saved_bytes(result))
         case Folding():
             changes = [f"{count(len(result.folded), 'layer')} folded into one convolution or matrix product each"]
             files = written_files(result)
+    planned = isinstance(result, Conversion) and not result.outputs and found is None
     return Headline(
         status=status,
-        verdict=VERDICTS[status] + what_is(found),
+        verdict=PLANNED if planned else VERDICTS[status] + what_is(found),
         exceeded=change.exceeded if change else (),
         changes=tuple(changes),
         files=files,
@@ -105,7 +110,7 @@ def changed_outputs(change: Approximation) -> str:
 
 def decomposed(result: Inspection) -> str:
     """How many layers have V and U, as what, and where these come from."""
-    layers = [layer for layer in result.plan.layers if layer.components is not None]
+    layers = [layer for layer in result.plan.layers if layer.is_decomposed]
     if not layers:
         return NOTHING_TO_DECOMPOSE
     forms = sorted({layer.form for layer in layers})
@@ -127,11 +132,12 @@ def written_files(result: Conversion | Folding, saved: int = 0) -> tuple[str, ..
 
 def _converted(result: Conversion) -> list[str]:
     plan = result.plan
-    costs = summary.totals(plan) if any(layer.components is not None for layer in plan.layers) else []
-    return [decomposed(result), *costs]
+    costs = summary.totals(plan) if any(layer.is_decomposed for layer in plan.layers) else []
+    found = compression.headline(result.search) if isinstance(result, Compression) else []
+    return [*found, decomposed(result), *costs]
 
 
-def _saved(result: Conversion) -> int:
+def saved_bytes(result: Conversion) -> int:
     """Bytes that the forms save, and what was trimmed."""
     return result.plan.bytes_saved + (result.trimming.bytes_saved if result.trimming is not None else 0)
 

@@ -11,12 +11,13 @@ from rich.padding import Padding
 from rich.text import Text
 
 from spdexport.ablation.ablate import Ablations
+from spdexport.compression.result import Compression
 from spdexport.folding import Folding
 from spdexport.importance.result import DerivedMasks
 from spdexport.measuring.bench import Bench
 from spdexport.names import count, some
 from spdexport.pipeline import Conversion, Inspection
-from spdexport.report import ablations, bench, derived, summary, tables
+from spdexport.report import ablations, bench, compression, derived, summary, tables
 from spdexport.report.console import SafeConsole, standard_console
 from spdexport.report.explain import advice, failing_layers, layer_reason, tolerance
 from spdexport.report.headline import Headline, headline, origin
@@ -104,6 +105,8 @@ def show(result: Result, *, verbose: bool = False, quiet: bool = False, console:
                 page.console.print()
             _edges(page, result)
         case Conversion():
+            if isinstance(result, Compression):
+                compression.write(page, result.search)
             _conversion(page, result)
         case Folding():
             _folding(page, result)

@@ -72,9 +72,14 @@ class RawChains:
 
 
 def is_chain_file(names: Collection[str]) -> bool:
-    """Return whether tensors of these names are chains, or a state dict with V and U among other things."""
-    pairs = sum(name.rpartition(".")[2] in ("V", "U") for name in names)
-    return any(_STAGE.fullmatch(name) for name in names) or 0 < pairs < len(names)
+    """Return whether tensors of these names are chains, or a state dict that holds V and U among other things."""
+    if any(_STAGE.fullmatch(name) for name in names):
+        return True
+    split = [name.rpartition(".") for name in names]
+    layers = {layer for layer, _, part in split if part in ("V", "U")}
+    others = [(layer, part) for layer, _, part in split if part not in ("V", "U")]
+    # What else stands under the name of such a layer is a mistake in a file of components, but for a bias.
+    return bool(layers and others) and all(layer not in layers or part == "bias" for layer, part in others)
 
 
 def read_chains(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], where: str) -> RawChains:

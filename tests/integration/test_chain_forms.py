@@ -126,6 +126,24 @@ def test_auto_takes_them_where_an_error_is_allowed(tmp_path: Path) -> None:
     assert result.plan.macs_after < result.plan.macs_before
 
 
+def test_lanes_of_exact_forms_are_padded_and_proved(tmp_path: Path) -> None:
+    """Between 3 channels there is nothing to fill 16 with: zeros are, in chains as between V and U."""
+    net, rng = torch.nn.Sequential(CONV2D(20, 16, 1), CONV2D(16, 32, 5, padding=2)), np.random.default_rng(0)
+    down, across = rng.standard_normal((3, 16, 5)), rng.standard_normal((32, 3, 5))
+    with torch.no_grad():
+        net[1].weight.copy_(torch.from_numpy(np.einsum("rik,orl->oikl", down, across)))
+    file, x = tmp_path / "o.onnx", torch.randn(1, 20, 7, 7)
+    result = spdexport.convert(net.eval(), file, inputs=x, form="auto", max_error=0.0)
+    assert [(layer.form, layer.ranks, layer.truncation) for layer in result.plan.layers][1] == ("spatial", (3,), None)
+    assert result.trimming is not None
+    assert list(result.trimming.padded.values()) == [16]
+    assert result.verification.verdict == "pass"
+    faulty = planted(file, weight("1.second", one_off), tmp_path / "faulty.onnx")
+    found = spdexport.verify(faulty, against=net, inputs=x)
+    edges = {edge.edge: edge.first_divergence for edge in found.edges if edge.status is Status.FAIL}
+    assert edges == {"weights": "1", "export": "1", "optimize": "1"}
+
+
 def test_what_cannot_take_the_form_says_why(onnx_source: Path) -> None:
     plan = spdexport.inspect(onnx_source, form="tucker2").plan
     assert plan.layers[-1].reason == "it has no tucker2 form, for its kernel is a single tap"
