@@ -270,7 +270,8 @@ def decide(
     notes = [] if edits is None else [edits_note(edits)]
     if components is not None:
         check_orders(plan, str(components.path or "the components"))
-        notes += (*adapter_notes(components, sites), *hidden_notes(plan, beside=beside))
+        taken = [site for site in sites if not matches(site.name, options.exclude)]
+        notes += (*adapter_notes(components, taken), *hidden_notes(plan, beside=beside))
     return Decided(
         notes=tuple(notes),
         plan=plan,

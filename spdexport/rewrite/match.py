@@ -10,9 +10,9 @@ again, and so is the sum of maps of the same input::
 
 The maps of a sum may be any term, the input itself too. A pooling is a convolution only where it is added to one;
 alone it stays a pooling, which is cheaper. A map is a fold where it has two layers or more, or a layer and a batch
-norm, or is a sum with a layer in it: a layer alone is not, whatever scales it. Every value inside a fold is used
-inside it only, and is no output of the graph. Nodes that hand a value on unchanged are looked through. Names and
-metadata are never looked at to recognize something, only to call it something.
+norm, or is a sum with a layer in it: a layer alone is not, whatever scales it. Every value inside a fold is used inside
+it only, and is no output of the graph. Nodes that hand a value on unchanged are looked through. Names and metadata are
+never looked at to recognize something, only to call it something.
 
 What a node is, a ``GraphReader`` tells; there is one for ONNX and one for torch. ``search`` finds the folds.
 """

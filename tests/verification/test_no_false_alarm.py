@@ -8,7 +8,7 @@ import onnx
 import pytest
 import torch
 from rounding_nets import NETS, rounding_net
-from small_nets import SMALL, TRANSFORMERS, deep, image, vit, near_100, settled
+from small_nets import SMALL, TRANSFORMERS, deep, image, near_100, settled, vit
 
 from spdexport import pipeline
 from spdexport.errors import ExportError
