@@ -150,18 +150,18 @@ def replknet(*, published: bool) -> nn.Module:
     """RepLKNet's block (Ding et al., 2022): 1x1, a depthwise 31x31 beside a 5x5, 1x1, each with a norm."""
     width, large = (128, 31) if published else (6, 13)
     blocks: list[nn.Module] = [normed(nn.Conv2d(3, width, 3, 2, 1, bias=False), channels=width), nn.ReLU()]
-    for _ in range(2 if published else 1):
-        blocks.append(
-            Residual(
-                normed(nn.Conv2d(width, width, 1, bias=False), channels=width),
-                nn.ReLU(),
-                Block(
-                    normed(nn.Conv2d(width, width, large, 1, large // 2, groups=width, bias=False), channels=width),
-                    normed(nn.Conv2d(width, width, 5, 1, 2, groups=width, bias=False), channels=width),
-                ),
-                normed(nn.Conv2d(width, width, 1, bias=False), channels=width),
-            )
+    blocks += [
+        Residual(
+            normed(nn.Conv2d(width, width, 1, bias=False), channels=width),
+            nn.ReLU(),
+            Block(
+                normed(nn.Conv2d(width, width, large, 1, large // 2, groups=width, bias=False), channels=width),
+                normed(nn.Conv2d(width, width, 5, 1, 2, groups=width, bias=False), channels=width),
+            ),
+            normed(nn.Conv2d(width, width, 1, bias=False), channels=width),
         )
+        for _ in range(2 if published else 1)
+    ]
     return Classifier(*blocks, channels=width, classes=10)
 
 
