@@ -2,9 +2,11 @@
 # make test   install what tests need, check types and style, run all tests
 # make check  types and style alone
 # make quick  the tests without whole models
+# make docs   the pages of docs/, with every command and function, into build/site
 # make fuzz   thousands of damaged files; ARGS="--only KIND:SEED" for one of them
 # make test-long   all tests, the long ones too, which do not fit the time of continuous integration
 # make test-openvino   the tests of a provider beside the CPU's, in an environment of its own: OpenVINO runs on any x86-64
+# make release-check   builds the distributions, and tests the source distribution in an environment of its own
 # make gpu-evidence    on a machine with a GPU: all that is to be known of CUDA, into benchmarks/results/cuda.md
 
 PYTHON ?= python3
@@ -14,7 +16,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 OPENVINO_VENV ?= .venv-openvino
 
-.PHONY: demo test test-long test-openvino gpu-evidence check quick fuzz clean
+.PHONY: demo docs release-check test test-long test-openvino gpu-evidence check quick fuzz clean
 
 demo: $(VENV)/.demo
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/01_digits/demo.sh
@@ -28,6 +30,9 @@ test-long: check
 quick: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses auto -m "not slow and not long"
 
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
 fuzz: $(VENV)/.dev
 	$(BIN)/python benchmarks/fuzz.py $(or $(ARGS),--results benchmarks/results/fuzz.md)
 
@@ -38,6 +43,21 @@ test-openvino: $(OPENVINO_VENV)/.dev
 
 gpu-evidence: $(VENV)/.dev
 	$(BIN)/python benchmarks/gpu_evidence.py --provider cuda --output benchmarks/results/cuda.md
+
+RELEASE := build/release
+
+# The tests run on what is installed from the source distribution, and with its files alone.
+release-check: $(VENV)/bin/python
+	rm -rf $(RELEASE)
+	$(PIP) build twine
+	$(BIN)/python -m build --outdir $(RELEASE)/dist .
+	$(BIN)/python -m twine check --strict $(RELEASE)/dist/*
+	$(PYTHON) -m venv $(RELEASE)/venv
+	mkdir $(RELEASE)/source
+	tar -xzf $(RELEASE)/dist/spdexport-*.tar.gz --strip-components 1 -C $(RELEASE)/source
+	$(RELEASE)/venv/bin/python -m pip install --quiet --constraint constraints.txt "$$(ls $(RELEASE)/dist/*.whl)[dev]"
+	$(RELEASE)/venv/bin/python -m pip check
+	cd $(RELEASE)/source && ../venv/bin/python -P -m pytest -m "not slow and not long"
 
 check: $(VENV)/.dev
 	$(BIN)/python -m ruff check .

@@ -28,7 +28,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests" / "fuzz")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "fuzz")]
 sys.path.append(str(ROOT))  # where this package is not installed beside atheris
 
 from fuzz_page import GUIDED, PAGE, write_section

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 TESTS = Path(__file__).parents[1] / "tests"
-sys.path[:0] = [str(TESTS / "fuzz"), str(TESTS / "hostile")]
+sys.path[:0] = [str(TESTS), str(TESTS / "fuzz"), str(TESTS / "hostile")]
 
 if TYPE_CHECKING:
     from fuzz_case import Outcome

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Literal, Unpack, overload
 
 from spdexport.errors import UsageError
 from spdexport.files.atomic import RejectedError, failed_name, pending
@@ -30,20 +30,23 @@ from spdexport.recorded import (
     taken_note,
 )
 from spdexport.routes import find_route, is_onnx, no_program
+from spdexport.steps import Remark
 from spdexport.verification.alone import verify_files
 from spdexport.verification.check import Check, Progress
-from spdexport.verification.file_inputs import GivenArrays, read_arrays
+from spdexport.verification.file_inputs import GivenArrays, input_shapes, read_arrays
 from spdexport.verification.result import Status, Verification
+from spdexport.worth import costs_more
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import torch
     from torch.export import ExportedProgram
 
     from spdexport.loading.model import ExampleInputs
+    from spdexport.loading.source import Source
     from spdexport.ort.providers import Provider
     from spdexport.planning import Plan
-    from spdexport.prepare import Source
     from spdexport.ranges import Ranges
     from spdexport.rewrite.onnx_trim import Trimming
 
@@ -109,6 +112,7 @@ def convert(
     max_top1_drop: float | None = None,
     save_plan: str | Path | None = None,
     in_place: bool = False,
+    dry_run: bool = False,
     progress: Progress = _silent,
     **options: Unpack[OptionsDict],
 ) -> Conversion:
@@ -132,6 +136,7 @@ def convert(
             samples that get another top class.
         save_plan: A file for the plan, which the option ``plan`` repeats.
         in_place: Whether an output is the source's own file, which is replaced once the check has not failed.
+        dry_run: Whether to plan alone: no model is written, and nothing is checked.
         progress: Told what is being done.
         **options: See ``spdexport.Options``.
 
@@ -164,13 +169,16 @@ def convert(
         plan_file = stack.enter_context(pending(save_plan)) if save_plan else None
         stack.enter_context(contextlib.suppress(RejectedError))
         # The outputs are opened first, so that a folder that cannot be written to is told before the long work.
-        program_file = stack.enter_context(pending(program_path)) if program_path else None
-        onnx_file = stack.enter_context(pending(onnx_path)) if onnx_path else None
+        program_file = stack.enter_context(pending(program_path)) if program_path and not dry_run else None
+        onnx_file = stack.enter_context(pending(onnx_path)) if onnx_path and not dry_run else None
         route = find_route(source, chosen, progress)
         if plan_file:
             with writing(plan_file.final):
                 plan_file.path.write_text(as_file(route.prepared.plan.as_json()), encoding="utf-8")
-        progress("placing factors")
+        if warning := costs_more(route.prepared.plan, route.prepared.components, chosen):
+            progress(Remark(warning))
+        if not dry_run:
+            progress("placing factors")
         if program_file and program_path:
             save_program(route.program(), program_file.path, program_path)
             written = [program_path]
@@ -178,7 +186,7 @@ def convert(
             progress("exporting to ONNX")
             data = write_onnx(route.model(), onnx_file, external_from=route.external_from)
             written = [onnx_path, *data, *written]
-        if verify:
+        if verify and not dry_run:
             verification = route.verify(
                 onnx_file.path if onnx_file else None,
                 (onnx_path or written[0]).name,
@@ -204,7 +212,7 @@ def convert(
         versions=versions(),
         outputs=tuple(written),
         verification=verification,
-        trimming=route.trimming if onnx_path else None,
+        trimming=route.trimming if onnx_path and not dry_run else None,
         ranges=prepared.ranges,
     )
 
@@ -274,7 +282,7 @@ def verify(
     completed = as_recorded(options, record)
     check_given(completed.options, record, against)
     with blaming(record, completed):
-        route = find_route(against, completed.options, progress)
+        route = find_route(against, completed.options, progress, shapes=input_shapes(model))
     check_hashes(route.prepared.hashes, record)
     found = route.verify(
         path,
@@ -311,11 +319,26 @@ def inspect(source: Source, *, progress: Progress = _silent, **options: Unpack[O
     )
 
 
-def factorize(source: Source, **options: Unpack[OptionsDict]) -> ExportedProgram:
+@overload
+def factorize(
+    source: Source, *, trainable: Literal[False] = False, **options: Unpack[OptionsDict]
+) -> ExportedProgram: ...
+
+
+@overload
+def factorize(source: Source, *, trainable: Literal[True], **options: Unpack[OptionsDict]) -> torch.nn.Module: ...
+
+
+def factorize(
+    source: Source, *, trainable: bool = False, **options: Unpack[OptionsDict]
+) -> ExportedProgram | torch.nn.Module:
     """The factorized model as a torch program: ``factorize(module, inputs=(x,)).module()(x)`` runs it.
 
     Args:
         source: As for ``convert``; a module given here is not changed.
+        trainable: Whether to give a module to be trained instead, with parameters of its own. Its state dict, saved by
+            ``torch.save``, is what ``components`` takes: the layers come back in their forms, with what was trained.
+            Batch norm and dropout stay in eval mode, as they were traced.
         **options: See ``spdexport.Options``.
 
     Raises:
@@ -323,7 +346,8 @@ def factorize(source: Source, **options: Unpack[OptionsDict]) -> ExportedProgram
     """
     if is_onnx(source):
         raise no_program(source, "factorize")
-    return find_route(source, Options.of(options), _silent).program()
+    route = find_route(source, Options.of(options), _silent)
+    return route.trainable() if trainable else route.program()
 
 
 def _for_target(options: OptionsDict, asked: Sequence[Provider]) -> OptionsDict:
@@ -339,7 +363,7 @@ def _inputs_of(options: Options) -> ExampleInputs | GivenArrays | None:
     if options.inputs is None and not options.input_shape:
         return None
     require_torch()
-    from spdexport.prepare import example_inputs
+    from spdexport.example_inputs import example_inputs
 
     return example_inputs(options)
 

@@ -18,16 +18,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     import onnx_ir as ir
+    import torch
     from torch.export import ExportedProgram
 
     from spdexport.conv import ConvSite
     from spdexport.dense_export import DenseExport
     from spdexport.export import Exported
     from spdexport.forms import Form
+    from spdexport.loading.source import Source
     from spdexport.onnx_prepare import PreparedOnnx
     from spdexport.options import Options
     from spdexport.planning import Plan
-    from spdexport.prepare import Prepared, Source
+    from spdexport.prepare import Prepared
     from spdexport.ranges import Ranges
     from spdexport.rewrite.onnx_trim import Trimmed, Trimming
     from spdexport.verification.check import Check
@@ -65,6 +67,9 @@ class Route(Protocol):
     def program(self) -> ExportedProgram:
         """The factorized program of torch."""
 
+    def trainable(self) -> torch.nn.Module:
+        """The same as a module to be trained."""
+
     def model(self) -> ir.Model:
         """The factorized ONNX model, with metadata."""
 
@@ -95,8 +100,10 @@ def is_onnx(source: Source) -> bool:
     return isinstance(source, str | Path) and sniff(source) is FileKind.ONNX
 
 
-def find_route(source: Source, options: Options, progress: Callable[[str], None]) -> Route:
-    """Read a source of either kind and decide about its layers.
+def find_route(
+    source: Source, options: Options, progress: Callable[[str], None], *, shapes: Sequence[str] = ()
+) -> Route:
+    """Read a source of either kind and decide about its layers; ``shapes`` are as ``prepare`` has them.
 
     Raises:
         UsageError, InputError, CaptureError: As ``prepare`` and ``prepare_onnx`` do.
@@ -108,7 +115,7 @@ def find_route(source: Source, options: Options, progress: Callable[[str], None]
     require_torch()
     from spdexport.prepare import prepare
 
-    return TorchRoute(prepare(source, options, progress), options)
+    return TorchRoute(prepare(source, options, progress, shapes=shapes), options)
 
 
 def no_program(source: Source, where: str) -> UsageError:
@@ -126,7 +133,7 @@ def _trimmed(model: ir.Model, plan: Plan) -> Trimmed | None:
         return None
     from spdexport.rewrite.onnx_trim import trim
 
-    return trim(model, lane=plan.options.padding)
+    return trim(model, lane=plan.options.padding, chains=plan.chains)
 
 
 def _told(trimmed: Trimmed | None) -> Trimming | None:
@@ -165,6 +172,12 @@ class TorchRoute:
         """The factorized program of torch."""
         return self._intended
 
+    def trainable(self) -> torch.nn.Module:
+        """The same as a module to be trained, whose stages are named as files of chains name them."""
+        from spdexport.rewrite.torch_trainable import numbered, trainable_module
+
+        return trainable_module(self.prepared.factorized(numbered(self._forms)))
+
     def model(self) -> ir.Model:
         """The factorized ONNX model, with metadata."""
         model = self._exported if self._trimmed is None else self._trimmed.model
@@ -201,7 +214,7 @@ class TorchRoute:
             trimmed=trimmed,
             plan=prepared.plan,
             example=prepared.captured.inputs,
-            own_inputs=self._options.own_inputs,
+            own_inputs=prepared.own_inputs,
             masked=masked,
         )
 
@@ -296,6 +309,10 @@ class OnnxRoute:
         return 0 if self.prepared.is_external else None
 
     def program(self) -> ExportedProgram:
+        """There is none."""
+        raise no_program(self.prepared.path, "the source")
+
+    def trainable(self) -> torch.nn.Module:
         """There is none."""
         raise no_program(self.prepared.path, "the source")
 

@@ -1,5 +1,6 @@
 """Running the command line in a test, on the digits run of the first example."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,12 +19,25 @@ MODEL = ("--factory", FACTORY, "--input-shape", SHAPE)
 DIGITS = (RUN, *MODEL)
 
 
+_STEP = re.compile(r"^(\[\d+:\d\d(:\d\d)?\]|note:) .*\n", flags=re.MULTILINE)
+
+
+def without_steps(text: str) -> str:
+    """What was said on standard error beside the steps of the work and remarks on them: errors and warnings."""
+    return _STEP.sub("", text)
+
+
 def spdexport(*arguments: object) -> Result:
-    """Run the command line in this process."""
-    return CliRunner().invoke(main, [str(a) for a in arguments])
+    """Run the command line in this process; the steps of the work are left out of what it said."""
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    result.stderr_bytes = without_steps(result.stderr).encode()
+    result.output_bytes = without_steps(result.output).encode()
+    return result
 
 
 def subprocess_of(*arguments: object, **options: object) -> "subprocess.CompletedProcess[str]":
-    """Run the command line as users do."""
+    """Run the command line as users do; the steps of the work are left out of what it said."""
     command = [sys.executable, "-m", "spdexport", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload,no-any-return]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+    done.stderr = without_steps(done.stderr)
+    return done  # type: ignore[no-any-return]

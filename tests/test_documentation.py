@@ -17,6 +17,8 @@ from spdexport.cli import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+ALL_PAGES = README + "".join(PAGES.values())
 EXAMPLE = (ROOT / "examples/01_digits/README.md").read_text(encoding="utf-8")
 MASKS_FOLDER = ROOT / "examples/03_masks_and_ablation"
 CI_FOLDER = ROOT / "examples/02_continuous_integration"
@@ -60,11 +62,10 @@ def run(command: str, folder: Path) -> str:
 
 
 def test_console_blocks_show_what_the_commands_print(folder: Path) -> None:
-    """Those of the example work on the files that those of the README write."""
-    found = [
-        dialogue for text in (README, EXAMPLE) for block in blocks(text, "console") for dialogue in dialogues(block)
-    ]
-    assert len(found) == 5 + 3
+    """Those of the other pages work on the files that those of the first two write."""
+    texts = (README, PAGES["runs.md"], *(text for name, text in PAGES.items() if name != "runs.md"), EXAMPLE)
+    found = [dialogue for text in texts for block in blocks(text, "console") for dialogue in dialogues(block)]
+    assert len(found) == 1 + 3 + 2 + 3
     for command, shown in found:
         assert without_numbers(run(command, folder)) == without_numbers(shown), command
 
@@ -97,19 +98,19 @@ def test_the_workflow_runs_the_command_of_its_readme() -> None:
     steps = yaml.safe_load((CI_FOLDER / "verify.yml").read_text(encoding="utf-8"))["jobs"]["model"]["steps"]
     commands = {step["name"]: " ".join(step["run"].split()) for step in steps if "run" in step}
     (shown, _), *_ = dialogues(blocks(CI_EXAMPLE, "console")[0])
-    assert commands["Verify the file"] == f"{shown} --repro worst.npz"
+    assert commands["Verify the file"].partition(" || ")[0] == f"{shown} --repro worst.npz"
     assert commands["Run the tests"] == "python -m pytest test_model.py"
 
 
 def test_the_demo_runs_the_commands_of_the_readme() -> None:
     demo = (ROOT / "examples/01_digits/demo.sh").read_text(encoding="utf-8").replace("\\\n", "")
     lines = [" ".join(line.split()) for line in demo.splitlines()]
-    for command, _ in dialogues(blocks(README, "console")[0]):
+    for command, _ in dialogues(blocks(PAGES["runs.md"], "console")[0]):
         assert command in lines
 
 
 def test_the_python_block_runs(tmp_path: Path) -> None:
-    (block,) = blocks(README, "python")
+    (block,) = blocks(PAGES["python.md"], "python")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", block],
@@ -128,7 +129,7 @@ def test_every_option_that_the_documentation_names_exists() -> None:
     parameters = [parameter for command in (main, *main.commands.values()) for parameter in command.params]
     # Those among them that help does not show are older names.
     existing = {"--help", "--version", *(name for p in parameters for name in (*p.opts, *p.secondary_opts))}
-    texts = "".join(re.findall(r"`[^`]*`|^    .*$", README + CI_EXAMPLE, flags=re.MULTILINE))
+    texts = "".join(re.findall(r"`[^`]*`|^    .*$", ALL_PAGES + CI_EXAMPLE, flags=re.MULTILINE))
     named = set(re.findall(r"--[a-z][a-z0-9-]+", texts))
     assert named - existing == set()
 
@@ -136,9 +137,28 @@ def test_every_option_that_the_documentation_names_exists() -> None:
 def test_the_exit_statuses_of_the_readme_are_those_of_the_errors() -> None:
     import spdexport
 
-    listed = {int(status) for status in re.findall(r"^\| (\d+) \|", README, flags=re.MULTILINE)}
+    listed = {int(status) for status in re.findall(r"^\| (\d+) \|", PAGES["reports.md"], flags=re.MULTILINE)}
     errors = {value.exit_status for name, value in vars(spdexport.errors).items() if name.endswith("Error")}
     assert listed == errors | {0, 1, 3}
+
+
+def test_the_pages_are_built_without_a_broken_link(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert {path.with_suffix(".md").name for path in (tmp_path / "site").glob("*.html")} >= set(PAGES)
+
+
+def test_the_readme_links_to_files_that_exist() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 def test_changelog_and_contributing_name_files_that_exist() -> None:

@@ -83,7 +83,7 @@ def test_equal_shapes_are_measured_once_and_kept(tmp_path, clock):
     cost = LatencyCost(folder=tmp_path, measure=clock, told=said.append)
     dense = dense_shape(first)
     assert cost(first, dense) == cost(second, dense) == 1.0
-    assert said == ["measuring first as dense"]
+    assert said == ["measuring forms: first as dense"]
     # The margin is that of everything but dense.
     assert cost(first, pair_shape(first, 3)) == 2.0 * (1 + MARGIN)
     assert LatencyCost(folder=tmp_path, measure=clock)(second, pair_shape(second, 3)) == 2.0 * (1 + MARGIN)

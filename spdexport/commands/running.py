@@ -31,11 +31,13 @@ class Reporting:
         files: The file for each format of report that the command has, and for ``repro``, or None.
         verbose: Whether to say more.
         quiet: Whether to say the verdict alone.
+        log_file: Where every step and the whole report go besides; None for nowhere.
     """
 
     files: Mapping[str, Path | None]
     verbose: bool
     quiet: bool
+    log_file: Path | None = None
 
     @contextlib.contextmanager
     def run(self) -> Iterator[tuple[Callable[[str], None], Callable[[Result], None]]]:
@@ -56,21 +58,28 @@ class Reporting:
         from spdexport.overwriting import check_overwriting
         from spdexport.quiet import quiet as hush
         from spdexport.report.console import standard_console
+        from spdexport.report.log_file import LogFile
         from spdexport.report.progress import progress_on
         from spdexport.report.written import ReportFiles
 
         asked = {"in_place": False, "verify": True, **context.params}
         check_overwriting(_files(context.params), reports=formats(), in_place=asked["in_place"], verify=asked["verify"])
-        reports = context.meta[REPORTS] = ReportFiles(self.files)
+        log = LogFile(self.log_file) if self.log_file is not None else None
+        reports = context.meta[REPORTS] = ReportFiles(self.files, log)
         reports.begin()
         results: list[Result] = []
         with contextlib.ExitStack() as stack:
-            told = stack.enter_context(progress_on(standard_console(err=True), verbose=self.verbose, quiet=self.quiet))
+            shown = stack.enter_context(progress_on(standard_console(err=True), verbose=self.verbose, quiet=self.quiet))
             if not self.verbose and not context.meta[DEBUG]:
                 # The user's own code prints and warns too, and what is read from standard output is the result.
                 stack.enter_context(hush())
             # Only now, for this brings torch: its import is part of what the progress is shown for.
             from spdexport.report import github, terminal
+
+            def told(step: str) -> None:
+                shown(step)
+                if log is not None:
+                    log.tell(step)
 
             yield told, results.append
             remark, error = reports.finish(results[0])
@@ -95,7 +104,7 @@ def _files(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in values.items()
-        if name in ("factory", "baseline") or any(isinstance(one, Path) for one in _listed(value))
+        if name in ("factory", "metric", "baseline") or any(isinstance(one, Path) for one in _listed(value))
     }
 
 
@@ -114,8 +123,9 @@ def reporting(command: Callable[..., Any]) -> Callable[..., Any]:
     def gathered(**options: Any) -> Any:
         from spdexport.files.limits import reading_limits
 
+        del options["config"]  # what it says is among the others
         files = {name: options.pop(name) for name in (*formats(), "repro") if name in options}
-        talk = {name: options.pop(name) for name in ("verbose", "quiet")}
+        talk = {name: options.pop(name) for name in ("verbose", "quiet", "log_file")}
         with reading_limits(**options.pop("limits")):
             return command(Reporting(files=files, **talk), pop_given(options), **options)
 

@@ -25,6 +25,7 @@ from spdexport.ort.installed import has_torch, require_torch, versions
 from spdexport.ort.providers import Purpose
 from spdexport.ort.sessions import RuntimeFailure, Session, SessionSettings, open_session, usable_provider
 from spdexport.ort.timing import Ratio, Spread, interleaved, ratio_of
+from spdexport.steps import step
 from spdexport.verification.bounded import Bounded
 from spdexport.verification.file_inputs import (
     GivenArrays,
@@ -155,7 +156,12 @@ def bench(
         bounded.check(feeds)
         _try(session, feeds, path)
     progress("measuring time")
-    times = interleaved([s.runner(feeds) for s in sessions], rounds=rounds, seconds=seconds)
+    times = interleaved(
+        [s.runner(feeds) for s in sessions],
+        rounds=rounds,
+        seconds=seconds,
+        told=lambda done: progress(step("measuring time", done=done, total=rounds, unit="round")),
+    )
     placements = [{name: len(nodes) for name, nodes in s.placement().items()} for s in sessions]
     del sessions
     progress("measuring memory")

@@ -16,9 +16,8 @@ from spdexport.text import one_line
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.table import Table
-
     from spdexport.ablation.ablate import Ablated, Ablations
+    from spdexport.report.console import FittingTable
 
 SHOWN = 15
 """Ablations in the table, the greatest first, as long as --verbose is not given."""
@@ -47,7 +46,7 @@ def ranked(result: Ablations) -> list[Ablated]:
     return sorted((one for one in result.found if one.effect is not None), key=size, reverse=True)
 
 
-def table(result: Ablations, *, shown: int | None) -> Table:
+def table(result: Ablations, *, shown: int | None) -> FittingTable:
     """The greatest effects.
 
     Args:

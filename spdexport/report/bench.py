@@ -14,9 +14,8 @@ from spdexport.report.tables import results_table
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from rich.table import Table
-
     from spdexport.measuring.bench import Bench
+    from spdexport.report.console import FittingTable
 
 
 def title(result: Bench) -> str:
@@ -25,7 +24,7 @@ def title(result: Bench) -> str:
     return f"ONNX Runtime on {result.provider}{threads}, {' and '.join(result.inputs)}"
 
 
-def table(result: Bench) -> Table:
+def table(result: Bench) -> FittingTable:
     """A row for each file."""
     made = results_table("file", "median ms", "quartiles", "runs", "peak memory", "file size")
     for file in result.files:

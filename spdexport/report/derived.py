@@ -12,11 +12,10 @@ from spdexport.report.tables import results_table
 from spdexport.text import one_line
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from spdexport.conv import FloatArray
     from spdexport.importance.result import DerivedMasks, LayerMask
     from spdexport.importance.statistics import Rule
+    from spdexport.report.console import FittingTable
 
 FORMATS = ("{:.3g}", "{:.3g}", "{:.1%}")
 """Of the greatest by each measure, in the order of ``Measure``."""
@@ -53,7 +52,7 @@ def _rule(made: Rule, *, is_told: bool) -> str:
     return f"{what} above {made.threshold:g}"
 
 
-def table(result: DerivedMasks) -> Table:
+def table(result: DerivedMasks) -> FittingTable:
     """A row for each layer."""
     made = results_table("layer", "C", "live", "peak", "mean", "fires")
     for layer in result.layers:

@@ -1,14 +1,14 @@
-"""Tables of layers and edges that fit 80 columns."""
+"""Tables of layers and edges. Where they do not fit, columns go by their ranks: see ``console.FittingTable``."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.table import Table
 from rich.text import Text
 
 from spdexport.forms import DeltaUse, FormKind
 from spdexport.names import count
+from spdexport.report.console import Column, FittingTable
 from spdexport.report.explain import edge_reason
 from spdexport.report.numbers import below, ratio, short
 from spdexport.text import one_line
@@ -23,7 +23,7 @@ MANY = 30
 """Layers up to which all are shown."""
 SHOWN = 12
 """Layers shown of more than MANY."""
-_UNFOLDED = 24
+_UNFOLDED = 20
 """Characters of a layer's name that always fit on one line; longer ones are folded, never cut."""
 
 STYLES = {Status.PASS: "green", Status.FAIL: "bold red", Status.INCONCLUSIVE: "yellow", Status.NOT_RUN: "dim"}
@@ -34,16 +34,23 @@ def words(status: Status) -> str:
     return status.value.replace("_", " ")
 
 
-def converted_layers(layers: Sequence[LayerPlan], *, verbose: bool) -> Table:
+def converted_layers(layers: Sequence[LayerPlan], *, verbose: bool) -> FittingTable:
     """What became of each layer that has components; of very many those whose cost changes most."""
-    table = _table([layer.name for layer in layers])
     forms = {_form(layer) for layer in layers}
-    if len(forms) > 1:
-        table.add_column("form")
-    add_numbers(table, "C", "live", "even", "MACs", "now", "params", "now")
     fates = {layer.delta for layer in layers} - {"none"}
-    if fates:
-        table.add_column("delta")
+    table = FittingTable(
+        Column(header="layer", least=_UNFOLDED),
+        Column(header="geometry", least=0, rank=4),
+        *([Column(header="form", least=0, rank=1)] if len(forms) > 1 else []),
+        Column(header="C", rank=3),
+        Column(header="live", rank=2),
+        Column(header="even", rank=5),
+        Column(header="MACs", rank=1),
+        Column(header="now"),
+        Column(header="params", rank=6, told="params"),
+        Column(header="now", rank=6, told="params now"),
+        *([Column(header="delta", least=0, rank=7)] if fates else []),
+    )
     seen = shown(layers, verbose=verbose)
     for layer in seen:
         table.add_row(
@@ -82,10 +89,18 @@ def legend(layers: Sequence[LayerPlan]) -> str:
     return f"{LEGEND}; delta: what V U leaves of the weight, {fates.pop()}" if len(fates) == 1 else LEGEND
 
 
-def inspected_layers(layers: Sequence[LayerPlan]) -> Table:
+def inspected_layers(layers: Sequence[LayerPlan]) -> FittingTable:
     """Every layer that could be decomposed, with what decides whether V and U pay."""
-    table = _table([layer.name for layer in layers])
-    add_numbers(table, "C", "live", "even", "delta", "dense", "factors")
+    table = FittingTable(
+        Column(header="layer", least=_UNFOLDED),
+        Column(header="geometry", least=0, rank=4),
+        Column(header="C", rank=3),
+        Column(header="live", rank=2),
+        Column(header="even", rank=5),
+        Column(header="delta", rank=6),
+        Column(header="dense", rank=1),
+        Column(header="factors"),
+    )
     for layer in layers:
         table.add_row(
             Text(one_line(layer.name)),
@@ -95,18 +110,19 @@ def inspected_layers(layers: Sequence[LayerPlan]) -> Table:
             below(layer.break_even),
             ratio(layer.delta_ratio),
             short(layer.macs_before),
-            "-" if layer.components is None else short(layer.macs_after),
+            short(layer.macs_after) if layer.is_decomposed else "-",
         )
     return table
 
 
-def edges(results: Sequence[EdgeResult]) -> Table:
+def edges(results: Sequence[EdgeResult]) -> FittingTable:
     """One line for each edge, more where it has more to say."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
-    table.add_column("edge", no_wrap=True)
-    table.add_column("status", no_wrap=True)
-    table.add_column("noise", justify="right", no_wrap=True)
-    table.add_column("", overflow="fold")
+    table = FittingTable(
+        Column(header="edge", least=14),
+        Column(header="status", least=12),
+        Column(header="noise", rank=1),
+        Column(header="", least=10),
+    )
     for edge in results:
         name = f"{edge.edge} ({edge.provider})" if edge.provider else edge.edge
         table.add_row(
@@ -130,26 +146,10 @@ def more_below(layers: Sequence[LayerPlan], *, verbose: bool) -> str:
     return f"the {SHOWN} of {count(len(layers), 'layer')} whose cost changes most; --verbose shows all"
 
 
-def results_table(first: str, *numbers: str) -> Table:
-    """Return a table with a column of names and one for each kind of number, by their headers."""
-    table = Table(box=None, pad_edge=False, show_edge=False)
-    table.add_column(first, overflow="fold")
-    add_numbers(table, *numbers)
-    return table
-
-
-def add_numbers(table: Table, *headers: str) -> None:
-    """Add a column of numbers for each header."""
-    for header in headers:
-        table.add_column(header, justify="right", no_wrap=True)
-
-
-def _table(names: Sequence[str]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
-    longest = max((len(one_line(name)) for name in names), default=0)
-    table.add_column("layer", overflow="fold", min_width=min(longest, _UNFOLDED))
-    table.add_column("geometry", overflow="fold")
-    return table
+def results_table(first: str, *numbers: str) -> FittingTable:
+    """Return a table with a column of names and one for each kind of number, by their headers; the last go first."""
+    ranked = (Column(header=header, rank=rank) for rank, header in enumerate(numbers))
+    return FittingTable(Column(header=first, least=_UNFOLDED), *ranked)
 
 
 def _matter_most(layers: Sequence[LayerPlan]) -> list[LayerPlan]:
@@ -170,5 +170,7 @@ def _delta(layer: LayerPlan, *, alike: bool) -> str:
 
 
 def _form(layer: LayerPlan) -> str:
-    """The form in a few characters: ``rank 12`` for V and U that were made anew."""
+    """The form in a few characters: ``rank 12`` for V and U that were made anew, ``tucker2 8x16`` with its ranks."""
+    if layer.ranks:
+        return f"{layer.form} {'x'.join(map(str, layer.ranks))}"
     return f"rank {layer.kept}" if layer.form is FormKind.RECOMPRESSED else layer.form.replace("+", " +")

@@ -11,36 +11,28 @@ from rich.padding import Padding
 from rich.text import Text
 
 from spdexport.ablation.ablate import Ablations
+from spdexport.compression.result import Compression
 from spdexport.folding import Folding
 from spdexport.importance.result import DerivedMasks
 from spdexport.measuring.bench import Bench
 from spdexport.names import count, some
 from spdexport.pipeline import Conversion, Inspection
-from spdexport.recorded import as_options
-from spdexport.report import ablations, bench, derived, summary, tables
+from spdexport.report import ablations, bench, compression, derived, summary, tables
 from spdexport.report.console import SafeConsole, standard_console
 from spdexport.report.explain import advice, failing_layers, layer_reason, tolerance
+from spdexport.report.headline import Headline, headline, origin
 from spdexport.report.numbers import ratio, short, size
 from spdexport.text import one_line
 from spdexport.verification.result import Approximation, Status, Verification
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from rich.console import Console, RenderableType
 
     from spdexport.conv import Skipped
     from spdexport.planning import LayerPlan, Plan
     from spdexport.report.common import Result
-
-VERDICTS = {
-    Status.PASS: "equivalent",
-    Status.FAIL: "not equivalent: what the file computes differs by more than rounding",
-    Status.INCONCLUSIVE: "inconclusive: the check could not decide",
-    Status.NOT_RUN: "not verified",
-}
-"""Verdicts in words, for every report."""
 
 _NAMES_SHOWN = 4
 """Names of layers in a list, as long as --verbose is not given."""
@@ -102,11 +94,19 @@ def show(result: Result, *, verbose: bool = False, quiet: bool = False, console:
         _inspection(page, result)
         return
     verification = result if isinstance(result, Verification) else result.verification
+    first = headline(result)
     if quiet:
-        _verdict(page, verification, brief=True)
+        _quiet(page, first, verification)
         return
+    _headline(page, first)
     match result:
+        case Verification():
+            if first.changes:
+                page.console.print()
+            _edges(page, result)
         case Conversion():
+            if isinstance(result, Compression):
+                compression.write(page, result.search)
             _conversion(page, result)
         case Folding():
             _folding(page, result)
@@ -116,26 +116,25 @@ def show(result: Result, *, verbose: bool = False, quiet: bool = False, console:
     if verbose:
         hashes = result.artifacts if isinstance(result, Verification) else result.hashes
         _provenance(page, hashes, result.versions, result.seed)
-    if not isinstance(result, Verification):
-        _files(page, result.outputs, verification, _saved(result) if isinstance(result, Conversion) else 0)
-    # Last, for the end of the output is what is seen first.
-    _verdict(page, verification)
+    if verification is not None and not isinstance(result, Verification):
+        page.heading("checked edge by edge")
+        _edges(page, verification)
 
 
 def _own_notes(result: Conversion | Inspection | Folding | Verification) -> Sequence[str]:
     return () if isinstance(result, Verification) else result.notes
 
 
-def as_text(result: Result, *, width: int) -> str:
+def as_text(result: Result, *, width: int, verbose: bool = False) -> str:
     """A result as `show` prints it, in plain text whatever the environment says of colours."""
     file = io.StringIO()
-    show(result, console=SafeConsole(file=file, width=width, force_terminal=False, color_system=None))
+    show(result, verbose=verbose, console=SafeConsole(file=file, width=width, force_terminal=False, color_system=None))
     return file.getvalue().strip()
 
 
 def _inspection(page: _Page, result: Inspection) -> None:
     layers = result.plan.layers
-    page.line(f"{count(len(layers), 'layer')}, components from {_origin(result.components)}", "bold")
+    page.line(f"{count(len(layers), 'layer')}, components from {origin(result.components)}", "bold")
     if layers:
         page.console.print()
         page.write(tables.inspected_layers(layers))
@@ -143,7 +142,7 @@ def _inspection(page: _Page, result: Inspection) -> None:
         page.console.print()
         for said in summary.totals(result.plan):
             page.line(said)
-    _left_alone(page, [layer for layer in layers if layer.components is None], result.plan.skipped)
+    _left_alone(page, [layer for layer in layers if not layer.is_decomposed], result.plan.skipped)
     _notes(page, result.notes)
     if page.verbose:
         _provenance(page, result.hashes, result.versions, result.seed)
@@ -151,23 +150,22 @@ def _inspection(page: _Page, result: Inspection) -> None:
 
 def _conversion(page: _Page, result: Conversion) -> None:
     plan = result.plan
-    changed = [layer for layer in plan.layers if layer.components is not None]
-    forms = sorted({layer.form for layer in changed})
-    how = f" ({forms[0]})" if len(forms) == 1 else ""
-    page.line(f"{count(len(changed), 'layer')} decomposed{how}, components from {_origin(result.components)}", "bold")
+    changed = [layer for layer in plan.layers if layer.is_decomposed]
     if changed:
         page.console.print()
         page.write(tables.converted_layers(changed, verbose=page.verbose))
         for remark in (tables.more_below(changed, verbose=page.verbose), tables.legend(changed)):
             if remark:
                 page.line(remark, "dim")
-        page.console.print()
-        for said in (*summary.totals(plan), *summary.trimmed(plan, result.trimming), *summary.gains(plan)):
-            page.line(said)
+        said = [*summary.trimmed(plan, result.trimming), *summary.gains(plan)]
+        if said or summary.dearer(plan, verbose=False):
+            page.console.print()
+        for one in said:
+            page.line(one)
         _if_dearer(page, result)
         _why(page, plan, changed)
     _removed(page, result)
-    _left_alone(page, [layer for layer in plan.layers if layer.components is None], plan.skipped)
+    _left_alone(page, [layer for layer in plan.layers if not layer.is_decomposed], plan.skipped)
 
 
 def _bench(page: _Page, result: Bench) -> None:
@@ -212,7 +210,8 @@ def _derived(page: _Page, result: DerivedMasks, *, quiet: bool) -> None:
 
 def _folding(page: _Page, result: Folding) -> None:
     folded = result.folded
-    page.line(f"{count(len(folded), 'layer')} folded into one convolution or matrix product each", "bold")
+    if folded:
+        page.heading("folded")
     names = [
         f"{chain.name}: {chain.spec.describe()}, "
         f"MACs at each output location {short(chain.macs_before)} -> {short(chain.macs_after)}"
@@ -252,12 +251,13 @@ def _if_dearer(page: _Page, result: Conversion) -> None:
     if not said:
         return
     page.line(said, "yellow")
-    file = next((path for path in result.outputs if path.suffix == ".onnx"), result.outputs[0])
+    file = next((path for path in result.outputs if path.suffix == ".onnx"), None)
     at_run_time = any(decision.run_time is not None for decision in result.plan.decisions)
     if result.verdict is not Status.FAIL and not at_run_time:
         page.line("The cheapest exact form of each layer, with the same masks, is what --form auto writes.")
-        page.line("One dense layer each is what --form dense writes, and what this gives back:")
-        page.literal(f"spdexport fold {shlex.quote(str(file))} -o OUT{file.suffix}")
+        if file is not None:
+            page.line("One dense layer each is what --form dense writes, and what this gives back:")
+            page.literal(f"spdexport fold {shlex.quote(str(file))} -o OUT{file.suffix}")
 
 
 def _left_alone(page: _Page, layers: Sequence[LayerPlan], skipped: Sequence[Skipped]) -> None:
@@ -271,52 +271,40 @@ def _left_alone(page: _Page, layers: Sequence[LayerPlan], skipped: Sequence[Skip
         page.item(f"{reason}: {some(names, len(names) if page.verbose else _NAMES_SHOWN)}")
 
 
-def _saved(result: Conversion) -> int:
-    """Bytes that the forms save, and what was trimmed."""
-    return result.plan.bytes_saved + (result.trimming.bytes_saved if result.trimming is not None else 0)
+def _headline(page: _Page, first: Headline) -> None:
+    """The verdict and what has changed, before all else."""
+    page.line(first.verdict, tables.STYLES[first.status])
+    for said in first.exceeded:
+        page.line(f"A limit that you set is exceeded: {said}", tables.STYLES[Status.FAIL])
+    for said in first.changes:
+        page.item(said)
+    for said in first.files:
+        page.literal(said)
+    for said in first.remarks:
+        page.item(said)
 
 
-def _files(page: _Page, outputs: Sequence[Path], verification: Verification | None, saved: int = 0) -> None:
-    """The files; of a single one without data beside it, how large it would be with its layers dense."""
-    dense = ""
-    if saved and len(outputs) == 1:
-        dense = f" (dense {size(outputs[0].stat().st_size + saved)})"
-    page.heading("files")
-    for path in outputs:
-        page.literal(f"{path}, {size(path.stat().st_size)}{dense}")
-    if verification is not None and verification.exceeds and verification.verdict is not Status.FAIL:
-        page.item("A limit is exceeded: the file has this name instead of the one asked for, which was left as it was.")
-    if verification is not None and verification.verdict is Status.FAIL:
-        page.item("The check failed: the file has this name instead of the one asked for, which was left as it was.")
+def _quiet(page: _Page, first: Headline, verification: Verification | None) -> None:
+    """The verdict alone, and what decides it if it is no pass."""
+    page.line(first.verdict, tables.STYLES[first.status])
+    for said in first.exceeded:
+        page.line(f"A limit that you set is exceeded: {said}", tables.STYLES[Status.FAIL])
+    if verification is not None and first.status is not Status.PASS:
+        page.write(tables.edges(verification.edges))
+        _what_to_do(page, verification)
 
 
-def _verdict(page: _Page, verification: Verification | None, *, brief: bool = False) -> None:
-    status = Status.NOT_RUN if verification is None else verification.verdict
-    if not brief:
-        page.console.print()
-    page.line(VERDICTS[status] + what_is(verification), tables.STYLES[status])
-    if verification is None or (brief and status is Status.PASS):
-        if verification is not None:
-            _exceeded(page, verification)
-        return
+def _edges(page: _Page, verification: Verification) -> None:
+    """What was compared, and what to make of it."""
     page.write(tables.edges(verification.edges))
     _what_to_do(page, verification)
-    _exceeded(page, verification)
     ratios = [edge.noise_ratio for edge in verification.edges if edge.noise_ratio is not None]
-    if ratios and not brief:
+    if ratios:
         page.line(tolerance(verification), "dim")
         page.line(f"inputs: {'; '.join(verification.inputs)}", "dim")
-
-
-def _exceeded(page: _Page, verification: Verification) -> None:
-    """What is above a limit of the user, apart from the verdict."""
-    if verification.approximation is None or not verification.exceeds:
-        return
-    page.heading("The approximation exceeds the limit that you set")
-    for said in verification.approximation.exceeded:
-        page.item(said)
-    if verification.verdict is Status.PASS:
-        page.item("The file is equivalent to the intended model; it is the intended change that is too large.")
+    if verification.exceeds and verification.verdict is Status.PASS:
+        page.console.print()
+        page.line("The file is equivalent to the intended model; it is the intended change that is too large.")
 
 
 def _what_to_do(page: _Page, verification: Verification) -> None:
@@ -334,20 +322,6 @@ def _what_to_do(page: _Page, verification: Verification) -> None:
         page.item(hint.means)
         page.item(f"to do: {hint.to_do}")
         page.console.print()
-
-
-def what_is(verification: Verification | None) -> str:
-    """What a pass says, no more than was compared: a file by itself does not tell what was meant."""
-    if verification is None or verification.verdict is not Status.PASS:
-        return ""
-    ran = {edge.edge for edge in verification.edges if edge.status is not Status.NOT_RUN}
-    if verification.recorded:
-        return (
-            f": the file computes, to rounding, what it says itself: the model with {as_options(verification.recorded)}"
-        )
-    if "rewrite" in ran:
-        return ": the file computes the intended model, to rounding"
-    return " to rounding, on the edges that ran"
 
 
 def _approximation(page: _Page, change: Approximation) -> None:
@@ -382,7 +356,3 @@ def _provenance(page: _Page, hashes: Mapping[str, str], versions: Mapping[str, s
 def version_texts(versions: Mapping[str, str]) -> list[str]:
     """``torch 2.13.0``; ONNX Runtime's version tells its distribution too, which has the same name or a longer one."""
     return [v if v.startswith(name) else f"{name} {v}" for name, v in versions.items()]
-
-
-def _origin(kind: str) -> str:
-    return {"spd": "the SPD run", "file": "the components file", "svd": "the exact SVD of the weights"}[kind]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from spdexport.report.common import Result
+    from spdexport.report.log_file import LogFile
 
 REPRO = "repro"
 """The option that names a file for the worst input: no report, and written as one."""
@@ -28,12 +29,14 @@ class ReportFiles:
     ends this run, a power cut too, what is read from the file is never the result of another one.
     """
 
-    def __init__(self, asked: Mapping[str, Path | None]) -> None:
+    def __init__(self, asked: Mapping[str, Path | None], log: LogFile | None = None) -> None:
         """Take the files.
 
         Args:
             asked: A path for each option that is a format of report, and for ``REPRO``, or None.
+            log: Told the result or what went wrong; None where none is kept.
         """
+        self._log = log
         self._asked = {option: path for option, path in asked.items() if path is not None}
         self._begun: dict[str, Path] = {}
 
@@ -77,6 +80,10 @@ class ReportFiles:
             except SpdExportError as error:
                 # When the work began, all of them could be written, so that the command line is not at fault.
                 first = first or OutputError(error.what, where=error.where, hint=error.hint)
+        if self._log is not None:
+            from spdexport.report.terminal import as_text
+
+            self._log.tell(f"result\n{as_text(result, width=120, verbose=True)}")
         return remark, first
 
     def fail(self, failure: Failure) -> list[str]:
@@ -85,7 +92,11 @@ class ReportFiles:
         Returns:
             What the user should know about files that could not be written.
         """
-        return fail_reports(self._begun, failure)
+        remarks = fail_reports(self._begun, failure)
+        if self._log is not None:
+            with contextlib.suppress(OutputError):  # the error that there is says more than one about the log
+                self._log.tell(f"error: {failure.what}\nwhere: {failure.where}\nto do: {failure.hint}")
+        return remarks
 
 
 def fail_reports(files: Mapping[str, Path], failure: Failure) -> list[str]:

@@ -24,6 +24,7 @@ import onnxruntime
 import safetensors
 import torch
 import yaml
+from cli_command import without_steps
 from fuzz_archives import MARKER
 from fuzz_kinds import OUT, Kind, Step, damaged, plan
 
@@ -244,7 +245,7 @@ def run_command(command: tuple[str, ...], folder: Path, **variables: str) -> Run
 def said_faults(run: Run) -> list[str]:
     """Return what is wrong with the exit status and with what was said."""
     faults = []
-    lines = run.stderr.splitlines()
+    lines = without_steps(run.stderr).splitlines()
     if run.status not in STATUSES:
         faults.append(f"exit status {run.status}")
     if "Traceback (most recent call last)" in run.stdout + run.stderr:
