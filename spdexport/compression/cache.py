@@ -1,7 +1,7 @@
 """Work of a search that is kept in a folder, so that one that was interrupted goes on where it was.
 
-Everything stands in a folder of its own for each source, data and settings, by their hash, so that nothing is ever taken
-for the work of another search. The files come from disk like any other: what cannot be read is worked out again.
+Everything stands in a folder of its own for each source, data and settings, by their hash, so that nothing is ever
+taken for the work of another search. The files come from disk like any other: what cannot be read is worked out again.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from spdexport.errors import ExampleInputError
 from spdexport.files.atomic import replacing
 from spdexport.files.npz import read_npz, write_npz
 from spdexport.files.writing import writing
-from spdexport.forms import Form
-from spdexport.forms.base import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
 
     from spdexport.compression.candidates import Candidate
     from spdexport.conv import Array, ConvSite
+    from spdexport.forms import Form, Stage
 
 LETTERS = 24
 """Of the hash that a folder is named after."""
@@ -68,7 +67,8 @@ class Cache:
 
     def moments(self, number: int) -> Moments | None:
         """Return the moments of a layer, by its number; None where they are not kept."""
-        return self._made(f"layer-{number}", Moments.from_arrays)
+        found: Moments | None = self._made(f"layer-{number}", Moments.from_arrays)
+        return found
 
     def keep_moments(self, number: int, found: Moments) -> None:
         """Keep them."""
@@ -90,7 +90,8 @@ class Cache:
                 raise ValueError("the losses are not those of samples")
             return forms, Lost.of(sizes, scales, power=power)
 
-        return self._made(_name(taken), made)
+        found: tuple[dict[str, Form], Lost] | None = self._made(_name(taken), made)
+        return found
 
     def keep_trial(
         self, sites: Sequence[ConvSite], taken: Sequence[Candidate], forms: Mapping[str, Form], lost: Lost

@@ -1,4 +1,4 @@
-"""The whole of ``compress``: data and model read, searched, the file written by ``convert``, and judged on the test set."""
+"""The whole of ``compress``: data and model are read, forms searched, a file is written by ``convert`` and judged."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def compress(
 ) -> Compression:
     """Find the cheapest forms of a model's layers within a budget, and convert it to them.
 
-    Exactly one budget is given: a loss that is not to be exceeded, of which a bound is kept that holds for data to come,
-    or a cost relative to the dense model's, at which the least is lost.
+    Exactly one budget is given: a loss that is not to be exceeded, by a bound that holds for data to come, or a cost
+    relative to the dense model's, at which the least is lost.
 
     Args:
         source: As for ``convert``.
@@ -144,9 +144,8 @@ def compress(
     chosen = Options.of(options)
     with scratch_folder() as folder:
         dense = dense_model(source, chosen, example, progress)
-        feeds = {name: array[:1] for name, array in data_feeds(dense.ports, example, "the data").items()}
-        if dense.batch is not None:
-            feeds = data_feeds(dense.ports, {n: np.resize(a, (dense.batch, *a.shape[1:])) for n, a in example.items()}, "")
+        single = {name: np.resize(array, (dense.batch or 1, *array.shape[1:])) for name, array in example.items()}
+        feeds = data_feeds(dense.ports, single, sets.calibration.where)
         cost = _cost(budget, chosen, progress)
         settings = {
             "source": dense.hashes,
@@ -254,8 +253,8 @@ def _support(budget: Budget, sets: Sets) -> str:
     if not found.shows:
         needed = math.ceil(math.log(1 - found.confidence) / math.log(1 - min(budget.limit, 0.999)))
         raise UsageError(
-            f"{count(found.samples, 'sample')} cannot show a drop of {budget.limit:.3g}: {found.least:.2g} is the least "
-            "that they could, of a network that answers alike on all of them.",
+            f"{count(found.samples, 'sample')} cannot show a drop of {budget.limit:.3g}: {found.least:.2g} is the "
+            "least that they could, of a network that answers alike on all of them.",
             where="--max-top1-drop and the selection set",
             hint=f"Give {needed} samples for selection at least, or a larger budget.",
         )

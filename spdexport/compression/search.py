@@ -1,4 +1,4 @@
-"""The search: candidates of every layer, a choice among them at each cost, fitted and judged on data, until one is enough.
+"""The search: candidates of every layer, a choice among them at each cost, fitted and judged, until one is enough.
 
 The choices of every price lie on one frontier (``allocation.py``). Each point that is tried is fitted from front to
 back, and judged on the selection set. What is lost grows along the frontier, give or take, so that it is bisected.
@@ -6,7 +6,6 @@ back, and judged on the selection set. What is lost grows along the frontier, gi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,7 @@ from spdexport.rewrite.onnx_rewrite import place_onnx_forms
 from spdexport.steps import step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     import onnx_ir as ir
@@ -184,12 +183,12 @@ class Search:
                 target = self._at_time(candidates, points, budget.limit)
             chosen = self.trial(candidates, target, dense, None, 1, 1)
             return self._found(chosen, candidates, dense)
-        chosen = None
+        best: Trial | None = None
         # Points up to ``low`` are beyond the budget, those from ``high`` on within it; the dense network is behind all.
         low, high, number = -1, len(points), 0
         while high - low > 1 and number < TRIALS:
             dear = points[high].cost if high < len(points) else dense
-            if chosen is not None and dear - points[low + 1].cost < STEP * dense:
+            if best is not None and dear - points[low + 1].cost < STEP * dense:
                 break
             middle = points.index(at_cost(points, (points[max(low, 0)].cost + dear) / 2))
             middle = min(max(middle, low + 1), high - 1)
@@ -199,10 +198,10 @@ class Search:
             number += 1
             trial = self.trial(candidates, points[middle], dense, budget.limit, number, TRIALS)
             if trial.accepted:
-                high, chosen = middle, trial
+                high, best = middle, trial
             else:
                 low = middle
-        return self._found(chosen, candidates, dense)
+        return self._found(best, candidates, dense)
 
     def _at_time(
         self, candidates: Sequence[Sequence[Candidate]], points: Sequence[Allocation], limit: float

@@ -25,8 +25,6 @@ def paired(
 ) -> Ratio:
     """Return the time of a model over that of the dense one, on the same inputs."""
     settings = SessionSettings(optimized=True, purpose=Purpose.DEPLOYMENT, spinning=False)
-    sessions = [
-        open_session(ir.to_proto(one).SerializeToString(), settings) for one in (model, dense)
-    ]
+    sessions = [open_session(ir.to_proto(one).SerializeToString(), settings) for one in (model, dense)]
     times = interleaved([session.runner(feeds) for session in sessions], rounds=ROUNDS, seconds=seconds)
     return ratio_of(*times, seed=seed)
