@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import signal
 import sys
 import threading
@@ -25,6 +26,7 @@ from spdexport.commands.misspelt import meant
 from spdexport.commands.running import REPORTS
 from spdexport.commands.verify import verify
 from spdexport.errors import OutputError, SpdExportError, UsageError
+from spdexport.invocation import invoked_with
 from spdexport.speech import SilencedError, command, flush, give_up, guarded_streams, on_github, say
 from spdexport.text import printable
 
@@ -44,6 +46,7 @@ Exit status:
   1   not equivalent          5   model cannot be traced or exported
   2   wrong usage             70  a fault of spdexport's own
   3   inconclusive            74  a file or standard output cannot be written
+  130 interrupted (Ctrl-C)    143 terminated
 """
 
 
@@ -67,7 +70,7 @@ class _Program(click.Group):
         arguments = list(sys.argv[1:] if args is None else args)
         with guarded_streams():
             try:
-                with _unwound_when_terminated():
+                with _unwound_when_terminated(), invoked_with(arguments):
                     # A command returns its exit status; --help and --version return 0 through click's own Exit.
                     status = super().main(args, *rest, **{**extra, "standalone_mode": False, "obj": arguments})
                     flush()
@@ -152,7 +155,7 @@ def _end(
         case SystemExit():
             raise error
         case _:
-            known = _known(error)
+            known = _completed(_known(error), arguments)
             failure = Failure.of(known)
             if debug:
                 say("".join(traceback.format_exception(error)).rstrip(), err=True)
@@ -182,6 +185,13 @@ def _known(error: BaseException) -> SpdExportError:
         case click.ClickException():
             return _usage(error)
     return _own_fault(error)
+
+
+def _completed(error: SpdExportError, arguments: Sequence[str]) -> SpdExportError:
+    """Add to an error about a command line that lacks something the one that has it."""
+    if error.missing:
+        error.hint += f" For example: spdexport {shlex.join([*arguments, *error.missing])}"
+    return error
 
 
 def _tell(error: SpdExportError, *, annotate: bool = True) -> None:
@@ -235,5 +245,6 @@ def main() -> None:
     """
 
 
-for subcommand in (convert, compress, verify, fold, inspect, bench, masks, ablate):
+_COMMANDS: tuple[click.Command, ...] = (convert, compress, verify, fold, inspect, bench, masks, ablate)
+for subcommand in _COMMANDS:
     main.add_command(subcommand)

@@ -6,17 +6,17 @@ for what click can check by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
+from spdexport.cli_help import Decorator, together
 from spdexport.report.formats import formats
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-Decorator = Callable[[Command], Command]
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _PATH = click.Path(path_type=Path)
 """Not ``exists=True``: a file that is missing is an input that cannot be used (4), not a wrong option (2)."""
@@ -44,24 +44,13 @@ def pop_given(parameters: dict[str, Any]) -> dict[str, Any]:
     """Take the values of all ``Keyword`` options out of the parameters of the command that runs.
 
     Returns:
-        Those that the user really gave, by their names.
+        Those that the user really gave, on the command line or in a configuration, by their names.
     """
     context = click.get_current_context()
-    said = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+    said = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
     names = [p.name for p in context.command.params if isinstance(p, Keyword) and p.name is not None]
     values = {name: parameters.pop(name) for name in names}
     return {name: value for name, value in values.items() if context.get_parameter_source(name) in said}
-
-
-def _together(*options: Callable[[Any], Any]) -> Decorator[Any]:
-    """One decorator of several, which ``--help`` shows in the order given."""
-
-    def decorate(command: Any) -> Any:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
 
 
 source_argument = click.argument("source", required=False, type=_PATH)
@@ -88,7 +77,8 @@ trust_option = keyword(
     help="Run code that the file brings: pickled objects, TorchScript with effects, programs that are no plain data.",
 )
 
-input_options = _together(
+input_options = together(
+    "Example inputs",
     keyword(
         "--input-shape",
         multiple=True,
@@ -99,7 +89,8 @@ input_options = _together(
 )
 """What tells the inputs."""
 
-model_options = _together(
+model_options = together(
+    "The model, and how it is traced",
     keyword(
         "--factory",
         metavar="SPEC",
@@ -129,7 +120,8 @@ sigmoid_option = keyword(
     help="The sigmoid of a run's causal-importance functions, where no configuration is beside the checkpoint.",
 )
 
-factor_options = _together(
+factor_options = together(
+    "Components, masks and layers",
     keyword(
         "--components",
         type=_PATH,
@@ -174,7 +166,8 @@ form_option = keyword(
     help="dense: one layer with the effective weights. spatial: k x 1 and 1 x k. tucker2: 1x1, k x k, 1x1. auto: the "
     "cheapest form of each layer.",
 )
-live_mask_options = _together(
+live_mask_options = together(
+    "Masks and gates at run time",
     keyword(
         "--runtime-masks",
         multiple=True,
@@ -207,7 +200,8 @@ live_mask_options = _together(
 )
 """What of the masks is known only at run time."""
 
-plan_options = _together(
+plan_options = together(
+    "The form of each layer",
     form_option,
     live_mask_options,
     keyword(
@@ -252,10 +246,12 @@ provider_option = click.option(
 )
 
 
-def report_options(results: str) -> Decorator[Any]:
+def report_options(results: str) -> Decorator:
     """Return the options of all reports that tell of these results: ``CHECKS``, ``ABLATIONS`` or ``LISTS``."""
     rows = [row for row in formats().values() if results in row.tells]
-    return _together(*(click.option(f"--{r.option}", type=_PATH, metavar=r.metavar, help=r.help) for r in rows))
+    return together(
+        "Reports", *(click.option(f"--{r.option}", type=_PATH, metavar=r.metavar, help=r.help) for r in rows)
+    )
 
 
 repro_option = click.option(
@@ -264,7 +260,8 @@ repro_option = click.option(
     metavar="F.npz",
     help="Save the worst input with both outputs; verify --inputs F.npz shows it again.",
 )
-check_options = _together(
+check_options = together(
+    "The check",
     keyword("--thorough", is_flag=True, help="Compare the output of every layer too, and leave out no input for time."),
     keyword(
         "--atol",
@@ -317,7 +314,27 @@ limit_option = click.option(
 )
 """What is read of a file before it is refused, for every command."""
 
-talk_options = _together(
+
+def _configure(context: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
+    if path is not None:
+        from spdexport.cli_config import read_config
+
+        context.default_map = read_config(path, context)
+    return path
+
+
+config_option = click.option(
+    "--config",
+    type=_PATH,
+    metavar="F.toml",
+    is_eager=True,
+    callback=_configure,
+    help="Take options from a file, under the same words; the command line goes before it.",
+)
+
+talk_options = together(
+    "What is said, and limits",
+    config_option,
     limit_option,
     click.option(
         "-v", "--verbose", is_flag=True, help="Say more: every layer, every step, what the model's code prints."

@@ -4,6 +4,7 @@ The tree, with the exit status of the command line::
 
     SpdExportError                 70  a fault of spdexport's own
     ├── UsageError                  2  the options do not go together, or name nothing
+    │   ├── IncompleteError         2  a factory or example inputs are missing
     │   └── RuntimeMissingError     2  ONNX Runtime is missing, or installed twice
     ├── InputError                  4  a file, factors, masks or shapes that cannot be used
     │   ├── SourceError             4  the model's file, its factory, or its state dict
@@ -35,10 +36,12 @@ class SpdExportError(Exception):
         what: The fault, in one sentence.
         where: The file, layer, option or input it was found in.
         hint: What the user can do.
+        missing: The words that would complete the command line, where it lacks something; else empty.
     """
 
     code: ClassVar[str] = "internal"
     exit_status: ClassVar[int] = 70
+    missing: Sequence[str] = ()
 
     def __init__(self, what: str, *, where: str, hint: str) -> None:
         super().__init__(what, where, hint)
@@ -55,6 +58,14 @@ class UsageError(SpdExportError):
 
     code = "usage"
     exit_status = 2
+
+
+class IncompleteError(UsageError):
+    """Something that the model cannot be read or traced without is given nowhere; it names all that is missing."""
+
+    def __init__(self, what: str, *, where: str, hint: str, missing: Sequence[str]) -> None:
+        super().__init__(what, where=where, hint=hint)
+        self.missing = tuple(missing)
 
 
 class RuntimeMissingError(UsageError):

@@ -14,12 +14,13 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from spdexport.errors import SourceError, UsageError
+from spdexport.example_inputs import check_labels, example_inputs
 from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import external_files, load_onnx
 from spdexport.loading.load import no_keys
 from spdexport.loading.model import LABELS
 from spdexport.model_files import INLINE_UP_TO, METADATA_PREFIX, recorded_ranges
-from spdexport.prepare import check_labels, components_of, decide, example_inputs
+from spdexport.prepare import components_of, decide
 from spdexport.ranges import told
 from spdexport.rewrite.onnx_graph import is_operator
 from spdexport.rewrite.onnx_rewrite import place_onnx_forms

@@ -12,6 +12,7 @@ from typing import TypeAlias
 from spdexport.errors import SpdExportError, UsageError
 from spdexport.files.atomic import failed_name
 from spdexport.files.guard import NamedFile, NamedFolder, check_outputs
+from spdexport.files.pretrained_folders import is_pretrained, is_pretrained_file
 from spdexport.files.sniff import FileKind, sniff
 from spdexport.sources.run_files import CONFIGS, EXPORT, config_folders, is_run_file
 
@@ -81,6 +82,9 @@ def _model(option: str) -> Callable[[object], Iterator[Read]]:
                 if (path / EXPORT).is_dir():
                     yield NamedFolder(path=path / EXPORT, option=option, takes=is_run_file)
                     yield from _inside(path / EXPORT, option, is_run_file)
+                if is_pretrained(path):
+                    yield NamedFolder(path=path, option=option, takes=is_pretrained_file)
+                    yield from _inside(path, option, is_pretrained_file)
             else:
                 yield NamedFile(path=path, option=option, is_model=option in ("SOURCE", "FILE"))
                 if is_run_file(path.name):
@@ -149,8 +153,14 @@ def _external_data(model: NamedFile) -> Iterator[NamedFile]:
 
 def _names_data(path: Path) -> bool:
     """Whether the key that external data have is anywhere in the file, which costs far less than to parse it."""
+    return _has(path, b"location")
+
+
+def _has(path: Path, key: bytes) -> bool:
+    if not path.stat().st_size:
+        return False
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(b"location") >= 0
+        return content.find(key) >= 0
 
 
 def _written(option: str, value: object, *, verify: bool) -> Iterator[NamedFile]:
@@ -168,6 +178,30 @@ def _written(option: str, value: object, *, verify: bool) -> Iterator[NamedFile]
 def importances_name(masks: Path) -> Path:
     """Return the name of the importances that are written beside masks: ``OUT.importances.safetensors``."""
     return masks.with_name(f"{masks.stem}.importances{masks.suffix}")
+
+
+def output_beside(source: Path | None, factory: str | None) -> Path:
+    """Return the name of the ONNX file where none is given: beside the source, or called as its factory.
+
+    Raises:
+        UsageError: There is a file of that name that spdexport did not write.
+    """
+    if source is None:
+        path = Path(f"{(factory or 'model').rpartition(':')[2]}.onnx")
+    elif source.is_dir():
+        whole = source.resolve()
+        path = (source.parent if source.name else whole.parent) / f"{whole.name}.onnx"
+    elif source.suffix == ".onnx":
+        path = source.with_suffix(".converted.onnx")
+    else:
+        path = source.with_suffix(".onnx")
+    if path.exists() and not (path.is_file() and _has(path, b"spdexport.options")):
+        raise UsageError(
+            "There is no -o, and the file that stands where the output would go was not written by spdexport.",
+            where=str(path),
+            hint="Name the output: -o OUT.onnx.",
+        )
+    return path
 
 
 def output_paths(output: str | Path | Sequence[str | Path]) -> tuple[Path | None, Path | None]:
@@ -213,6 +247,7 @@ READS: Mapping[str, Callable[[object], Iterator[Read]]] = {
     "plan": _file("--plan"),
     "sets": _file("--sets"),
     "baseline": _baseline,
+    "config": _file("--config"),
 }
 """What is read, by the names of arguments."""
 

@@ -30,10 +30,12 @@ from spdexport.recorded import (
     taken_note,
 )
 from spdexport.routes import find_route, is_onnx, no_program
+from spdexport.steps import Remark
 from spdexport.verification.alone import verify_files
 from spdexport.verification.check import Check, Progress
-from spdexport.verification.file_inputs import GivenArrays, read_arrays
+from spdexport.verification.file_inputs import GivenArrays, input_shapes, read_arrays
 from spdexport.verification.result import Status, Verification
+from spdexport.worth import costs_more
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -110,6 +112,7 @@ def convert(
     max_top1_drop: float | None = None,
     save_plan: str | Path | None = None,
     in_place: bool = False,
+    dry_run: bool = False,
     progress: Progress = _silent,
     **options: Unpack[OptionsDict],
 ) -> Conversion:
@@ -133,6 +136,7 @@ def convert(
             samples that get another top class.
         save_plan: A file for the plan, which the option ``plan`` repeats.
         in_place: Whether an output is the source's own file, which is replaced once the check has not failed.
+        dry_run: Whether to plan alone: no model is written, and nothing is checked.
         progress: Told what is being done.
         **options: See ``spdexport.Options``.
 
@@ -165,13 +169,16 @@ def convert(
         plan_file = stack.enter_context(pending(save_plan)) if save_plan else None
         stack.enter_context(contextlib.suppress(RejectedError))
         # The outputs are opened first, so that a folder that cannot be written to is told before the long work.
-        program_file = stack.enter_context(pending(program_path)) if program_path else None
-        onnx_file = stack.enter_context(pending(onnx_path)) if onnx_path else None
+        program_file = stack.enter_context(pending(program_path)) if program_path and not dry_run else None
+        onnx_file = stack.enter_context(pending(onnx_path)) if onnx_path and not dry_run else None
         route = find_route(source, chosen, progress)
         if plan_file:
             with writing(plan_file.final):
                 plan_file.path.write_text(as_file(route.prepared.plan.as_json()), encoding="utf-8")
-        progress("placing factors")
+        if warning := costs_more(route.prepared.plan, route.prepared.components, chosen):
+            progress(Remark(warning))
+        if not dry_run:
+            progress("placing factors")
         if program_file and program_path:
             save_program(route.program(), program_file.path, program_path)
             written = [program_path]
@@ -179,7 +186,7 @@ def convert(
             progress("exporting to ONNX")
             data = write_onnx(route.model(), onnx_file, external_from=route.external_from)
             written = [onnx_path, *data, *written]
-        if verify:
+        if verify and not dry_run:
             verification = route.verify(
                 onnx_file.path if onnx_file else None,
                 (onnx_path or written[0]).name,
@@ -205,7 +212,7 @@ def convert(
         versions=versions(),
         outputs=tuple(written),
         verification=verification,
-        trimming=route.trimming if onnx_path else None,
+        trimming=route.trimming if onnx_path and not dry_run else None,
         ranges=prepared.ranges,
     )
 
@@ -275,7 +282,7 @@ def verify(
     completed = as_recorded(options, record)
     check_given(completed.options, record, against)
     with blaming(record, completed):
-        route = find_route(against, completed.options, progress)
+        route = find_route(against, completed.options, progress, shapes=input_shapes(model))
     check_hashes(route.prepared.hashes, record)
     found = route.verify(
         path,
@@ -356,7 +363,7 @@ def _inputs_of(options: Options) -> ExampleInputs | GivenArrays | None:
     if options.inputs is None and not options.input_shape:
         return None
     require_torch()
-    from spdexport.prepare import example_inputs
+    from spdexport.example_inputs import example_inputs
 
     return example_inputs(options)
 

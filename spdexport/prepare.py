@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,11 +12,10 @@ from spdexport.arrays import to_numpy
 from spdexport.capture import Captured, DynamicAxes, capture
 from spdexport.conv import Skipped
 from spdexport.edits import apply_edits, edits_note, read_edits
-from spdexport.errors import ComponentsError, ExampleInputError, UsageError
+from spdexport.errors import ComponentsError, UsageError
+from spdexport.example_inputs import inputs_of
 from spdexport.factors import Factors
 from spdexport.files.hashing import sha256_tensors
-from spdexport.loading.inputs import check_shapes, inputs_from_file, inputs_from_shapes
-from spdexport.loading.model import LABELS
 from spdexport.loading.source import Source, load_source
 from spdexport.masks import fit_masks, read_masks
 from spdexport.names import layer_of_call
@@ -29,7 +26,7 @@ from spdexport.planning.live_masks import LiveMasks, live_notes
 from spdexport.rewrite.torch_graph import list_sites
 from spdexport.rewrite.torch_place import place_forms
 from spdexport.rewrite.torch_tokens import over_tokens
-from spdexport.sources.match import check_target, match_chains, match_components, match_gates
+from spdexport.sources.match import adapter_notes, check_target, match_chains, match_components, match_gates
 from spdexport.sources.spd import load_components
 from spdexport.sources.svd import svd_source
 from spdexport.steps import step
@@ -43,7 +40,7 @@ if TYPE_CHECKING:
     from spdexport.cost import CostModel
     from spdexport.edits import EditSet
     from spdexport.forms import Form
-    from spdexport.loading import ExampleInputs, LoadedModel
+    from spdexport.loading import LoadedModel
     from spdexport.masks import MaskSet
     from spdexport.options import Options
     from spdexport.ranges import Ranges
@@ -62,6 +59,7 @@ class Prepared:
         hashes: SHA-256 of source, components and masks, as far as there are any.
         notes: What the user should know.
         run: The run or file that V and U come from; None for the SVD.
+        own_inputs: Whether the values of the example inputs are the user's or the source's own.
     """
 
     loaded: LoadedModel
@@ -71,6 +69,7 @@ class Prepared:
     hashes: Mapping[str, str]
     notes: tuple[str, ...]
     run: ComponentSet | None = None
+    own_inputs: bool = True
 
     @property
     def ranges(self) -> Ranges:
@@ -94,20 +93,28 @@ class Prepared:
         return place_forms(self.captured.program, taken) if taken else self.captured.program
 
 
-def prepare(source: Source, options: Options, progress: Callable[[str], None] = lambda _: None) -> Prepared:
+def prepare(
+    source: Source,
+    options: Options,
+    progress: Callable[[str], None] = lambda _: None,
+    *,
+    shapes: Sequence[str] = (),
+) -> Prepared:
     """Read a source, trace it, and decide about its layers.
 
     Args:
         source: A file, a module, a program; None for ``options.factory`` alone.
         options: How.
         progress: Told what is being done.
+        shapes: What inputs of a file that was made of the source have, as ``--input-shape`` has it: where there are no
+            example inputs, such are made.
 
     Raises:
         UsageError: Options that do not go together, or that name nothing.
         InputError: A file that cannot be used.
         CaptureError: The model cannot be traced.
     """
-    traced = trace(source, options, progress)
+    traced = trace(source, options, progress, shapes=shapes)
     components, captured = traced.components, traced.captured
     decided = decide(
         traced.sites,
@@ -124,8 +131,9 @@ def prepare(source: Source, options: Options, progress: Callable[[str], None] = 
         plan=decided.plan,
         components=decided.components,
         hashes={"source": traced.sha256, **decided.hashes},
-        notes=(*traced.loaded.notes, *captured.notes, *live_notes(decided.plan), *decided.notes),
+        notes=(*traced.loaded.notes, *traced.told, *captured.notes, *live_notes(decided.plan), *decided.notes),
         run=components,
+        own_inputs=options.own_inputs and not traced.told,
     )
 
 
@@ -140,6 +148,7 @@ class Traced:
         sites: The layers.
         skipped: Those that are left alone.
         sha256: Of the source.
+        told: Notes on example inputs that were worked out.
     """
 
     loaded: LoadedModel
@@ -148,16 +157,22 @@ class Traced:
     sites: tuple[ConvSite, ...]
     skipped: tuple[Skipped, ...]
     sha256: str
+    told: tuple[str, ...]
 
 
-def trace(source: Source, options: Options, progress: Callable[[str], None]) -> Traced:
+def trace(source: Source, options: Options, progress: Callable[[str], None], *, shapes: Sequence[str] = ()) -> Traced:
     """Read a source, trace it, and list its layers; arguments and errors are those of ``prepare``."""
     progress("loading")
     loaded = load_source(
-        source, factory=options.factory, trust=options.trust, state_key=options.state_key, seed=options.seed
+        source,
+        factory=options.factory,
+        trust=options.trust,
+        state_key=options.state_key,
+        seed=options.seed,
+        has_inputs=options.inputs is not None or bool(options.input_shape),
     )
     progress("tracing")
-    inputs = _with_labels(example_inputs(options), loaded)
+    inputs, told = inputs_of(options, loaded, shapes)
     captured = capture(loaded, inputs, DynamicAxes.parse(options.dynamic, batch=options.dynamic_batch))
     components = components_of(loaded.components, options)
     if components is not None or options.asks_for_live_masks:
@@ -175,6 +190,7 @@ def trace(source: Source, options: Options, progress: Callable[[str], None]) -> 
         sites=tuple(sites),
         skipped=tuple(skipped),
         sha256=loaded.sha256 or sha256_tensors(_weights(captured.program)),
+        told=told,
     )
 
 
@@ -254,7 +270,8 @@ def decide(
     notes = [] if edits is None else [edits_note(edits)]
     if components is not None:
         check_orders(plan, str(components.path or "the components"))
-        notes += hidden_notes(plan, beside=beside)
+        taken = [site for site in sites if not matches(site.name, options.exclude)]
+        notes += (*adapter_notes(components, taken), *hidden_notes(plan, beside=beside))
     return Decided(
         notes=tuple(notes),
         plan=plan,
@@ -281,48 +298,6 @@ def _measured(options: Options, progress: Callable[[str], None]) -> CostModel | 
     from spdexport.latency import LatencyCost  # brings ONNX Runtime
 
     return LatencyCost(provider=provider_named(options.target), lane=options.planning.padding, told=progress)
-
-
-def example_inputs(options: Options) -> ExampleInputs | None:
-    """The example inputs that the options give: a file's, a caller's, or ones of the shapes given; None for none."""
-    if options.inputs is None:
-        return inputs_from_shapes(options.input_shape, options.seed) if options.input_shape else None
-    inputs = inputs_from_file(options.inputs) if isinstance(options.inputs, Path) else options.inputs
-    check_shapes(inputs, options.input_shape)
-    return inputs
-
-
-def _with_labels(inputs: ExampleInputs | None, loaded: LoadedModel) -> ExampleInputs | None:
-    """The inputs with their labels as an input, where the model takes one of that name; else the labels are checked."""
-    if inputs is None or inputs.labels is None:
-        return inputs
-    if loaded.program is not None:
-        names = loaded.program.call_spec.in_spec.children()[1].context
-    else:
-        names = list(inspect.signature(loaded.module.forward).parameters) if loaded.module is not None else []
-    if LABELS in names:
-        return inputs.with_labels_as_input()
-    check_labels(inputs)
-    return inputs
-
-
-def check_labels(inputs: ExampleInputs) -> None:
-    """Refuse labels that are not one class for each sample.
-
-    Raises:
-        ExampleInputError: Says what they are instead.
-    """
-    labels, first = inputs.labels, next((t for t in inputs.tensors() if t.ndim), None)
-    if labels is None:
-        return
-    is_class = not (labels.is_floating_point() or labels.is_complex())
-    if not is_class or labels.ndim != 1 or (first is not None and labels.shape[0] != first.shape[0]):
-        batch = "" if first is None else f", of {first.shape[0]} samples"
-        raise ExampleInputError(
-            f"The labels are {str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape)}.",
-            where=f"{inputs.origin}, labels",
-            hint=f"Save one whole number for each sample{batch}, or leave them out.",
-        )
 
 
 def components_of(own: ComponentSet | None, options: Options) -> ComponentSet | None:

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+_TRACING = "torch.__trace"
+"""The logger of torch that takes no notice of ``logging.disable``: what pytest catches of it hides a test's message."""
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """No warnings, no log lines, nothing on standard output or standard error until the block ends.
@@ -20,6 +24,8 @@ def quiet() -> Iterator[None]:
     """
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
+    tracing = logging.getLogger(_TRACING)
+    was_silent, tracing.disabled = tracing.disabled, True
     try:
         with (
             warnings.catch_warnings(),
@@ -30,3 +36,4 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
+        tracing.disabled = was_silent

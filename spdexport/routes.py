@@ -100,8 +100,10 @@ def is_onnx(source: Source) -> bool:
     return isinstance(source, str | Path) and sniff(source) is FileKind.ONNX
 
 
-def find_route(source: Source, options: Options, progress: Callable[[str], None]) -> Route:
-    """Read a source of either kind and decide about its layers.
+def find_route(
+    source: Source, options: Options, progress: Callable[[str], None], *, shapes: Sequence[str] = ()
+) -> Route:
+    """Read a source of either kind and decide about its layers; ``shapes`` are as ``prepare`` has them.
 
     Raises:
         UsageError, InputError, CaptureError: As ``prepare`` and ``prepare_onnx`` do.
@@ -113,7 +115,7 @@ def find_route(source: Source, options: Options, progress: Callable[[str], None]
     require_torch()
     from spdexport.prepare import prepare
 
-    return TorchRoute(prepare(source, options, progress), options)
+    return TorchRoute(prepare(source, options, progress, shapes=shapes), options)
 
 
 def no_program(source: Source, where: str) -> UsageError:
@@ -212,7 +214,7 @@ class TorchRoute:
             trimmed=trimmed,
             plan=prepared.plan,
             example=prepared.captured.inputs,
-            own_inputs=self._options.own_inputs,
+            own_inputs=prepared.own_inputs,
             masked=masked,
         )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Unpack
 
 from spdexport.pipeline import verify
+from spdexport.quiet import quiet
 from spdexport.report.terminal import as_text
 from spdexport.verification.result import Status
 
@@ -86,7 +87,11 @@ def assert_equivalent(
     __tracebackhide__ = True  # pytest shows the line of the test, and the message
     if inputs is not None:
         options = {**options, "inputs": inputs}
-    verification = verify(onnx, against=module, providers=providers, thorough=thorough, atol=atol, rtol=rtol, **options)
+    # What torch logs while it traces would stand behind the message: a screen of it for every test that fails.
+    with quiet():
+        verification = verify(
+            onnx, against=module, providers=providers, thorough=thorough, atol=atol, rtol=rtol, **options
+        )
     accepted = {Status.PASS, Status.INCONCLUSIVE} if allow_inconclusive else {Status.PASS}
     if verification.verdict not in accepted:
         raise NotEquivalentError(verification)

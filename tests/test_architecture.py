@@ -14,7 +14,7 @@ LINES = 400
 LAYERS = (
     # Values and the maths on them: no file, no graph.
     ("errors", "names", "conv", "quiet", "text"),
-    ("arrays", "content", "gates", "factors", "lowrank", "multilinear", "ranges", "speech", "steps"),
+    ("arrays", "content", "gates", "factors", "lowrank", "multilinear", "invocation", "ranges", "speech", "steps"),
     ("forms",),
     ("cost",),
     # Files, and what is read from them.
@@ -25,7 +25,8 @@ LAYERS = (
     ("capture", "rewrite", "export", "dense_export", "ort"),
     ("latency", "planning", "reference"),
     ("options",),
-    ("prepare",),
+    ("example_inputs",),
+    ("prepare", "worth"),
     # What is concluded, told and asked.
     ("verification",),
     ("onnx_prepare", "recorded"),
@@ -35,6 +36,7 @@ LAYERS = (
     ("report",),
     ("testing",),
     ("pytest_plugin",),
+    ("cli_config", "cli_help"),
     ("cli_options",),
     ("commands",),
     ("cli",),
@@ -45,7 +47,9 @@ line as long as no circle arises."""
 
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 
-TALKERS = {"click": ("cli", "cli_options", "commands"), "rich": ("report",)}
+CLI = ("cli", "cli_config", "cli_help", "cli_options")
+
+TALKERS = {"click": (*CLI, "commands"), "rich": ("report",)}
 """Who may import the libraries that are made for printing."""
 
 STREAMS = ("stdout", "stderr", "__stdout__", "__stderr__")
@@ -143,17 +147,26 @@ def test_only_reports_and_the_command_line_know_how_to_speak(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["cli", "cli_options", "errors", "report.formats", "__init__", *(n for n in INNER if part(n) == "commands")]
+    "name",
+    [
+        "cli",
+        "cli_config",
+        "cli_options",
+        "errors",
+        "report.formats",
+        "__init__",
+        *(n for n in INNER if part(n) == "commands"),
+    ],
 )
 def test_what_help_needs_imports_nothing_heavy(name):
     light = {"__future__", "click", "collections", "contextlib", "dataclasses", "functools", "importlib", "pathlib",
-             "signal", "spdexport", "sys", "threading", "traceback", "types", "typing"}  # fmt: skip
+             "shlex", "signal", "spdexport", "sys", "threading", "traceback", "types", "typing"}  # fmt: skip
     top = [node for node in _tree(name).body if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {(node.module or "") if isinstance(node, ast.ImportFrom) else a.name for node in top for a in node.names}
     assert {n.split(".")[0] for n in names} <= light
     own = {n.removeprefix("spdexport.") for n in names if n.startswith("spdexport.")}
     known = {"report.formats"} & own
-    assert {part(n) for n in own - known} <= {"cli_options", "commands", "errors", "speech", "text"}
+    assert {part(n) for n in own - known} <= {*CLI, "commands", "errors", "invocation", "speech", "text"}
 
 
 @pytest.mark.parametrize("name", MODULES)

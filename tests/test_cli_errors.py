@@ -145,7 +145,7 @@ def test_shape_that_the_model_does_not_take(fails):
 
 
 def test_no_example_inputs(fails):
-    what, _, hint = fails(4, RUN, "--factory", FACTORY)
+    what, _, hint = fails(4, "--factory", "torch.nn:Identity")
     assert "needs example inputs" in what
     assert "--input-shape" in hint
 
@@ -314,8 +314,8 @@ def test_ending_that_is_no_format(fails, tmp_path):
     assert "'m.txt' has no known format" in fails(2, *DIGITS, "-o", tmp_path / "m.txt")[0]
 
 
-def test_missing_output():
-    result = spdexport("convert", *DIGITS)
+def test_missing_output(tmp_path):
+    result = spdexport("masks", *DIGITS, "--inputs", tmp_path)
     assert result.exit_code == 2
     assert "Missing option '-o'" in result.stderr
     assert len(result.stderr.splitlines()) == 3
@@ -380,7 +380,7 @@ def test_verify_with_other_masks(fails, masked, masks):
 
 def test_verify_without_the_masks(fails, masked):
     what, _, hint = fails(2, masked, "--against", *DIGITS, command="verify")
-    assert what == "error: The file was made with masks, and none are given."
+    assert what == "error: The file was made with masks, and they are not given."
     assert hint == "  to do: Give --masks FILE."
 
 

@@ -45,7 +45,13 @@ FILES = {
 }
 """A file for each argument that is read. Nothing has to be valid: all is told before the first byte is read."""
 
-NEEDED = {"convert": ["output"], "fold": ["output"], "masks": ["output", "inputs"], "ablate": ["inputs"], "compress": ["output", "data"]}
+NEEDED = {
+    "convert": ["output"],
+    "fold": ["output"],
+    "masks": ["output", "inputs"],
+    "ablate": ["inputs"],
+    "compress": ["output", "data"],
+}
 """What a command does not begin without."""
 
 

@@ -58,6 +58,13 @@ def changed(file):
     return path
 
 
+def test_torch_logs_nothing_behind_the_message(changed, caplog):
+    caplog.set_level(0)
+    with pytest.raises(NotEquivalentError):
+        assert_equivalent(changed, make_model(), X, providers=["cpu"])
+    assert caplog.records == []
+
+
 def test_an_equivalent_file(file):
     found = assert_equivalent(file, make_model(), X, providers=["cpu"])
     assert found.verdict is Status.PASS

@@ -13,6 +13,7 @@ from spdexport.capture.call import bound_arguments, check_call, described, eval_
 from spdexport.capture.ranges import axis_ranges, check_asked
 from spdexport.capture.trace import trace
 from spdexport.errors import CaptureError, ExampleInputError, SourceError, UsageError
+from spdexport.loading.guessing import shape_like
 from spdexport.ranges import told
 
 if TYPE_CHECKING:
@@ -74,11 +75,7 @@ def capture(loaded: LoadedModel, inputs: ExampleInputs | None, dynamic: DynamicA
     assert module is not None, "a loaded model has a module or a program"
     _refuse_quantized(module)
     if inputs is None:
-        raise ExampleInputError(
-            "Tracing needs example inputs, and the source brings none.",
-            where=str(loaded.path or "the factory"),
-            hint="Give --input-shape such as 2x3x224x224, or --inputs FILE, or return them from the factory.",
-        )
+        raise _without_inputs(loaded, module)
     # The same tensor may be given twice, and is two inputs then.
     inputs = inputs.copied()
     with eval_mode(module) as training:
@@ -99,6 +96,17 @@ def capture(loaded: LoadedModel, inputs: ExampleInputs | None, dynamic: DynamicA
     captured = _with_ranges(found)
     check_asked(dynamic.ranges, captured.ranges)
     return captured
+
+
+def _without_inputs(loaded: LoadedModel, module: torch.nn.Module) -> ExampleInputError:
+    shape = shape_like(module.parameters())
+    error = ExampleInputError(
+        "Tracing needs example inputs, and the source brings none.",
+        where=str(loaded.path or "the factory"),
+        hint=f"Give --input-shape such as {shape}, or --inputs FILE, or return them from the factory.",
+    )
+    error.missing = ("--input-shape", shape)
+    return error
 
 
 def _with_ranges(captured: Captured) -> Captured:

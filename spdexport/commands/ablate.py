@@ -8,12 +8,16 @@ from typing import Any
 
 import click
 
+from spdexport.cli_help import command
 from spdexport.cli_options import PROVIDERS, report_options, talk_options
 from spdexport.commands.running import Reporting, reporting
 from spdexport.report.formats import ABLATIONS
 
 
-@click.command(short_help="Measure what removing components of FILE does to its outputs.")
+@command(
+    "Measure what removing components of FILE does to its outputs.",
+    "spdexport ablate out.onnx --inputs images.npz --html ablations.html",
+)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "--inputs", required=True, type=click.Path(path_type=Path), help="The data: .npz, .npy, safetensors, or a folder."

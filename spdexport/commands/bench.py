@@ -8,12 +8,16 @@ from typing import Any
 
 import click
 
+from spdexport.cli_help import command
 from spdexport.cli_options import PROVIDERS, input_options, report_options, seed_option, talk_options
 from spdexport.commands.running import Reporting, reporting
 from spdexport.report.formats import LISTS
 
 
-@click.command(short_help="Measure the latency of an ONNX file, or of two against each other.")
+@command(
+    "Measure the latency of an ONNX file, or of two against each other.",
+    "spdexport bench out.onnx --against dense.onnx --threads 1",
+)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--against", type=click.Path(path_type=Path), metavar="OTHER", help="A file to compare with.")
 @click.option("--provider", type=click.Choice(PROVIDERS), default="cpu", show_default=True, help="Where to run.")

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from spdexport.cli_help import command
 from spdexport.cli_options import (
     check_options,
     factor_options,
@@ -28,16 +29,21 @@ from spdexport.errors import UsageError
 from spdexport.report.formats import CHECKS
 
 
-@click.command(short_help="Convert SOURCE to ONNX in factorized form, and verify it.")
+@command(
+    "Convert SOURCE to ONNX in factorized form, and verify it.",
+    "spdexport convert weights.pt --factory model.py:Net --input-shape 2x3x32x32",
+    "spdexport convert model.onnx --form auto --energy 0.99 --inputs test.npz --max-top1-drop 0.01",
+    "spdexport convert run --factory model.py:Net --masks masks.safetensors -o out.onnx",
+)
 @source_argument
 @click.option(
     "-o",
     "--output",
     multiple=True,
-    required=True,
     type=click.Path(path_type=Path),
-    help="What to write: OUT.onnx, and OUT.pt2 for the factorized program. Repeatable.",
+    help="What to write: OUT.onnx, and OUT.pt2 for the factorized program. Repeatable. Default: beside SOURCE.",
 )
+@click.option("--dry-run", is_flag=True, help="Show the plan, what each layer becomes and costs, and write no model.")
 @model_options
 @factor_options
 @plan_options
@@ -61,10 +67,20 @@ def convert(
     providers: Sequence[str],
     save_plan: Path | None,
     in_place: bool,
+    dry_run: bool,
 ) -> int:
     """Convert SOURCE to ONNX with its layers in factorized form, and verify the file."""
-    import spdexport
+    from dataclasses import replace
 
+    import spdexport
+    from spdexport.overwriting import output_beside
+
+    context = click.get_current_context()
+    told: tuple[str, ...] = ()
+    if not output:
+        # Among the parameters, so that it is seen to overwrite nothing that is read.
+        output = context.params["output"] = (output_beside(source, given.get("factory")),)
+        told = () if dry_run else (f"there was no -o: the file is {output[0]}, beside its source",)
     if reports.files["repro"] is not None and not verify:
         raise UsageError("--repro saves what a check found.", where="--repro and --no-verify", hint="Give one of them.")
     with reports.run() as (progress, finish):
@@ -75,8 +91,9 @@ def convert(
             providers=providers or None,
             save_plan=save_plan,
             in_place=in_place,
+            dry_run=dry_run,
             progress=progress,
             **given,
         )
-        finish(result)
+        finish(replace(result, notes=(*told, *result.notes)))
     return exit_status(result)

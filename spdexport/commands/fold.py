@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from spdexport.cli_help import command
 from spdexport.cli_options import (
     in_place_option,
     provider_option,
@@ -21,7 +22,10 @@ from spdexport.commands.running import Reporting, exit_status, reporting
 from spdexport.report.formats import CHECKS
 
 
-@click.command(short_help="Fold V and U of FILE into one dense layer again.")
+@command(
+    "Fold V and U of FILE into one dense layer again.",
+    "spdexport fold out.onnx -o folded.onnx",
+)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The file to write.")
 @in_place_option

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import click
-
+from spdexport.cli_help import command
 from spdexport.cli_options import factor_options, model_options, report_options, source_argument, talk_options
 from spdexport.commands.running import Reporting, reporting
 from spdexport.report.formats import LISTS
 
 
-@click.command(short_help="List the layers of SOURCE with components and costs.")
+@command(
+    "List the layers of SOURCE with components and costs.",
+    "spdexport inspect model.onnx",
+)
 @source_argument
 @model_options
 @factor_options

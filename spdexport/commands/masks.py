@@ -8,14 +8,25 @@ from typing import Any
 
 import click
 
-from spdexport.cli_options import keyword, model_options, report_options, sigmoid_option, source_argument, talk_options
+from spdexport.cli_help import command
+from spdexport.cli_options import (
+    keyword,
+    model_options,
+    report_options,
+    sigmoid_option,
+    source_argument,
+    talk_options,
+)
 from spdexport.commands.running import Reporting, reporting
 from spdexport.report.formats import LISTS
 
 MEASURES = ("peak", "mean", "frequency")
 
 
-@click.command(short_help="Derive fixed masks for SOURCE, an SPD run, from data.")
+@command(
+    "Derive fixed masks for SOURCE, an SPD run, from data.",
+    "spdexport masks run --factory model.py:Net --inputs images.npz -o masks.safetensors",
+)
 @source_argument
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The masks: OUT.safetensors.")
 @model_options

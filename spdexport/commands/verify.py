@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from spdexport.cli_help import command
 from spdexport.cli_options import (
     check_options,
     factor_options,
@@ -23,7 +24,11 @@ from spdexport.commands.running import Reporting, exit_status, reporting
 from spdexport.report.formats import CHECKS
 
 
-@click.command()
+@command(
+    "Check the ONNX file FILE against what it was made from, or by itself.",
+    "spdexport verify out.onnx",
+    "spdexport verify out.onnx --against weights.pt --factory model.py:Net --html report.html",
+)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--against", type=click.Path(path_type=Path), metavar="SOURCE", help="What the file was made from.")
 @model_options

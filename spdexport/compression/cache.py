@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
     from spdexport.compression.candidates import Candidate
     from spdexport.conv import Array, ConvSite
-    from spdexport.forms import Form, Stage
+    from spdexport.forms import Form
+    from spdexport.forms.base import Stage
+
+_Made = TypeVar("_Made")
 
 LETTERS = 24
 """Of the hash that a folder is named after."""
@@ -110,7 +113,7 @@ class Cache:
                     arrays[f"{number}/{index}/bias"] = stage.bias
         self._keep(_name(taken), arrays)
 
-    def _made(self, name: str, make: Callable[[Mapping[str, Array]], Any]) -> Any:
+    def _made(self, name: str, make: Callable[[Mapping[str, Array]], _Made]) -> _Made | None:
         if self.folder is None or not (path := self.folder / f"{name}.npz").exists():
             return None
         try:

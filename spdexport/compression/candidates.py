@@ -10,7 +10,7 @@ import numpy as np
 
 from spdexport.compression.decomposition import EXACT, decompose
 from spdexport.compression.metric import Metric
-from spdexport.cost import LANE_WIDTH, FormShape, MacsCost, dense_shape, family_shape
+from spdexport.cost import LANE_WIDTH, FormShape, MacsCost, ParameterCost, dense_shape, family_shape
 from spdexport.forms import Form, FormKind, dense, fold_form
 from spdexport.forms.families import FAMILIES
 
@@ -70,11 +70,13 @@ def layer_candidates(
         moments: Of what it reads, with or without targets.
         cost: What the candidates are weighed by.
         foreign: Forms of other origin that might stand in the layer's place, such as its masked components.
-        screen: The model that tells which forms are in vain; multiply-accumulates in lanes if None.
+        screen: The model that tells which forms are in vain; if None the cost itself where it is counted, and where it
+            is measured multiply-accumulates in lanes.
         lane: Ranks are multiples of this, for a machine does such a rank in the time of any smaller one that needs as
             many lanes. The smallest rank that loses nothing is weighed whatever it is.
     """
-    screen = MacsCost(lane=lane) if screen is None else screen
+    if screen is None:
+        screen = cost if isinstance(cost, MacsCost | ParameterCost) else MacsCost(lane=lane)
     spec, dtype = site.spec, site.weight.dtype
     metric = Metric.of(moments)
     weight = grouped_weight(site.weight, spec)

@@ -1,4 +1,4 @@
-"""The whole of ``compress``: data and model are read, forms searched, a file is written by ``convert`` and judged."""
+"""The whole of ``compress``: data and model read, forms searched, the file written by ``convert`` and judged."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def compress(
 ) -> Compression:
     """Find the cheapest forms of a model's layers within a budget, and convert it to them.
 
-    Exactly one budget is given: a loss that is not to be exceeded, by a bound that holds for data to come, or a cost
-    relative to the dense model's, at which the least is lost.
+    Exactly one budget is given: a loss that is not to be exceeded, of which a bound is kept that holds for data to
+    come, or a cost relative to the dense model's, at which the least is lost.
 
     Args:
         source: As for ``convert``.
@@ -144,8 +144,11 @@ def compress(
     chosen = Options.of(options)
     with scratch_folder() as folder:
         dense = dense_model(source, chosen, example, progress)
-        single = {name: np.resize(array, (dense.batch or 1, *array.shape[1:])) for name, array in example.items()}
-        feeds = data_feeds(dense.ports, single, sets.calibration.where)
+        feeds = {name: array[:1] for name, array in data_feeds(dense.ports, example, "the data").items()}
+        if dense.batch is not None:
+            feeds = data_feeds(
+                dense.ports, {n: np.resize(a, (dense.batch, *a.shape[1:])) for n, a in example.items()}, ""
+            )
         cost = _cost(budget, chosen, progress)
         settings = {
             "source": dense.hashes,

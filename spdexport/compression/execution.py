@@ -314,9 +314,8 @@ class Walk:
         while last is not None and last.op_type == "Add":  # the bias of a matrix product
             before = last.inputs[0]
             last = None if before is None else before.producer()
-        assert last is not None, "a form ends with a layer"
-        read = last.inputs[0]
-        assert read is not None, "a layer reads something"
+        read = None if last is None else last.inputs[0]
+        assert read is not None, "a form ends with a layer"
         name = read.name or ""
         yield from (values[name] for values in self._run(segment, model, [name]))
 

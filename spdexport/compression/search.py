@@ -1,4 +1,4 @@
-"""The search: candidates of every layer, a choice among them at each cost, fitted and judged, until one is enough.
+"""The search: candidates of every layer, a choice among them at each cost, fitted and judged on data.
 
 The choices of every price lie on one frontier (``allocation.py``). Each point that is tried is fitted from front to
 back, and judged on the selection set. What is lost grows along the frontier, give or take, so that it is bisected.
@@ -22,7 +22,7 @@ from spdexport.compression.running import DenseAnswers, Network, batches_of
 from spdexport.cost import dense_shape, shape_macs, shape_parameters
 from spdexport.forms import FormKind
 from spdexport.rewrite.onnx_rewrite import place_onnx_forms
-from spdexport.steps import step
+from spdexport.steps import Remark, step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -181,9 +181,8 @@ class Search:
             target = at_cost(points, budget.limit * dense)
             if budget.cost is CostKind.LATENCY:
                 target = self._at_time(candidates, points, budget.limit)
-            chosen = self.trial(candidates, target, dense, None, 1, 1)
-            return self._found(chosen, candidates, dense)
-        best: Trial | None = None
+            return self._found(self.trial(candidates, target, dense, None, 1, 1), candidates, dense)
+        chosen: Trial | None = None
         # Points up to ``low`` are beyond the budget, those from ``high`` on within it; the dense network is behind all.
         low, high, number = -1, len(points), 0
         while high - low > 1 and number < TRIALS:
@@ -262,7 +261,7 @@ class Search:
         )
         self._trials[point.chosen] = trial
         verdict = "" if limit is None else (": within the budget" if trial.accepted else ": beyond the budget")
-        self._progress(f"trial {number} done, {self._loss.title} {lost.value:.4g}, at most {bound:.4g}{verdict}")
+        self._progress(Remark(f"trial {number}, {self._loss.title} {lost.value:.4g}, at most {bound:.4g}{verdict}"))
         return trial
 
     def _fitted(self, taken: Sequence[Candidate], told: str) -> dict[str, Form]:

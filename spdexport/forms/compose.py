@@ -128,6 +128,18 @@ def add(first: Stage, second: Stage) -> Stage:
     return Stage(spec=spec, weight=weight, bias=bias)
 
 
+def times(stage: Stage, factor: float) -> Stage:
+    """The stage that computes ``factor * stage(x)``, in float64."""
+    if factor == 1:
+        return stage
+    weight, bias = absorbed(stage)
+    return Stage(
+        spec=stage.spec,
+        weight=Deferred(weight.shape, lambda: factor * f64(weight)),
+        bias=None if bias is None else factor * bias,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Part:
     """A spec and its weight in float64, without mask and bias."""

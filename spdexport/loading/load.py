@@ -12,18 +12,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from spdexport.errors import PickleRefusedError, SourceError, UsageError
+from spdexport.errors import IncompleteError, PickleRefusedError, SourceError, UsageError
 from spdexport.files.archive import open_archive
 from spdexport.files.hashing import sha256_file
 from spdexport.files.pickles import load_checkpoint, load_weights_only
+from spdexport.files.pretrained_folders import INDEX, OLDER, WEIGHTS, is_pretrained
 from spdexport.files.reading import reading
 from spdexport.files.sniff import FileKind, sniff
 from spdexport.files.tensors import read_tensors
 from spdexport.files.torchscript import checked_torchscript
 from spdexport.loading.checkpoints import Found, find_states, several
 from spdexport.loading.factory import FactoryResult, call_factory
+from spdexport.loading.guessing import guess_factory, shape_like
 from spdexport.loading.inputs import as_example_inputs
 from spdexport.loading.model import ExampleInputs, LoadedModel
+from spdexport.loading.pretrained import load_pretrained
 from spdexport.loading.programs import load_program
 from spdexport.loading.spd_runs import module_of_run
 from spdexport.loading.state_dict import fit, fits, fitting_part
@@ -31,7 +34,7 @@ from spdexport.names import count, some
 from spdexport.sources.spd import from_state_dict, read_run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from spdexport.sources.components import ComponentSet
 
@@ -51,20 +54,35 @@ class _Request:
     trust: bool
     seed: int
     state_key: str | None
+    has_inputs: bool
 
     @property
     def where(self) -> str:
         return str(self.path)
 
-    def call_factory(self, what: str) -> FactoryResult:
-        """The factory's module, for a source that has weights but no code."""
+    def call_factory(self, what: str, state: Mapping[str, torch.Tensor]) -> FactoryResult:
+        """The factory's module, for a source that has weights, those of ``state`` among them, but no code."""
         if self.factory is None:
-            raise UsageError(
-                f"The source is {what}: it has weights but not the model's code.",
-                where=self.where,
-                hint="Name a callable that makes the model: --factory FILE.py:NAME or --factory package.module:NAME.",
-            )
+            raise self._incomplete(what, state)
         return call_factory(self.factory, seed=self.seed)
+
+    def _incomplete(self, what: str, state: Mapping[str, torch.Tensor]) -> IncompleteError:
+        """Return the error that names all that is missing at once, with what it may be."""
+        guess = guess_factory(state, (self.path.parent, Path.cwd()))
+        factory = guess or "FILE.py:NAME"
+        hint = f"Name a callable that makes the model: --factory {factory}"
+        hint += ", whose layers have these names" if guess else " or --factory package.module:NAME"
+        missing = ["--factory", factory]
+        if not self.has_inputs:
+            shape = shape_like(state.values())
+            hint += f"; and if it returns no example inputs, their shape, such as --input-shape {shape}"
+            missing += ["--input-shape", shape]
+        return IncompleteError(
+            f"The source is {what}: it has weights but not the model's code.",
+            where=self.where,
+            hint=f"{hint}.",
+            missing=missing,
+        )
 
     def refuse_factory(self, what: str) -> None:
         """Say that a factory has no use with a source that brings its own code."""
@@ -83,6 +101,7 @@ def load(
     trust: bool = False,
     state_key: str | None = None,
     seed: int = 0,
+    has_inputs: bool = False,
 ) -> LoadedModel:
     """Load a model from a file, a run directory, or a factory alone. All tensors of files arrive on the CPU.
 
@@ -92,8 +111,10 @@ def load(
         trust: Whether code that the source brings may run: pickled objects, TorchScript with effects.
         state_key: The key of the state dict in a checkpoint that holds several, dotted for one inside of another.
         seed: Seeds torch, numpy and random before the factory is called.
+        has_inputs: Whether example inputs are given, so that they are not named among what is missing.
 
     Raises:
+        IncompleteError: The source has no code, and there is no factory.
         UsageError: Neither source nor factory is given, or one is given that the other makes useless, or is missing.
         SourceError: The source cannot be read, or the factory fails, or the two do not fit.
         PickleRefusedError: The source brings code that may have effects, and ``trust`` is False.
@@ -110,7 +131,7 @@ def load(
     kind = sniff(path)
     if state_key is not None and kind not in _CHECKPOINTS:
         raise no_keys(str(kind), state_key)
-    request = _Request(path=path, factory=factory, trust=trust, seed=seed, state_key=state_key)
+    request = _Request(path=path, factory=factory, trust=trust, seed=seed, state_key=state_key, has_inputs=has_inputs)
     return _LOADERS[kind](request)
 
 
@@ -263,7 +284,7 @@ def _from_states(request: _Request, candidates: Sequence[Found]) -> LoadedModel:
         if components is not None:
             loaded = _from_components(request, components, "an SPD checkpoint")
             return replace(loaded, notes=(*candidates[0].note, *loaded.notes))
-    made = request.call_factory("a state dict")
+    made = request.call_factory("a state dict", candidates[0].state)
     found, notes = _fitting(made.module, candidates, request.where)
     return LoadedModel(
         kind="state_dict",
@@ -299,6 +320,8 @@ def _fitting(module: torch.nn.Module, candidates: Sequence[Found], where: str) -
 
 
 def _load_directory(request: _Request) -> LoadedModel:
+    if request.factory is None and is_pretrained(request.path):
+        return load_pretrained(request.path, seed=request.seed)
     components = read_run(request.path)
     if components is None:
         weights = next((name for name in _WEIGHTS if (request.path / name).is_file()), None)
@@ -311,7 +334,7 @@ def _load_directory(request: _Request) -> LoadedModel:
 
 
 def _from_components(request: _Request, components: ComponentSet, what: str) -> LoadedModel:
-    made = request.call_factory(what)
+    made = request.call_factory(what, components.target)
     where = str(components.path or request.path)
     run = module_of_run(made.module, components, where=where)
     return LoadedModel(
@@ -350,7 +373,7 @@ def _refuse_kind(request: _Request) -> LoadedModel:
 _CHECKPOINTS = (FileKind.TORCH_ZIP, FileKind.PICKLE, FileKind.SAFETENSORS)
 """The kinds of files that may hold state dicts."""
 
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
+_WEIGHTS = (WEIGHTS, INDEX, *OLDER)
 """What the weights are called in folders that Hugging Face's libraries save."""
 
 _ATTRIBUTE = re.compile(r"Can't get attribute '(?P<name>[\w.]+)' on <module '(?P<module>[\w.]+)'")

@@ -15,7 +15,15 @@ Source = str | Path | torch.nn.Module | ExportedProgram | None
 """A file, a module, a program; or None, where a factory gives the module."""
 
 
-def load_source(source: Source, *, factory: str | None, trust: bool, state_key: str | None, seed: int) -> LoadedModel:
+def load_source(
+    source: Source,
+    *,
+    factory: str | None,
+    trust: bool,
+    state_key: str | None,
+    seed: int,
+    has_inputs: bool = False,
+) -> LoadedModel:
     """Load what a command is about, of whichever kind it is.
 
     Args:
@@ -24,6 +32,7 @@ def load_source(source: Source, *, factory: str | None, trust: bool, state_key: 
         trust: Whether code that the file brings may run.
         state_key: Which state dict of a checkpoint.
         seed: Of the factory's random numbers.
+        has_inputs: Whether example inputs are given beside the source.
 
     Raises:
         UsageError: Options do not go with the source, or it is of no known type.
@@ -53,7 +62,7 @@ def load_source(source: Source, *, factory: str | None, trust: bool, state_key: 
             hint="Give the path of a file, an nn.Module, an ExportedProgram, or None with a factory.",
         )
     path = None if source is None else Path(source)
-    return load(path, factory=factory, trust=trust, state_key=state_key, seed=seed)
+    return load(path, factory=factory, trust=trust, state_key=state_key, seed=seed, has_inputs=has_inputs)
 
 
 def _program_inputs(program: ExportedProgram) -> ExampleInputs | None:

@@ -328,9 +328,9 @@ def matmul_growth(a: Array, b: Array, y: Array, draw: Draw) -> float:
     """``growth_of`` the largest result of a matrix product of two stacks; 0 of vectors and short sums."""
     if min(a.ndim, b.ndim) < 2 or a.shape[-1] <= SHORT or not y.size:
         return 0.0
-    *batch, row, column = np.unravel_index(int(np.abs(y).argmax()), y.shape)
+    *batch, row, column = map(int, np.unravel_index(int(np.abs(y).argmax()), y.shape))
     rows, columns = (np.broadcast_to(v, (*y.shape[:-2], *v.shape[-2:])) for v in (a, b))
-    return growth_of([rows[(*batch, row)], columns[(*batch, slice(None), column)]], draw)
+    return growth_of([rows[tuple(batch)][row], columns[tuple(batch)][:, column]], draw)
 
 
 def interpolated(x: Array, y: Array, axes: int, draw: Draw, *, cubic: bool = False) -> Array:

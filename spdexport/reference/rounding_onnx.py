@@ -307,7 +307,7 @@ def _of_states(call: Call, outputs: Sequence[Any]) -> list[Array]:
 
     Gates have absolute errors, of what they multiply: the state of a cell is as large as the sum of all that went in.
     """
-    found = []
+    found: list[Array] = []
     for output, off in zip(outputs, _backward(call, range(len(call.inputs)), 2.0), strict=True):
         size = 3 * call.draw.inner
         if len(found) == CELL:

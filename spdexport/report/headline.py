@@ -26,6 +26,9 @@ VERDICTS = {
 }
 """Verdicts in words, for every report."""
 
+PLANNED = "planned: no file was written"
+"""What stands in the place of the verdict of a dry run."""
+
 NOTHING_TO_DECOMPOSE = "No layer could be decomposed: the file holds the model as it is"
 """What is said of a source without convolutions and linear layers, or with ones that are all left alone."""
 
@@ -66,13 +69,14 @@ def headline(result: Result) -> Headline:
     match result:
         case Conversion():
             changes = [*_converted(result), *changes]
-            files = written_files(result, _saved(result))
+            files = written_files(result, saved_bytes(result))
         case Folding():
             changes = [f"{count(len(result.folded), 'layer')} folded into one convolution or matrix product each"]
             files = written_files(result)
+    planned = isinstance(result, Conversion) and not result.outputs and found is None
     return Headline(
         status=status,
-        verdict=VERDICTS[status] + what_is(found),
+        verdict=PLANNED if planned else VERDICTS[status] + what_is(found),
         exceeded=change.exceeded if change else (),
         changes=tuple(changes),
         files=files,
@@ -133,7 +137,7 @@ def _converted(result: Conversion) -> list[str]:
     return [*found, decomposed(result), *costs]
 
 
-def _saved(result: Conversion) -> int:
+def saved_bytes(result: Conversion) -> int:
     """Bytes that the forms save, and what was trimmed."""
     return result.plan.bytes_saved + (result.trimming.bytes_saved if result.trimming is not None else 0)
 

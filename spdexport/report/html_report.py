@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from spdexport import __version__
 from spdexport.ablation.ablate import Ablations
 from spdexport.compression.result import Compression
+from spdexport.folding import Folding
+from spdexport.invocation import command_line
 from spdexport.names import some
 from spdexport.pipeline import Conversion, Inspection
 from spdexport.report import ablations, compression
 from spdexport.report.common import names_of, verification_of
+from spdexport.report.cost_bars import cost_bars
 from spdexport.report.explain import (
     advice,
     edge_names,
@@ -19,11 +23,12 @@ from spdexport.report.explain import (
     layer_reason,
     tolerance,
 )
-from spdexport.report.headline import VERDICTS, what_is
+from spdexport.report.headline import headline, saved_bytes
 from spdexport.report.json_report import to_json
-from spdexport.report.numbers import below, ratio, short
-from spdexport.report.pages import page_environment
+from spdexport.report.numbers import below, ratio, short, size
+from spdexport.report.pages import date, page_environment
 from spdexport.report.picture import draw
+from spdexport.report.summary import macs_left
 from spdexport.report.tables import words
 from spdexport.report.terminal import version_texts
 from spdexport.verification.result import Status, Verification
@@ -41,8 +46,8 @@ NAMES_SHOWN = 12
 def to_html(result: Result) -> str:
     """A result as an HTML page.
 
-    Nothing in it is loaded from elsewhere, no script runs, and every name and reason is escaped: they come from models
-    and files that nobody vouches for.
+    Nothing in it is loaded from elsewhere, no script runs but the one that sorts tables, and every name and reason is
+    escaped: they come from models and files that nobody vouches for.
     """
     if isinstance(result, Ablations):
         return _environment().get_template("ablations.html.jinja").render(ablations.values(result))
@@ -51,7 +56,11 @@ def to_html(result: Result) -> str:
 
 def _environment() -> jinja2.Environment:
     environment = page_environment()
-    environment.filters.update(ratio=ratio, short=short)
+    environment.filters.update(
+        sortable=lambda number: "" if number is None else "1e999" if math.isinf(number) else number,
+        ratio=ratio,
+        shown_short=lambda number: "-" if number is None else short(number),
+    )
     environment.globals["words"] = words
     return environment
 
@@ -60,28 +69,66 @@ def _values(result: Result) -> dict[str, Any]:
     """What the template shows. What is common to all commands is taken as the JSON report has it."""
     report = to_json(result)
     found = verification_of(result)
-    status = Status.NOT_RUN if found is None else found.verdict
+    first = headline(result)
+    plan = _plan(result)
+    layers = found.layers if found else ()
     return {
         "title": names_of(result),
-        "status": status,
-        "verdict": VERDICTS[status] + what_is(found),
+        "status": Status.FAIL if first.has_failed else first.status,
+        "verdict": first.verdict,
+        "exceeded": first.exceeded,
+        "tiles": _tiles(result, plan),
         "edges": _edges(found) if found else [],
         "advice": advice(found) if found else None,
         "failing": some([layer.name for layer in failing_layers(found)], NAMES_SHOWN) if found else "",
         "tolerance": tolerance(found) if found else "",
         "approximation": found.approximation if found else None,
-        "picture": draw(found.layers) if found else None,
         "search": compression.values(result.search) if isinstance(result, Compression) else None,
-        "layers": _layers(found, _plan(result)),
+        "picture": draw(layers) if any(x.weights_ratio or x.output_ratio for x in layers) else None,
+        "is_exact": any(x.weights_ratio == 0 for x in layers),
+        "bars": cost_bars(plan.layers) if plan else (),
+        "layers": _layers(found, plan),
         "skipped": report["skipped"],
         "inputs": report["inputs"],
         "notes": report["notes"],
         "seed": report["seed"],
         "versions": version_texts(report["versions"]),
         "artifacts": {name: entry["sha256"] for name, entry in report["artifacts"].items()},
-        "macs": (report["macs_before"], report["macs_after"]) if "macs_before" in report else None,
+        "command": command_line(),
+        "date": date(),
         "made_by": f"spdexport {__version__}",
     }
+
+
+def _tiles(result: Result, plan: Plan | None) -> list[dict[str, str]]:
+    """What has changed, each as a few large characters with what they are."""
+    tiles = []
+    if plan is not None and plan.macs_before:
+        after = plan.macs_after
+        trimming = result.trimming if isinstance(result, Conversion) else None
+        if trimming is not None and trimming.layers:
+            after = macs_left(plan, trimming)
+        times = f"{after / plan.macs_before:.2f} times"
+        tiles.append(_tile("MACs for one sample", short(plan.macs_before), short(after), times))
+        tiles.append(_tile("parameters of these layers", short(plan.params_before), short(plan.params_after)))
+    if isinstance(result, Conversion | Folding):
+        for path in result.outputs:
+            number = path.stat().st_size
+            saved = saved_bytes(result) if isinstance(result, Conversion) and len(result.outputs) == 1 else 0
+            tiles.append(_tile(path.name, size(number + saved) if saved else "", size(number)))
+    found = verification_of(result)
+    change = found.approximation if found else None
+    if change is not None and change.top1_before is not None and change.top1_after is not None:
+        tiles.append(_tile("accuracy on the labels", f"{change.top1_before:.1%}", f"{change.top1_after:.1%}"))
+    elif change is not None and change.top1_agreement is not None:
+        tiles.append(_tile("samples with the same top class", "", f"{change.top1_agreement:.1%}"))
+    if change is not None:
+        tiles.append(_tile("change of the outputs, in norm", "", f"{change.relative_l2:.1%}"))
+    return tiles
+
+
+def _tile(what: str, before: str, after: str, beside: str = "") -> dict[str, str]:
+    return {"what": what, "before": before, "after": after, "beside": beside}
 
 
 def _edges(found: Verification) -> list[dict[str, Any]]:

@@ -11,7 +11,8 @@ from spdexport.arrays import to_numpy
 from spdexport.errors import ComponentsError
 from spdexport.factors import Factors, expected_shapes, unit_rounding
 from spdexport.gates import GlobalInput, GlobalShare
-from spdexport.names import did_you_mean, layer_of_call
+from spdexport.names import did_you_mean, layer_of_call, some
+from spdexport.sources.adapters import NAMES, added_form, read_factors, scale_of, told_reading
 from spdexport.sources.chains import changed_layers, form_of
 from spdexport.sources.spd_gates import Gates
 from spdexport.sources.spd_layouts import INSERTED
@@ -52,11 +53,18 @@ def match_components(
     """
     lookup = _Lookup(components, sites, skipped, excluded)
     spd = components.kind == "spd"
-    return {
+    named = {
         site.name: _factors(raw, site, spd=spd, where=lookup.where(name))
         for name, raw in components.components.items()
         for site in lookup.sites_of(name)
     }
+    told_by_shapes = {
+        site.name: read_factors(raw, site, lookup.where(name))
+        for name, raw in components.adapters.layers.items()
+        if not raw.is_added
+        for site in lookup.sites_of(name)
+    }
+    return named | told_by_shapes
 
 
 def match_chains(
@@ -86,9 +94,32 @@ def match_chains(
         for name, raw in components.chains.chains.items()
         for site in lookup.sites_of(name)
     }
+    result |= {
+        site.name: added_form(raw, site, lookup.where(name))
+        for name, raw in components.adapters.layers.items()
+        if raw.is_added
+        for site in lookup.sites_of(name)
+    }
     others = [site for site in sites if site.name not in result]
     rest = {name: t for name, t in components.chains.rest.items() if not excluded(name.rpartition(".")[0])}
     return result | changed_layers(rest, others, held, str(components.path or "components"))
+
+
+def adapter_notes(components: ComponentSet, sites: Sequence[ConvSite]) -> tuple[str, ...]:
+    """Return what the user should know of adapters, and of factors whose shapes told which is which."""
+    by_name = {_file_name(layer_of_call(site.name), components): site for site in sites}
+    notes: dict[str, list[str]] = {}
+    for name, raw in components.adapters.layers.items():
+        site = by_name.get(name)
+        if site is None:
+            continue  # the user left it out
+        told = (
+            f"{NAMES[raw.kind]} times {scale_of(raw):g} is added to the weight"
+            if raw.is_added
+            else f"{NAMES[raw.kind]} are factors of the weight: {told_reading(raw, site)}"
+        )
+        notes.setdefault(told, []).append(site.name)
+    return tuple(f"{told}: {some(layers)}" for told, layers in notes.items())
 
 
 class _Lookup:
@@ -163,6 +194,8 @@ class _Lookup:
 
 
 def _file_name(layer: str, components: ComponentSet) -> str:
+    if components.adapters.underscored:
+        return layer.replace(".", "_")
     return layer.replace(".", "-") if components.dashed else layer
 
 

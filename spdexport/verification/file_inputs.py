@@ -104,6 +104,22 @@ def input_ports(model: ir.Model) -> tuple[Port, ...]:
     return tuple(_port(value) for value in required)
 
 
+def input_shapes(model: ir.Model) -> tuple[str, ...]:
+    """The shapes of a file's inputs as ``--input-shape`` has them; none where more than the batch is unknown.
+
+    Inputs of masks are no inputs of the model that the file was made of.
+    """
+    ports = [port for port in input_ports(model) if "/" not in port.name]
+    told = []
+    for port in ports:
+        first, *rest = port.shape or (None, None)
+        if not port.name.isidentifier() or not all(isinstance(size, int) for size in rest):
+            return ()
+        sizes = "x".join(map(str, (first if isinstance(first, int) else 2, *rest)))
+        told.append(f"{port.name}={sizes}:{port.dtype.name}")
+    return tuple(told)
+
+
 def output_ports(model: ir.Model) -> tuple[Port, ...]:
     """The outputs.
 

@@ -287,8 +287,11 @@ def test_layers_inside_of_an_if_are_left_alone_with_the_reason(tmp_path):
     low = random.standard_normal((16, 2)) @ random.standard_normal((2, 16))
     weight["a"] = onnx.numpy_helper.from_array(low.astype(np.float32), "a")
     graph = helper.make_graph(
-        nodes, "g", [helper.make_tensor_value_info("x", 1, ["n", 16])],
-        [helper.make_tensor_value_info("y", 1, ["n", 16])], [*weight.values(), zero],
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", 1, ["n", 16])],
+        [helper.make_tensor_value_info("y", 1, ["n", 16])],
+        [*weight.values(), zero],
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, tmp_path / "if.onnx")

@@ -1,12 +1,16 @@
+import base64
+import hashlib
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 from results import WEIGHTS_FAIL, check, conversion, edge, inspection, layer, verification
 
+from spdexport.invocation import invoked_with
 from spdexport.report.html_report import to_html
-from spdexport.verification.result import Status
+from spdexport.verification.result import Approximation, Status
 
 NASTY = "<script>alert(1)</script>"
 
@@ -34,7 +38,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] not in ("style", "title"):
+        if self.open and self.open[-1] not in ("style", "title", "script"):
             self.text += f" {' '.join(data.split())}"
 
 
@@ -70,11 +74,14 @@ def test_a_whole_page_that_needs_nothing_else(result):
     page = Page(source)
     assert page.open == []
     assert source.startswith("<!DOCTYPE html>")
-    assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "object", "base", "form"}
+    assert not {tag for tag, _ in page.tags} & {"link", "img", "iframe", "object", "base", "form"}
     for _, attributes in page.tags:
         assert not set(attributes) & {"src", "href", "xlink:href", "action", "onclick", "onload"}
     assert not re.search(r"https?:|url\(|@import", source)
-    assert "default-src 'none'" in source
+    (script,) = re.findall(r"<script>(.*?)</script>", source, flags=re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = (a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
 
 
 def test_what_it_shows():
@@ -113,5 +120,50 @@ def test_light_dark_and_print():
     assert "@media print" in source
 
 
-def test_the_same_result_gives_the_same_page():
+def test_the_same_result_gives_the_same_page(monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    assert "2023-11-14 22:13 UTC" in to_html(failed())
     assert to_html(failed()) == to_html(failed())
+
+
+def approximated(**changes):
+    fields = {"max_abs": 1.5, "relative_l2": 0.25, "top1_agreement": 0.9, "top1_before": 0.978, "top1_after": 0.913}
+    return conversion(layer(), found=verification(approximation=Approximation(**{**fields, **changes})))
+
+
+def test_an_exceeded_limit_is_red_and_said_first():
+    source = to_html(approximated(max_top1_drop=0.01, exceeded=("top-1 drop 0.065, above 0.01",)))
+    assert '<section class="verdict fail">' in source
+    text = Page(source).text
+    assert text.index("A limit that was set is exceeded: top-1 drop 0.065") < text.index("Equivalence, edge by edge")
+    assert '<section class="verdict pass">' in to_html(approximated())
+
+
+def test_what_changed_stands_below_the_verdict(tmp_path):
+    file = tmp_path / "m.onnx"
+    file.write_bytes(bytes(208_000))
+    result = replace(approximated(), outputs=(file,))
+    with invoked_with(["convert", "a b.pt"]):
+        text = " ".join(Page(to_html(result)).text.split())
+    assert "97.8% → 91.3% accuracy on the labels" in text
+    assert "295 k → 181 k MACs for one sample, 0.61 times" in text
+    assert "215 kB → 208 kB m.onnx" in text
+    assert "25.0% change of the outputs, in norm" in text
+    assert "command spdexport convert 'a b.pt'" in text
+    assert "command" not in Page(to_html(result)).text
+
+
+def test_costs_are_drawn_and_noise_that_is_none_is_not():
+    exact = verification(layers=(check(weights_ratio=0.0, output_ratio=None),))
+    source = to_html(conversion(layer(), layer("b", macs_before=100, macs_after=295_000), found=exact))
+    assert "above this line" not in source
+    assert "bit for bit: there is no noise to draw" in source
+    bars = re.findall(r'<span class="(\w+)" style="width: ([\d.]+)%">', source)
+    assert bars == [("was", "100.0"), ("now", "61.36"), ("was", "0.03"), ("dearer", "100.0")]
+    assert 'class="bars"' not in to_html(conversion(layer(macs_after=295_000)))
+
+
+def test_numbers_are_sorted_as_numbers():
+    found = verification(layers=(check(weights_ratio=math.inf, output_ratio=None),))
+    values = re.findall(r'data-value="(.*?)"', to_html(conversion(layer(), found=found)))
+    assert values == ["295000", "181000", "8", "4", "1e999", "", "1e-06"]
