@@ -70,8 +70,7 @@ class Cache:
 
     def moments(self, number: int) -> Moments | None:
         """Return the moments of a layer, by its number; None where they are not kept."""
-        found: Moments | None = self._made(f"layer-{number}", Moments.from_arrays)
-        return found
+        return self._made(f"layer-{number}", Moments.from_arrays)
 
     def keep_moments(self, number: int, found: Moments) -> None:
         """Keep them."""
@@ -93,8 +92,7 @@ class Cache:
                 raise ValueError("the losses are not those of samples")
             return forms, Lost.of(sizes, scales, power=power)
 
-        found: tuple[dict[str, Form], Lost] | None = self._made(_name(taken), made)
-        return found
+        return self._made(_name(taken), made)
 
     def keep_trial(
         self, sites: Sequence[ConvSite], taken: Sequence[Candidate], forms: Mapping[str, Form], lost: Lost

@@ -113,7 +113,6 @@ def dense_model(
     Raises:
         UsageError, InputError, CaptureError: As ``convert`` does.
     """
-    skipped: tuple[Skipped, ...]
     if is_onnx(source):
         read = read_source(Path(str(source)), options, progress)
         model, hashes, notes = read.model, read.hashes, read.notes

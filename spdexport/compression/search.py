@@ -187,7 +187,7 @@ class Search:
         low, high, number = -1, len(points), 0
         while high - low > 1 and number < TRIALS:
             dear = points[high].cost if high < len(points) else dense
-            if best is not None and dear - points[low + 1].cost < STEP * dense:
+            if chosen is not None and dear - points[low + 1].cost < STEP * dense:
                 break
             middle = points.index(at_cost(points, (points[max(low, 0)].cost + dear) / 2))
             middle = min(max(middle, low + 1), high - 1)
@@ -197,10 +197,10 @@ class Search:
             number += 1
             trial = self.trial(candidates, points[middle], dense, budget.limit, number, TRIALS)
             if trial.accepted:
-                high, best = middle, trial
+                high, chosen = middle, trial
             else:
                 low = middle
-        return self._found(best, candidates, dense)
+        return self._found(chosen, candidates, dense)
 
     def _at_time(
         self, candidates: Sequence[Sequence[Candidate]], points: Sequence[Allocation], limit: float
