@@ -35,7 +35,7 @@ def top1(path, x, labels):
 def folder(tmp_path_factory):
     """Images without labels (``x.npz``), with them (``labelled.npz``), and the planted net as ``dense.onnx``."""
     folder = tmp_path_factory.mktemp("compress")
-    x = nets.images(240)
+    x = nets.images(180)
     np.savez(folder / "x.npz", x=x)
     np.savez(folder / "labelled.npz", x=nets.images(1200), labels=nets.answers(nets.Full(), nets.images(1200)))
     spdexport.convert(
@@ -95,7 +95,7 @@ def test_an_onnx_source_gives_the_same_choice(planted, folder):
 
 def test_a_budget_of_accuracy_is_kept_on_data_of_its_own(folder):
     found = spdexport.compress(
-        None, folder / "full.onnx", factory=factory("Full"), data=folder / "labelled.npz", max_top1_drop=0.05,
+        None, folder / "full.onnx", factory=factory("Full"), data=folder / "labelled.npz", max_top1_drop=0.05, calibration_samples=96,
         verify=False,
     )  # fmt: skip
     chosen = found.search.chosen
@@ -164,7 +164,7 @@ def test_a_file_of_fixed_batch_is_filled_up(folder, tmp_path):
 def test_your_own_metric_is_the_budget(folder, tmp_path):
     (tmp_path / "m.py").write_text("def right(logits, labels):\n    return logits.argmax(1) == labels\n")
     found = spdexport.compress(
-        None, tmp_path / "m.onnx", factory=factory("Full"), data=folder / "labelled.npz", verify=False,
+        None, tmp_path / "m.onnx", factory=factory("Full"), data=folder / "labelled.npz", verify=False, calibration_samples=96,
         metric=f"{tmp_path / 'm.py'}:right", max_metric_drop=0.05,
     )  # fmt: skip
     assert found.search.loss == "drop of right"
@@ -202,7 +202,7 @@ def test_where_nothing_keeps_the_budget_the_dense_model_is_written(folder, tmp_p
 
 def test_the_command_tells_the_search_in_80_columns(folder, tmp_path):
     result = command(
-        "compress", "--factory", factory("Full"), "--data", folder / "labelled.npz", "--max-top1-drop", "5%",
+        "compress", "--factory", factory("Full"), "--data", folder / "labelled.npz", "--max-top1-drop", "5%", "--calibration-samples", 96,
         "--exclude", "stem", "-o", tmp_path / "c.onnx", "--no-verify", "--report", tmp_path / "c.json",
         "--html", tmp_path / "c.html",
     )  # fmt: skip
@@ -307,7 +307,7 @@ def test_interrupted_work_resumes_and_gives_the_same_bytes(folder, tmp_path, mon
     from spdexport.compression import search
 
     steps = []
-    wanted = {"factory": factory("Full"), "data": folder / "labelled.npz", "max_top1_drop": 0.05, "verify": False}
+    wanted = {"factory": factory("Full"), "data": folder / "labelled.npz", "max_top1_drop": 0.05, "calibration_samples": 96, "verify": False}
     whole = spdexport.compress(None, tmp_path / "a.onnx", cache=tmp_path / "cache", progress=steps.append, **wanted)
     assert len(whole.search.points) > 1
     trials = sorted((tmp_path / "cache").glob("*/trial-*.npz"))
