@@ -37,8 +37,9 @@ FILES = {
     "harvest": "harvest.db",
     "names": "names.json",
     "labels": "labels.csv",
+    "config": "config.toml",
 }
-"""A file for each argument that is read. Nothing has to be valid: all is told before the first byte is read."""
+"""A file for each argument that is read. But for the last nothing has to be valid: all is told before it is read."""
 
 NEEDED = {"convert": ["output"], "fold": ["output"], "masks": ["output", "inputs"], "ablate": ["inputs"]}
 """What a command does not begin without."""
@@ -65,6 +66,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in FILES.values():
         Path(name).write_bytes(f"the bytes of {name}".encode())
+    Path(FILES["config"]).write_text("seed = 0")
     return tmp_path
 
 
