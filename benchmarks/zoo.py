@@ -3,7 +3,9 @@
     python benchmarks/zoo.py > benchmarks/results/zoo.md
     python benchmarks/zoo.py --rows rows.jsonl DPT GLPN     # these alone; rows that are in the file are not run again
 
-"Plain" is the dynamo exporter with the same example inputs, and one run of its file on ONNX Runtime.
+"Plain" is the dynamo exporter with the same example inputs, and one run of its file on ONNX Runtime. Each file of ours
+is verified by itself too, and the plain file is converted as an ONNX source, and what comes of it verified by itself:
+where one verdict is "pass" and the other "fail", they contradict each other.
 """
 
 from __future__ import annotations
@@ -56,7 +58,34 @@ def measure(entry: Entry) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         plain = _plain(entry, Path(folder) / "plain.onnx")
         ours = _ours(entry, Path(folder) / "ours.onnx")
-    return {"name": entry.name, "kind": entry.kind, "plain": plain, **ours}
+        verdicts = [ours["verdict"], _itself(Path(folder) / "ours.onnx")]
+        if plain == "works":
+            verdicts += _from_onnx(Path(folder) / "plain.onnx", Path(folder) / "again.onnx")
+    return {"name": entry.name, "kind": entry.kind, "plain": plain, **ours, "verdicts": verdicts}
+
+
+def _itself(file: Path) -> str:
+    """The verdict on a file by itself; empty where there is none."""
+    if not file.exists():
+        return ""
+    try:
+        return pipeline.verify(file).verdict.value
+    except Exception as error:
+        return type(error).__name__
+
+
+def _from_onnx(source: Path, file: Path) -> list[str]:
+    """The verdicts on the conversion of an ONNX file, and on what came of it by itself."""
+    try:
+        done = pipeline.convert(source, file)
+    except Exception as error:
+        return [type(error).__name__, ""]
+    return ["" if done.verdict is None else done.verdict.value, _itself(file)]
+
+
+def _contradicts(row: dict[str, Any]) -> bool:
+    found = row.get("verdicts", [])
+    return any({"pass", "fail"} == set(found[i : i + 2]) for i in range(0, len(found), 2))
 
 
 def _made(entry: Entry) -> Any:
@@ -136,11 +165,16 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     more = [row for row in rows if row["plain"] != "works" and row["verdict"] == "pass"]
     print(f"{len(rows)} architectures. The plain export works for {len(works)}; spdexport converts and verifies")
     print(f"{len(passed)} of these, and {len(more)} of the {len(rows) - len(works)} others.\n")
-    print("| architecture | kind | plain | spdexport | decomposed | alone | noise | seconds | remarks |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    wrong = sum(map(_contradicts, rows))
+    print(f"Verdicts of a conversion and of its file by itself that contradict each other: {wrong}.\n")
+    print("| architecture | kind | plain | spdexport | its file | from ONNX, its file | decomposed | alone", end=" ")
+    print("| noise | seconds | remarks |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     for row in rows:
         noise = f"{row['noise']:.2g}" if "noise" in row else ""
-        cells = [row["name"], row["kind"], row["plain"], row["verdict"], row.get("decomposed", ""),
+        _, itself, *onnx = [*row.get("verdicts", []), "", ""]
+        cells = [row["name"], row["kind"], row["plain"], row["verdict"], itself,
+                 ", ".join(filter(None, onnx)), row.get("decomposed", ""),
                  row.get("alone", ""), noise, f"{row['seconds']:.1f}", "; ".join(row["why"])]  # fmt: skip
         print("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
 

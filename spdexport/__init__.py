@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spdexport.ablation.ablate import Ablations, ablate
+    from spdexport.compression.compress import compress
+    from spdexport.compression.result import Compression
     from spdexport.conv import ConvSpec
     from spdexport.errors import (
         CaptureError,
@@ -49,6 +51,7 @@ __all__ = [
     "CaptureError",
     "ComponentSet",
     "ComponentsError",
+    "Compression",
     "ConvSpec",
     "Conversion",
     "DerivedMasks",
@@ -77,6 +80,7 @@ __all__ = [
     "__version__",
     "ablate",
     "bench",
+    "compress",
     "convert",
     "derive_masks",
     "factorize",
@@ -93,6 +97,7 @@ _HOME = {
     "CaptureError": "errors",
     "ComponentSet": "sources.components",
     "ComponentsError": "errors",
+    "Compression": "compression.result",
     "ConvSpec": "conv",
     "Conversion": "pipeline",
     "DerivedMasks": "importance.result",
@@ -120,6 +125,7 @@ _HOME = {
     "Verification": "verification.result",
     "ablate": "ablation.ablate",
     "bench": "measuring.bench",
+    "compress": "compression.compress",
     "convert": "pipeline",
     "derive_masks": "importance.derive",
     "factorize": "pipeline",

@@ -17,6 +17,7 @@ from spdexport import __version__
 from spdexport.cli_options import DEBUG
 from spdexport.commands.ablate import ablate
 from spdexport.commands.bench import bench
+from spdexport.commands.compress import compress
 from spdexport.commands.convert import convert
 from spdexport.commands.fold import fold
 from spdexport.commands.inspect import inspect
@@ -244,6 +245,6 @@ def main() -> None:
     """
 
 
-_COMMANDS: tuple[click.Command, ...] = (convert, verify, fold, inspect, bench, masks, ablate)
+_COMMANDS: tuple[click.Command, ...] = (convert, compress, verify, fold, inspect, bench, masks, ablate)
 for subcommand in _COMMANDS:
     main.add_command(subcommand)

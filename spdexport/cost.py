@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
 
-from spdexport.conv import ConvSpec
+from spdexport.forms.families import FAMILIES
 from spdexport.forms.kinds import FormKind
+from spdexport.forms.pair import pair_specs
 
 if TYPE_CHECKING:
-    from spdexport.conv import ConvSite
+    from spdexport.conv import ConvSite, ConvSpec
     from spdexport.forms import Form
+    from spdexport.forms.families import Ranks
 
 LANE_WIDTH = 16
 """Channels that a convolution on a CPU computes together: the block of ONNX Runtime's NCHWc kernels with AVX-512 (8
@@ -31,7 +33,7 @@ class FormShape:
 
     Attributes:
         name: As ``Form.name``.
-        chains: The geometry of each stage of each chain; the first stage of each has the layer's own.
+        chains: The geometry of each stage of each chain.
         extra: Numbers that the form stores beside its weights: masks and biases.
     """
 
@@ -59,24 +61,64 @@ def dense_shape(site: ConvSite) -> FormShape:
 
 def pair_shape(site: ConvSite, components: int, kind: FormKind = FormKind.FACTORIZED) -> FormShape:
     """V and U with so many components in each group, with the dense delta beside them where the kind says so."""
-    spec = site.spec
-    channels = spec.groups * components
-    v = replace(spec, out_channels=channels)
-    u = ConvSpec.pointwise(channels, spec.out_channels, axes=spec.axes, groups=spec.groups)
-    chains = ((v, u), (spec,)) if kind is FormKind.FACTORIZED_WITH_DELTA else ((v, u),)
+    pair = pair_specs(site.spec, components)
+    chains = (pair, (site.spec,)) if kind is FormKind.FACTORIZED_WITH_DELTA else (pair,)
     return FormShape(name=kind, chains=chains, extra=0 if site.bias is None else site.bias.size)
 
 
-def shape_macs(site: ConvSite, shape: FormShape) -> int:
-    """Multiply-accumulates of a form of this layer, for one sample.
+def family_shape(site: ConvSite, kind: FormKind, ranks: Ranks) -> FormShape:
+    """A form of one of the ``FAMILIES``, at some ranks."""
+    specs = FAMILIES[kind].specs(site.spec, ranks)
+    return FormShape(name=kind, chains=(specs,), extra=0 if site.bias is None else site.bias.size)
 
-    The first stage of each chain has its kernel applied as often as the layer has, the others at each of its output
-    locations.
+
+def locations(site: ConvSite, chain: tuple[ConvSpec, ...]) -> tuple[int, ...]:
+    """How many locations one sample has in front of each stage of a chain, and behind the last.
+
+    A stage that has the layer's own geometry is where the layer is, so that what is in front of it has the input's
+    locations. Else they follow from the sizes of the layer's input, or, where those are not known, from the strides.
     """
-    return sum(
-        dense_macs(spec, site.positions if index else site.applications)
-        for chain in shape.chains
+    sizes = site.input_size if site.spec.axes else None
+    found = [site.positions]
+    for spec in reversed(chain):
+        found.append(_in_front(spec, found[-1]))
+    found.reverse()
+    if sizes is not None and len(sizes) == site.spec.axes:
+        for index, spec in enumerate(chain[:-1]):
+            sizes = tuple(_behind(spec, axis, size) for axis, size in enumerate(sizes))
+            found[index + 1] = math.prod(sizes)
+        found[0] = math.prod(site.input_size or ())
+    return tuple(found)
+
+
+def _in_front(spec: ConvSpec, behind: int) -> int:
+    steps = math.prod(spec.stride)
+    return max(behind // steps, 1) if spec.transposed else behind * steps
+
+
+def _behind(spec: ConvSpec, axis: int, size: int) -> int:
+    """The locations that a stage gives along an axis."""
+    reach, (before, after) = spec.dilation[axis] * (spec.kernel[axis] - 1), spec.padding[axis]
+    if spec.transposed:
+        return max(spec.stride[axis] * (size - 1) + reach + 1 - before - after + spec.output_padding[axis], 0)
+    return max((size + before + after - reach - 1) // spec.stride[axis] + 1, 0)
+
+
+def applications(site: ConvSite, chain: tuple[ConvSpec, ...]) -> tuple[int, ...]:
+    """How often one sample takes the kernel of each stage of a chain."""
+    places = locations(site, chain)
+    return tuple(
+        site.applications if index == 0 and spec.moves == site.spec.moves else places[index + (not spec.transposed)]
         for index, spec in enumerate(chain)
+    )
+
+
+def shape_macs(site: ConvSite, shape: FormShape) -> int:
+    """Multiply-accumulates of a form of this layer, for one sample."""
+    return sum(
+        dense_macs(spec, times)
+        for chain in shape.chains
+        for spec, times in zip(chain, applications(site, chain), strict=True)
     )
 
 
@@ -104,9 +146,11 @@ class CostModel(Protocol):
 class MacsCost:
     """Multiply-accumulates as a machine does them, and what it does while activations move between stages.
 
-    Channels count as whole lanes, input and output of each stage, in each group::
+    Channels count as whole lanes, input and output of each stage, in each group; but an input of fewer channels than a
+    lane, as images have, is read as it is, and a depthwise stage computes a lane of its channels at once::
 
         work    = applications * groups * lanes(in / groups) * lanes(out / groups) * prod(kernel)
+                  applications * lanes(channels) * prod(kernel)                         of a depthwise stage
         lanes(n) = ceil(n / lane) * lane
         traffic = bytes of the activations that the form writes and reads again between its stages
         cost    = sum of work + balance * traffic
@@ -136,17 +180,34 @@ class MacsCost:
         """The formula of the class, for one sample."""
         work = moved = 0
         for chain in shape.chains:
-            for index, spec in enumerate(chain):
-                applications = site.positions if index else site.applications
-                inner, outer = self._lanes(spec.in_channels // spec.groups), self._lanes(spec.group_out)
-                work += applications * spec.groups * inner * outer * math.prod(spec.kernel)
+            places = locations(site, chain)
+            for index, (spec, times) in enumerate(zip(chain, applications(site, chain), strict=True)):
+                work += times * self._work(spec, is_first=index == 0) * math.prod(spec.kernel)
                 if index:
-                    moved += 2 * spec.groups * inner * site.positions
+                    moved += 2 * self._read(spec) * places[index]
         moved += 3 * site.spec.groups * self._lanes(site.spec.group_out) * site.positions * (len(shape.chains) - 1)
         return work + self.balance * moved * site.weight.itemsize
 
+    def _work(self, spec: ConvSpec, *, is_first: bool) -> int:
+        """The products of one location under one tap."""
+        if _is_plain_depthwise(spec):
+            return self._lanes(spec.out_channels)
+        inner, outer = spec.in_channels // spec.groups, self._lanes(spec.group_out)
+        as_it_is = is_first and spec.groups == 1 and inner < self.lane
+        return spec.groups * (inner if as_it_is else self._lanes(inner)) * outer
+
+    def _read(self, spec: ConvSpec) -> int:
+        """The channels of a stage's input, as they lie in memory."""
+        if _is_plain_depthwise(spec):
+            return self._lanes(spec.in_channels)
+        return spec.groups * self._lanes(spec.in_channels // spec.groups)
+
     def _lanes(self, channels: int) -> int:
         return -(-channels // self.lane) * self.lane
+
+
+def _is_plain_depthwise(spec: ConvSpec) -> bool:
+    return spec.is_depthwise and spec.group_out == 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

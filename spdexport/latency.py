@@ -150,7 +150,8 @@ class LatencyCost:
                 spinning=False,
             )
             model, x = form_model(site, shape)
-            model, _ = pad_lanes(model, self.lane)
+            # Every row of layers there is of the one form.
+            model, _ = pad_lanes(model, self.lane, bool)
             seconds = self.measure(model, x, settings)
             if not _write(path, {"key": key, "seconds": seconds}) and not self._known:
                 self.told(f"times are not kept for the next run: {path.parent} cannot be written to")

@@ -263,8 +263,19 @@ def rank_for_error(sigma: FloatArray, error: float) -> int:
         sigma: Descending, shape (groups, n).
         error: Of each group's norm.
     """
-    error *= 1 + 4 * np.finfo(np.float64).eps
-    return next(rank for rank in range(1, sigma.shape[-1] + 1) if truncation_errors(sigma, rank).max() <= error)
+    return rank_for_errors(sigma, np.full(len(sigma), error))
+
+
+def rank_for_errors(sigma: FloatArray, errors: FloatArray) -> int:
+    """The smallest rank whose truncation is off by at most ``errors[g]`` of the norm of each group g.
+
+    Args:
+        sigma: Descending, shape (groups, n).
+        errors: Of each group's norm, shape (groups,).
+    """
+    errors = errors * (1 + 4 * np.finfo(np.float64).eps)
+    ranks = range(1, sigma.shape[-1] + 1)
+    return next(rank for rank in ranks if (truncation_errors(sigma, rank) <= errors).all())
 
 
 def truncation_errors(sigma: FloatArray, rank: int) -> FloatArray:

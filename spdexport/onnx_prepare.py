@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from spdexport.conv import Array
+    from spdexport.conv import Array, ConvSite, Skipped
     from spdexport.loading.model import ExampleInputs
     from spdexport.options import Options
     from spdexport.planning import Plan
@@ -93,7 +93,7 @@ class PreparedOnnx:
 
         A Gemm that stored its weight transposed, or scaled it, is the plain one there.
         """
-        made = ((d.site, d.dense_form()) for d in self.plan.decisions if d.factors is not None)
+        made = ((d.site, d.dense_form()) for d in self.plan.decisions if d.is_decomposed)
         return place_onnx_forms(self.model, made)
 
 
@@ -109,6 +109,46 @@ def prepare_onnx(path: Path, options: Options, progress: Callable[[str], None] =
         UsageError: An option has no meaning for an ONNX file, names nothing, or does not go together with another one.
         InputError: The file, components, masks or inputs cannot be used.
     """
+    read = read_source(path, options, progress)
+    components = components_of(None, options)
+    decided = decide(read.sites, read.skipped, components, options, progress, held=_held_by(read.model))
+    _refuse_runtime(decided.plan, path)
+    return PreparedOnnx(
+        path=path,
+        model=read.model,
+        as_written=read.as_written,
+        is_external=read.is_external,
+        inputs=read.inputs,
+        plan=decided.plan,
+        components=decided.components,
+        hashes={**read.hashes, **decided.hashes},
+        notes=(*read.notes, *decided.notes, *told(read.ranges)),
+        ranges=read.ranges,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ReadOnnx:
+    """An ONNX model that was read, with nothing decided about it; attributes as those of ``PreparedOnnx``.
+
+    Attributes:
+        sites: The layers.
+        skipped: Those that are left alone.
+    """
+
+    model: ir.Model
+    as_written: bool
+    is_external: bool
+    inputs: ExampleInputs | None
+    sites: tuple[ConvSite, ...]
+    skipped: tuple[Skipped, ...]
+    hashes: Mapping[str, str]
+    notes: tuple[str, ...]
+    ranges: Ranges
+
+
+def read_source(path: Path, options: Options, progress: Callable[[str], None]) -> ReadOnnx:
+    """Read an ONNX file and list its layers; arguments and errors are those of ``prepare_onnx``."""
     _refuse(options)
     progress("loading")
     original = load_onnx(path)
@@ -120,29 +160,25 @@ def prepare_onnx(path: Path, options: Options, progress: Callable[[str], None] =
     if inputs is not None and all(port.name != LABELS for port in ports):
         check_labels(inputs)
     given = None if inputs is None else given_tensors(ports, inputs)
-    sizes = _sizes(model, given)
+    sizes = value_sizes(model, given)
     sites, skipped = list_onnx_sites(model, sizes)
-    decided = decide(sites, skipped, components_of(None, options), options, progress)
-    _refuse_runtime(decided.plan, path)
     nodes = node_keys(model.graph)
     if unknown := [site.name for site in sites if nodes[site.node].outputs[0].name not in sizes]:
         notes.append(
             f"the file does not tell the output sizes of {_some(unknown)}: MACs are those of one location; "
             "--input-shape tells them"
         )
-    ranges = recorded_ranges(original, path)
     data = {f"source {file.name}": sha256_file(file) for file in files}
-    return PreparedOnnx(
-        path=path,
+    return ReadOnnx(
         model=model,
         as_written=model is original,
         is_external=bool(files),
         inputs=inputs,
-        plan=decided.plan,
-        components=decided.components,
-        hashes={"source": sha256_file(path), **data, **decided.hashes},
-        notes=(*notes, *decided.notes, *told(ranges)),
-        ranges=ranges,
+        sites=sites,
+        skipped=skipped,
+        hashes={"source": sha256_file(path), **data},
+        notes=tuple(notes),
+        ranges=recorded_ranges(original, path),
     )
 
 
@@ -268,7 +304,7 @@ def _heard(name: str) -> Iterator[list[str]]:
         logger.propagate = propagate
 
 
-def _sizes(model: ir.Model, given: Mapping[str, Array] | None) -> dict[str, tuple[int, ...]]:
+def value_sizes(model: ir.Model, given: Mapping[str, Array] | None) -> dict[str, tuple[int, ...]]:
     """The sizes of the main graph's values by name, as far as the file, or inputs, tell them; a batch counts as 1."""
     model = model.clone()
     for value in model.graph.inputs:
@@ -285,6 +321,14 @@ def _sizes(model: ir.Model, given: Mapping[str, Array] | None) -> dict[str, tupl
         if None not in known:
             sizes[value.name] = tuple(d for d in known if d is not None)
     return sizes
+
+
+def _held_by(model: ir.Model) -> Callable[[str], Array | None]:
+    def held(name: str) -> Array | None:
+        value = model.graph.initializers.get(name)
+        return None if value is None or value.const_value is None else value.const_value.numpy()
+
+    return held
 
 
 def _some(names: Sequence[str]) -> str:

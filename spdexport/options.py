@@ -177,6 +177,12 @@ class Options(LiveOptions, PlanOptions, ModelOptions):
             raise UsageError(
                 f"{option} has no masks to work on.", where=option, hint="Give --masks FILE, or leave it out."
             )
+        if self.keep_masks and self.form.chain:
+            raise UsageError(
+                f"The {self.form.value} form has no components for a mask to stay visible on.",
+                where=f"--keep-masks and --form {self.form.value}",
+                hint="Give one of them.",
+            )
         if not 1 <= self.lane_width <= LARGEST_LANE:
             raise UsageError(
                 f"A lane has 1 to {LARGEST_LANE} channels, not {self.lane_width}.",
@@ -227,10 +233,10 @@ class Options(LiveOptions, PlanOptions, ModelOptions):
                 where="--gate-threshold",
                 hint="Give the importance above which a component is kept.",
             )
-        if self.asks_for_live_masks and self.form is FormChoice.DENSE:
+        if self.asks_for_live_masks and (self.form is FormChoice.DENSE or self.form.chain):
             raise UsageError(
-                "A dense layer has no components for a mask to choose among.",
-                where="--form dense",
+                f"A {self.form.value} layer has no components for a mask to choose among.",
+                where=f"--form {self.form.value}",
                 hint="Leave it out: layers with run-time masks or gates are factorized.",
             )
 

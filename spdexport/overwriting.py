@@ -118,16 +118,20 @@ def _inside(folder: Path, option: str, takes: Callable[[str], bool]) -> Iterator
         yield from (NamedFile(path=path, option=option) for path in sorted(folder.iterdir()) if takes(path.name))
 
 
-def _factory(value: object) -> Iterator[Read]:
+def _function(option: str) -> Callable[[object], Iterator[Read]]:
     """The file of ``FILE.py:NAME`` or ``package.module:NAME``; of modules, those in the folder of the command."""
-    target = value.rpartition(":")[0] if isinstance(value, str) else ""
-    if not target:
-        return
-    yield NamedFile(path=Path(target), option="--factory")
-    module = Path(*target.split("."))
-    for path in (module.with_name(f"{module.name}.py"), module / "__init__.py"):
-        if path.is_file():
-            yield NamedFile(path=path, option="--factory")
+
+    def expand(value: object) -> Iterator[Read]:
+        target = value.rpartition(":")[0] if isinstance(value, str) else ""
+        if not target:
+            return
+        yield NamedFile(path=Path(target), option=option)
+        module = Path(*target.split("."))
+        for path in (module.with_name(f"{module.name}.py"), module / "__init__.py"):
+            if path.is_file():
+                yield NamedFile(path=path, option=option)
+
+    return expand
 
 
 def _baseline(value: object) -> Iterator[Read]:
@@ -228,9 +232,13 @@ READS: Mapping[str, Callable[[object], Iterator[Read]]] = {
     "file": _model("FILE"),
     "against": _model("--against"),
     "components": _model("--components"),
-    "factory": _factory,
+    "factory": _function("--factory"),
     "inputs": _data("--inputs"),
-    "data": _data("--inputs"),
+    "data": _data("--data"),
+    "cache": _data("--cache"),
+    "selection": _data("--selection"),
+    "test": _data("--test"),
+    "metric": _function("--metric"),
     "masks": _file("--masks"),
     "edit": _file("--edit"),
     "harvest": _file("--harvest"),
@@ -245,6 +253,7 @@ READS: Mapping[str, Callable[[object], Iterator[Read]]] = {
 
 WRITES: Mapping[str, str] = {
     "output": "-o",
+    "save_components": "--save-components",
     "save_plan": "--save-plan",
     "repro": "--repro",
     "log_file": "--log-file",

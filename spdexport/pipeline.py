@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Literal, Unpack, overload
 
 from spdexport.errors import UsageError
 from spdexport.files.atomic import RejectedError, failed_name, pending
@@ -40,12 +40,13 @@ from spdexport.worth import costs_more
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import torch
     from torch.export import ExportedProgram
 
     from spdexport.loading.model import ExampleInputs
+    from spdexport.loading.source import Source
     from spdexport.ort.providers import Provider
     from spdexport.planning import Plan
-    from spdexport.prepare import Source
     from spdexport.ranges import Ranges
     from spdexport.rewrite.onnx_trim import Trimming
 
@@ -318,11 +319,26 @@ def inspect(source: Source, *, progress: Progress = _silent, **options: Unpack[O
     )
 
 
-def factorize(source: Source, **options: Unpack[OptionsDict]) -> ExportedProgram:
+@overload
+def factorize(
+    source: Source, *, trainable: Literal[False] = False, **options: Unpack[OptionsDict]
+) -> ExportedProgram: ...
+
+
+@overload
+def factorize(source: Source, *, trainable: Literal[True], **options: Unpack[OptionsDict]) -> torch.nn.Module: ...
+
+
+def factorize(
+    source: Source, *, trainable: bool = False, **options: Unpack[OptionsDict]
+) -> ExportedProgram | torch.nn.Module:
     """The factorized model as a torch program: ``factorize(module, inputs=(x,)).module()(x)`` runs it.
 
     Args:
         source: As for ``convert``; a module given here is not changed.
+        trainable: Whether to give a module to be trained instead, with parameters of its own. Its state dict, saved by
+            ``torch.save``, is what ``components`` takes: the layers come back in their forms, with what was trained.
+            Batch norm and dropout stay in eval mode, as they were traced.
         **options: See ``spdexport.Options``.
 
     Raises:
@@ -330,7 +346,8 @@ def factorize(source: Source, **options: Unpack[OptionsDict]) -> ExportedProgram
     """
     if is_onnx(source):
         raise no_program(source, "factorize")
-    return find_route(source, Options.of(options), _silent).program()
+    route = find_route(source, Options.of(options), _silent)
+    return route.trainable() if trainable else route.program()
 
 
 def _for_target(options: OptionsDict, asked: Sequence[Provider]) -> OptionsDict:

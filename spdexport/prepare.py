@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch.export import ExportedProgram
 
+from spdexport.arrays import to_numpy
 from spdexport.capture import Captured, DynamicAxes, capture
 from spdexport.conv import Skipped
 from spdexport.edits import apply_edits, edits_note, read_edits
@@ -17,8 +16,7 @@ from spdexport.errors import ComponentsError, UsageError
 from spdexport.example_inputs import inputs_of
 from spdexport.factors import Factors
 from spdexport.files.hashing import sha256_tensors
-from spdexport.loading import ExampleInputs, LoadedModel, load
-from spdexport.loading.load import no_keys
+from spdexport.loading.source import Source, load_source
 from spdexport.masks import fit_masks, read_masks
 from spdexport.names import layer_of_call
 from spdexport.ort.providers import provider_named
@@ -28,7 +26,7 @@ from spdexport.planning.live_masks import LiveMasks, live_notes
 from spdexport.rewrite.torch_graph import list_sites
 from spdexport.rewrite.torch_place import place_forms
 from spdexport.rewrite.torch_tokens import over_tokens
-from spdexport.sources.match import check_target, match_components, match_gates
+from spdexport.sources.match import adapter_notes, check_target, match_chains, match_components, match_gates
 from spdexport.sources.spd import load_components
 from spdexport.sources.svd import svd_source
 from spdexport.steps import step
@@ -36,17 +34,17 @@ from spdexport.steps import step
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from spdexport.conv import ConvSite
+    from torch.export import ExportedProgram
+
+    from spdexport.conv import Array, ConvSite
     from spdexport.cost import CostModel
     from spdexport.edits import EditSet
     from spdexport.forms import Form
+    from spdexport.loading import LoadedModel
     from spdexport.masks import MaskSet
     from spdexport.options import Options
     from spdexport.ranges import Ranges
     from spdexport.sources.components import ComponentSet
-
-Source = str | Path | torch.nn.Module | ExportedProgram | None
-"""A file, a module, a program; or None, where a factory gives the module."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -116,31 +114,83 @@ def prepare(
         InputError: A file that cannot be used.
         CaptureError: The model cannot be traced.
     """
+    traced = trace(source, options, progress, shapes=shapes)
+    components, captured = traced.components, traced.captured
+    decided = decide(
+        traced.sites,
+        traced.skipped,
+        components,
+        options,
+        progress,
+        held=_held_by(captured.program),
+        beside=traced.loaded.components is None,
+    )
+    return Prepared(
+        loaded=traced.loaded,
+        captured=captured,
+        plan=decided.plan,
+        components=decided.components,
+        hashes={"source": traced.sha256, **decided.hashes},
+        notes=(*traced.loaded.notes, *traced.told, *captured.notes, *live_notes(decided.plan), *decided.notes),
+        run=components,
+        own_inputs=options.own_inputs and not traced.told,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Traced:
+    """A model that was read and traced, with nothing decided about it.
+
+    Attributes:
+        loaded: What loading gave.
+        captured: The traced model.
+        components: Those of the source itself, or of the user's choice; None for the SVD.
+        sites: The layers.
+        skipped: Those that are left alone.
+        sha256: Of the source.
+        told: Notes on example inputs that were worked out.
+    """
+
+    loaded: LoadedModel
+    captured: Captured
+    components: ComponentSet | None
+    sites: tuple[ConvSite, ...]
+    skipped: tuple[Skipped, ...]
+    sha256: str
+    told: tuple[str, ...]
+
+
+def trace(source: Source, options: Options, progress: Callable[[str], None], *, shapes: Sequence[str] = ()) -> Traced:
+    """Read a source, trace it, and list its layers; arguments and errors are those of ``prepare``."""
     progress("loading")
-    loaded = _loaded(source, options)
+    loaded = load_source(
+        source,
+        factory=options.factory,
+        trust=options.trust,
+        state_key=options.state_key,
+        seed=options.seed,
+        has_inputs=options.inputs is not None or bool(options.input_shape),
+    )
     progress("tracing")
     inputs, told = inputs_of(options, loaded, shapes)
     captured = capture(loaded, inputs, DynamicAxes.parse(options.dynamic, batch=options.dynamic_batch))
     components = components_of(loaded.components, options)
     if components is not None or options.asks_for_live_masks:
         captured = replace(captured, program=over_tokens(captured.program))
-    named = frozenset(() if components is None else components.components)
+    named = frozenset(() if components is None else components.layers)
     dashed = components is not None and components.dashed
     sites, skipped = list_sites(
         captured.program,
         looks_up=lambda name: (layer_of_call(name).replace(".", "-") if dashed else layer_of_call(name)) in named,
     )
-    decided = decide(sites, skipped, components, options, progress, beside=loaded.components is None)
-    source_hash = loaded.sha256 or sha256_tensors(_weights(captured.program))
-    return Prepared(
+    return Traced(
         loaded=loaded,
         captured=captured,
-        plan=decided.plan,
-        components=decided.components,
-        hashes={"source": source_hash, **decided.hashes},
-        notes=(*loaded.notes, *told, *captured.notes, *live_notes(decided.plan), *decided.notes),
-        run=components,
-        own_inputs=options.own_inputs and not told,
+        components=components,
+        sites=tuple(sites),
+        skipped=tuple(skipped),
+        sha256=loaded.sha256 or sha256_tensors(_weights(captured.program)),
+        told=told,
     )
 
 
@@ -168,6 +218,7 @@ def decide(
     options: Options,
     progress: Callable[[str], None],
     *,
+    held: Callable[[str], Array | None],
     beside: bool = True,
 ) -> Decided:
     """Match the layers of a model, of whichever kind its graph is, with components and masks, and plan.
@@ -178,6 +229,7 @@ def decide(
         components: Those of the source itself, or of the user's choice; None for the SVD.
         options: What the user wants.
         progress: Told what is being done.
+        held: What the model holds under a name, which a state dict may repeat; None for nothing.
         beside: Whether they come from elsewhere than the source, so that it may be another model.
 
     Raises:
@@ -196,10 +248,10 @@ def decide(
     if components is None:
         factor_source = _svd_with_masks(sites, options, masks)
     else:
-        factor_source = _from_components(components, sites, skipped, options, masks, edits, beside=beside)
+        factor_source = _from_components(components, sites, skipped, options, masks, edits, held=held, beside=beside)
     gates = match_gates(components, sites, options.sigmoid) if components is not None and options.gates else {}
     progress("planning")
-    others = () if components is None else (*components.components, *components.identity)
+    others = () if components is None else (*components.layers, *components.identity)
     hashes = {
         "components": None if components is None else components.sha256,
         "masks": None if masks is None else masks.sha256,
@@ -218,7 +270,8 @@ def decide(
     notes = [] if edits is None else [edits_note(edits)]
     if components is not None:
         check_orders(plan, str(components.path or "the components"))
-        notes += hidden_notes(plan, beside=beside)
+        taken = [site for site in sites if not matches(site.name, options.exclude)]
+        notes += (*adapter_notes(components, taken), *hidden_notes(plan, beside=beside))
     return Decided(
         notes=tuple(notes),
         plan=plan,
@@ -231,7 +284,7 @@ def _counted(source: FactorSource, layers: int, progress: Callable[[str], None])
     """Return a source of factors that tells the layer that is planned, whose factors it is asked for first."""
     numbers = itertools.count()
 
-    def told(site: ConvSite) -> Factors | Skipped | None:
+    def told(site: ConvSite) -> Factors | Form | Skipped | None:
         progress(step("planning", done=next(numbers), total=layers, detail=site.name))
         return source(site)
 
@@ -247,48 +300,6 @@ def _measured(options: Options, progress: Callable[[str], None]) -> CostModel | 
     return LatencyCost(provider=provider_named(options.target), lane=options.planning.padding, told=progress)
 
 
-def _loaded(source: Source, options: Options) -> LoadedModel:
-    if options.factory is not None and isinstance(source, ExportedProgram | torch.nn.Module):
-        kind = "a program" if isinstance(source, ExportedProgram) else "a module"
-        raise UsageError(
-            f"The source is {kind} already, which needs no factory.",
-            where=f"--factory {options.factory}",
-            hint="Leave out either the factory or the source.",
-        )
-    if options.state_key is not None and isinstance(source, ExportedProgram | torch.nn.Module):
-        raise no_keys("no file", options.state_key)
-    if isinstance(source, ExportedProgram):
-        return LoadedModel(kind="program", program=source, inputs=_program_inputs(source))
-    if isinstance(source, torch.nn.Module):
-        return LoadedModel(kind="module", module=source)
-    if source is None and options.factory is None:
-        raise UsageError(
-            "There is no model.", where="the command", hint="Name a source file, or give --factory FILE.py:NAME."
-        )
-    if not isinstance(source, str | Path | None):
-        raise UsageError(
-            f"A source of type {type(source).__name__} is not known.",
-            where="the source",
-            hint="Give the path of a file, an nn.Module, an ExportedProgram, or None with a factory.",
-        )
-    path = None if source is None else Path(source)
-    return load(
-        path,
-        factory=options.factory,
-        trust=options.trust,
-        state_key=options.state_key,
-        seed=options.seed,
-        has_inputs=options.inputs is not None or bool(options.input_shape),
-    )
-
-
-def _program_inputs(program: ExportedProgram) -> ExampleInputs | None:
-    if program.example_inputs is None:
-        return None
-    args, kwargs = program.example_inputs
-    return ExampleInputs(args=tuple(args), kwargs=dict(kwargs), origin="the program")
-
-
 def components_of(own: ComponentSet | None, options: Options) -> ComponentSet | None:
     """The components that the source itself brought, or those of the user's choice; None for the SVD.
 
@@ -298,13 +309,15 @@ def components_of(own: ComponentSet | None, options: Options) -> ComponentSet | 
     """
     if options.components is None:
         return own
-    if own is not None:
+    given = load_components(options.components)
+    # Forms that stand in a file as a whole are those of the run's model, and need none of its components.
+    if own is not None and not given.chains.chains:
         raise UsageError(
             "The source is an SPD run, which has components of its own.",
             where="--components",
             hint="Leave --components out, or give the dense model as the source.",
         )
-    return load_components(options.components)
+    return given
 
 
 def _svd_with_masks(sites: Sequence[ConvSite], options: Options, masks: MaskSet | None) -> FactorSource:
@@ -331,10 +344,11 @@ def _from_components(
     masks: MaskSet | None,
     edits: EditSet | None,
     *,
+    held: Callable[[str], Array | None],
     beside: bool,
 ) -> FactorSource:
     names = [s.name for s in sites] + [s.name for s in skipped]
-    check_patterns(options.exclude, [*names, *components.components, *components.identity], "--exclude")
+    check_patterns(options.exclude, [*names, *components.layers, *components.identity], "--exclude")
     if beside:
         check_target(components, sites)
 
@@ -342,7 +356,8 @@ def _from_components(
         return matches(name, options.exclude)
 
     factors = match_components(components, sites, skipped, excluded=excluded)
-    if not factors and not all(excluded(site.name) for site in sites):
+    forms = match_chains(components, sites, skipped, excluded=excluded, held=held)
+    if not factors and not forms and not all(excluded(site.name) for site in sites):
         raise ComponentsError(
             "No layer of the model has components.",
             where=str(components.path or "the components"),
@@ -352,11 +367,19 @@ def _from_components(
         factors = apply_edits(edits, factors, layers=names, excluded=excluded)
     if masks is not None:
         factors = fit_masks(masks, factors, layers=names, left=skipped, excluded=excluded)
-    return _lookup(factors)
+    return _lookup({**factors, **forms})
 
 
-def _lookup(factors: Mapping[str, Factors]) -> FactorSource:
-    return lambda site: factors.get(site.name)
+def _lookup(found: Mapping[str, Factors | Form]) -> FactorSource:
+    return lambda site: found.get(site.name)
+
+
+def _held_by(program: ExportedProgram) -> Callable[[str], Array | None]:
+    def held(name: str) -> Array | None:
+        tensor = program.state_dict.get(name, program.constants.get(name))
+        return to_numpy(tensor) if isinstance(tensor, torch.Tensor) else None
+
+    return held
 
 
 def _weights(program: ExportedProgram) -> dict[str, torch.Tensor]:

@@ -197,7 +197,8 @@ def as_recorded(given: OptionsDict, record: Record) -> Completed:
                 where=f"{record.path}, {_option(name)}",
                 hint="Leave the option out: it is read from the file.",
             )
-    if record.is_complete and (options.form is FormChoice.AUTO or options.planning.truncates):
+    planned = options.form is FormChoice.AUTO or options.form.chain is not None or options.planning.truncates
+    if record.is_complete and planned:
         # What was chosen then is a statement that the file makes; what it computes is worked out anew.
         options = replace(options, plan=_stated_plan(record))
     unnamed = [n for n in completed if n not in given and getattr(options, n) != _DEFAULTS[n]]

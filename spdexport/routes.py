@@ -18,16 +18,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     import onnx_ir as ir
+    import torch
     from torch.export import ExportedProgram
 
     from spdexport.conv import ConvSite
     from spdexport.dense_export import DenseExport
     from spdexport.export import Exported
     from spdexport.forms import Form
+    from spdexport.loading.source import Source
     from spdexport.onnx_prepare import PreparedOnnx
     from spdexport.options import Options
     from spdexport.planning import Plan
-    from spdexport.prepare import Prepared, Source
+    from spdexport.prepare import Prepared
     from spdexport.ranges import Ranges
     from spdexport.rewrite.onnx_trim import Trimmed, Trimming
     from spdexport.verification.check import Check
@@ -64,6 +66,9 @@ class Route(Protocol):
 
     def program(self) -> ExportedProgram:
         """The factorized program of torch."""
+
+    def trainable(self) -> torch.nn.Module:
+        """The same as a module to be trained."""
 
     def model(self) -> ir.Model:
         """The factorized ONNX model, with metadata."""
@@ -128,7 +133,7 @@ def _trimmed(model: ir.Model, plan: Plan) -> Trimmed | None:
         return None
     from spdexport.rewrite.onnx_trim import trim
 
-    return trim(model, lane=plan.options.padding)
+    return trim(model, lane=plan.options.padding, chains=plan.chains)
 
 
 def _told(trimmed: Trimmed | None) -> Trimming | None:
@@ -166,6 +171,12 @@ class TorchRoute:
     def program(self) -> ExportedProgram:
         """The factorized program of torch."""
         return self._intended
+
+    def trainable(self) -> torch.nn.Module:
+        """The same as a module to be trained, whose stages are named as files of chains name them."""
+        from spdexport.rewrite.torch_trainable import numbered, trainable_module
+
+        return trainable_module(self.prepared.factorized(numbered(self._forms)))
 
     def model(self) -> ir.Model:
         """The factorized ONNX model, with metadata."""
@@ -298,6 +309,10 @@ class OnnxRoute:
         return 0 if self.prepared.is_external else None
 
     def program(self) -> ExportedProgram:
+        """There is none."""
+        raise no_program(self.prepared.path, "the source")
+
+    def trainable(self) -> torch.nn.Module:
         """There is none."""
         raise no_program(self.prepared.path, "the source")
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import torch
 
     from spdexport.loading.model import ExampleInputs
+    from spdexport.loading.source import Source
     from spdexport.options import OptionsDict
-    from spdexport.prepare import Source
     from spdexport.verification.result import Verification
 
 WIDTH = 100

@@ -12,7 +12,7 @@ import spdexport
 NAMES = {
     "convert", "verify", "inspect", "fold", "factorize", "load_components",
     "Options", "OptionsDict", "Conversion", "Inspection", "Folding", "Verification", "EdgeResult", "Status",
-    "bench", "Bench", "derive_masks", "DerivedMasks", "ablate", "Ablations",
+    "compress", "Compression", "bench", "Bench", "derive_masks", "DerivedMasks", "ablate", "Ablations",
     "ComponentSet", "Factors", "ConvSpec", "Plan", "LayerPlan",
     "SpdExportError", "UsageError", "RuntimeMissingError", "InputError", "SourceError", "PickleRefusedError",
     "ComponentsError", "MaskError", "PlanError", "ExampleInputError", "ModelError", "CaptureError", "ExportError",

@@ -14,7 +14,7 @@ LINES = 400
 LAYERS = (
     # Values and the maths on them: no file, no graph.
     ("errors", "names", "conv", "quiet", "text"),
-    ("arrays", "content", "gates", "factors", "lowrank", "invocation", "ranges", "speech", "steps"),
+    ("arrays", "content", "gates", "factors", "lowrank", "multilinear", "invocation", "ranges", "speech", "steps"),
     ("forms",),
     ("cost",),
     # Files, and what is read from them.
@@ -32,7 +32,7 @@ LAYERS = (
     ("onnx_prepare", "recorded"),
     ("routes",),
     ("pipeline",),
-    ("ablation", "folding", "importance", "measuring"),
+    ("ablation", "compression", "folding", "importance", "measuring"),
     ("report",),
     ("testing",),
     ("pytest_plugin",),

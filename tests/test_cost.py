@@ -11,7 +11,10 @@ from spdexport.cost import (
     FormShape,
     MacsCost,
     ParameterCost,
+    applications,
     dense_shape,
+    family_shape,
+    locations,
     pair_shape,
     shape_macs,
     shape_parameters,
@@ -66,14 +69,49 @@ def test_counted_one_by_one_and_without_traffic_the_cost_is_the_macs() -> None:
 
 def test_lanes_and_traffic() -> None:
     site = a_site(ConvSpec.pointwise(3, 20, axes=2))
-    assert MacsCost()(site, dense_shape(site)) == 16 * 32 * 100
+    # An input narrower than a lane is read as it is.
+    assert MacsCost()(site, dense_shape(site)) == 3 * 32 * 100
     # 5 components fill a lane; they are written and read once, in float32.
-    assert MacsCost()(site, pair_shape(site, 5)) == (16 * 16 + 16 * 32) * 100 + 8 * 2 * 16 * 100 * 4
+    assert MacsCost()(site, pair_shape(site, 5)) == (3 * 16 + 16 * 32) * 100 + 8 * 2 * 16 * 100 * 4
     # The sum reads both results and writes a third.
     both = MacsCost()(site, pair_shape(site, 5, FormKind.FACTORIZED_WITH_DELTA)) - MacsCost()(site, pair_shape(site, 5))
-    assert both == 16 * 32 * 100 + 8 * 3 * 32 * 100 * 4
+    assert both == 3 * 32 * 100 + 8 * 3 * 32 * 100 * 4
     half = replace(site, weight=site.weight.astype(np.float16))
-    assert MacsCost()(half, pair_shape(site, 5)) == (16 * 16 + 16 * 32) * 100 + 8 * 2 * 16 * 100 * 2
+    assert MacsCost()(half, pair_shape(site, 5)) == (3 * 16 + 16 * 32) * 100 + 8 * 2 * 16 * 100 * 2
+
+
+def test_a_wider_input_counts_in_whole_lanes() -> None:
+    site = a_site(ConvSpec.pointwise(17, 20, axes=2))
+    assert MacsCost()(site, dense_shape(site)) == 32 * 32 * 100
+
+
+def test_depthwise_stages_compute_a_lane_of_channels_at_once() -> None:
+    site = a_site(replace(WIDE, in_channels=40, out_channels=40, groups=40))
+    assert MacsCost()(site, dense_shape(site)) == 48 * 9 * 100
+    # k x 1, then 1 x k: 40 channels lie between, in lanes.
+    shape = family_shape(site, FormKind.SPATIAL, (1,))
+    assert MacsCost()(site, shape) == 48 * (3 + 3) * 100 + 8 * 2 * 48 * 100 * 4
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_kernel_counts_where_it_runs(known: bool) -> None:
+    """The first stage of a strided layer has not been strided along the other axis yet."""
+    spec = replace(WIDE, stride=(2, 2))
+    site = replace(a_site(spec), positions=8 * 8, input_size=(16, 16) if known else None)
+    spatial = family_shape(site, FormKind.SPATIAL, (5,))
+    assert applications(site, spatial.chains[0]) == (8 * 16, 8 * 8)
+    assert shape_macs(site, spatial) == 5 * 32 * 3 * 8 * 16 + 64 * 5 * 3 * 8 * 8
+    tucker = family_shape(site, FormKind.TUCKER, (6, 7))
+    assert applications(site, tucker.chains[0]) == (16 * 16, 8 * 8, 8 * 8)
+    up = replace(a_site(UP), positions=64, input_positions=16, input_size=(4, 4) if known else None)
+    assert applications(up, family_shape(up, FormKind.SPATIAL, (5,)).chains[0]) == (4 * 4, 8 * 4)
+    assert applications(up, family_shape(up, FormKind.TUCKER, (5, 5)).chains[0]) == (4 * 4, 4 * 4, 8 * 8)
+
+
+def test_odd_sizes_are_those_that_the_stages_give() -> None:
+    spec = replace(WIDE, stride=(2, 3), padding=((0, 1), (2, 0)), dilation=(2, 1))
+    site = replace(a_site(spec), positions=6 * 5, input_size=(15, 13))
+    assert locations(site, family_shape(site, FormKind.SPATIAL, (5,)).chains[0]) == (15 * 13, 6 * 13, 6 * 5)
 
 
 def test_the_constants_are_told() -> None:

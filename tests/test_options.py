@@ -26,7 +26,13 @@ from spdexport.verification.check import Check
 FUNCTIONS = {"masks": "derive_masks"}
 """The function that a command calls, where it has another name."""
 
-ARGUMENTS = {"convert": ["-o", "o.onnx"], "fold": ["-o", "o.onnx"], "masks": ["-o", "o"], "ablate": ["--inputs", "x"]}
+ARGUMENTS = {
+    "convert": ["-o", "o.onnx"],
+    "fold": ["-o", "o.onnx"],
+    "masks": ["-o", "o"],
+    "ablate": ["--inputs", "x"],
+    "compress": ["-o", "o.onnx", "--data", "x"],
+}
 """What a command is not without, beside the file."""
 
 OPTIONS = {field.name for field in fields(Options)}

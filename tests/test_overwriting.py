@@ -37,11 +37,23 @@ FILES = {
     "harvest": "harvest.db",
     "names": "names.json",
     "labels": "labels.csv",
-    "config": "config.toml",
+    "data": "data.npz",
+    "selection": "selection.npz",
+    "test": "test.npz",
+    "metric": "metric.py",
+    "cache": "cache",
+    "config": "settings.toml",
 }
-"""A file for each argument that is read. But for the last nothing has to be valid: all is told before it is read."""
+"""A file for each argument that is read. Nothing has to be valid: all is told before the first byte is read, but
+for the settings, of which the command line is made."""
 
-NEEDED = {"convert": ["output"], "fold": ["output"], "masks": ["output", "inputs"], "ablate": ["inputs"]}
+NEEDED = {
+    "convert": ["output"],
+    "fold": ["output"],
+    "masks": ["output", "inputs"],
+    "ablate": ["inputs"],
+    "compress": ["output", "data"],
+}
 """What a command does not begin without."""
 
 
@@ -50,7 +62,7 @@ def _parameters(command, table):
 
 
 def _names_files(parameter):
-    return isinstance(parameter.type, click.Path) or parameter.name in ("factory", "baseline")
+    return isinstance(parameter.type, click.Path) or parameter.name in ("factory", "metric", "baseline")
 
 
 def _slips():
@@ -65,8 +77,7 @@ def folder(tmp_path, monkeypatch):
     """A folder that is the working directory, with every file of FILES."""
     monkeypatch.chdir(tmp_path)
     for name in FILES.values():
-        Path(name).write_bytes(f"the bytes of {name}".encode())
-    Path(FILES["config"]).write_text("seed = 0")
+        Path(name).write_bytes(f"# the bytes of {name}".encode())
     return tmp_path
 
 
@@ -81,7 +92,7 @@ def untouched(folder, before):
 
 
 def words(parameter, value):
-    value = f"{value}:make" if parameter.name == "factory" else value
+    value = f"{value}:make" if parameter.name in ("factory", "metric") else value
     return [value] if isinstance(parameter, click.Argument) else [parameter.opts[0], value]
 
 

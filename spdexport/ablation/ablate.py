@@ -18,8 +18,8 @@ from spdexport.ablation.active import Active, read_active
 from spdexport.ablation.effects import Baseline, Effect, Running
 from spdexport.ablation.masked_runs import BESIDE, MASK, MaskedRuns, RuntimeMask
 from spdexport.ablation.sets import ComponentsOf, each_of, read_sets
-from spdexport.errors import ExampleInputError, MaskError, SourceError, UsageError
-from spdexport.files.batches import UNNAMED, open_data
+from spdexport.errors import MaskError, SourceError, UsageError
+from spdexport.files.batches import open_data
 from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import load_onnx
 from spdexport.files.reading import reading
@@ -30,7 +30,8 @@ from spdexport.ort.providers import Purpose
 from spdexport.ort.sessions import RuntimeFailure, Session, SessionSettings, open_session, usable_provider
 from spdexport.steps import step
 from spdexport.verification.bounded import Bounded
-from spdexport.verification.file_inputs import Port, input_ports
+from spdexport.verification.data_feeds import data_feeds
+from spdexport.verification.file_inputs import input_ports
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -150,7 +151,7 @@ def ablate(
     running = Running(len(live))
     done = 0
     for batch in data.batches(min(rows, 256)):
-        feeds = _feeds(own, batch, str(data.path))
+        feeds = data_feeds(own, batch, str(data.path))
         samples = min(len(array) for array in feeds.values())
         before = Baseline(runner.baseline(feeds, samples, str(data.path)))
         for which, outputs in runner.ablated(feeds, samples, [wanted[i] for i in live]):
@@ -282,28 +283,3 @@ def _wanted(sets: str | Path | None, components: Mapping[str, int], layers: Sequ
     if sets is None:
         return each_of(chosen)
     return tuple(one for one in read_sets(Path(sets), components) if any(layer in chosen for layer in one.members))
-
-
-def _feeds(ports: Sequence[Port], batch: Mapping[str, Array], where: str) -> dict[str, Array]:
-    """A batch by the names of the file's own inputs.
-
-    Raises:
-        ExampleInputError: The names or dtypes are not those of the file.
-    """
-    declared = ", ".join(port.describe() for port in ports)
-    given = {name: array for name, array in batch.items() if name != "labels" or any(p.name == name for p in ports)}
-    if len(ports) == len(given) == 1:
-        given = {ports[0].name: next(iter(given.values()))}
-    if set(given) != {port.name for port in ports}:
-        told = ", ".join(name if name != UNNAMED else "an array without a name" for name in given) or "nothing"
-        raise ExampleInputError(
-            f"The data hold {told}.", where=where, hint=f"The file takes {declared or 'no inputs'}."
-        )
-    for port in ports:
-        if port.conflicts(Port(name=port.name, dtype=given[port.name].dtype, shape=None)):
-            raise ExampleInputError(
-                f"The data have {given[port.name].dtype} for {port.name}.",
-                where=where,
-                hint=f"The file takes {declared}.",
-            )
-    return given

@@ -104,7 +104,7 @@ def _files(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in values.items()
-        if name in ("factory", "baseline") or any(isinstance(one, Path) for one in _listed(value))
+        if name in ("factory", "metric", "baseline") or any(isinstance(one, Path) for one in _listed(value))
     }
 
 

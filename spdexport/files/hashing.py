@@ -6,10 +6,14 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
+
+    from spdexport.conv import Array
 
 _CHUNK = 1 << 24
 
@@ -37,4 +41,14 @@ def sha256_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
         data = tensor.reshape(-1).view(torch.uint8).numpy()
         for start in range(0, data.size, _CHUNK):
             digest.update(data[start : start + _CHUNK].data)
+    return digest.hexdigest()
+
+
+def sha256_arrays(arrays: Mapping[str, Array]) -> str:
+    """Return the SHA-256 over name, dtype, shape and bytes of each array, in hexadecimal, whatever their order."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{len(name)}:{name}|{array.dtype}|{array.shape}|".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from safetensors import safe_open
+
 from spdexport.files.limits import check_limit
+from spdexport.files.reading import reading
 from spdexport.files.sniff import FileKind, sniff
 
 if TYPE_CHECKING:
@@ -39,3 +42,16 @@ def check_header(path: Path, *, error: type[InputError]) -> None:
             )
         tensors = file.read(length).count(b"{") - 1
     check_limit("tensors", tensors, f"The file has {tensors} tensors", where=str(path), error=error)
+
+
+def read_metadata(path: Path, *, error: type[InputError]) -> dict[str, str]:
+    """Return the texts that a file says about itself; empty for a file of another kind, which says none.
+
+    Raises:
+        InputError: Of class ``error``: it is damaged.
+    """
+    if sniff(path, error=error) is not FileKind.SAFETENSORS:
+        return {}
+    check_header(path, error=error)
+    with reading(path, error=error), safe_open(path, framework="np") as file:
+        return dict(file.metadata() or {})

@@ -4,17 +4,24 @@ from spdexport.forms.base import Chain, Form, Stage
 from spdexport.forms.compose import compose
 from spdexport.forms.dense import dense
 from spdexport.forms.factorized import factorized, variable_form
+from spdexport.forms.families import FAMILIES, Family, Ranks
 from spdexport.forms.fold import fold_form
 from spdexport.forms.kinds import DeltaUse, FormKind
+from spdexport.forms.pair import pair_form
+from spdexport.forms.spatial import spatial_form
+from spdexport.forms.tucker import tucker_form
 from spdexport.forms.variable import GateMode, LiveInput, Role, RunTime, VariableMask
 
 __all__ = [
+    "FAMILIES",
     "Chain",
     "DeltaUse",
+    "Family",
     "Form",
     "FormKind",
     "GateMode",
     "LiveInput",
+    "Ranks",
     "Role",
     "RunTime",
     "Stage",
@@ -23,5 +30,8 @@ __all__ = [
     "dense",
     "factorized",
     "fold_form",
+    "pair_form",
+    "spatial_form",
+    "tucker_form",
     "variable_form",
 ]

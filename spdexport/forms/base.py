@@ -18,6 +18,8 @@ from spdexport.forms.deferred import Deferred
 from spdexport.forms.variable import VariableMask
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from spdexport.conv import Array, ConvSpec, FloatArray
     from spdexport.forms.deferred import Numbers
     from spdexport.forms.variable import LiveInput
@@ -79,6 +81,31 @@ class Form:
     def stages(self) -> tuple[Stage, ...]:
         """All stages of all chains, in the order in which they run."""
         return tuple(stage for chain in self.chains for stage in chain)
+
+
+def chain_form(
+    name: str, specs: Sequence[ConvSpec], weights: Sequence[Numbers], names: Sequence[str], bias: Array | None
+) -> Form:
+    """Return the form of one chain, with the bias on its last stage.
+
+    Args:
+        name: That of its ``FormKind``.
+        specs: The geometry of each stage.
+        weights: Theirs.
+        names: Theirs; there may be more of them.
+        bias: Shape (out_channels,), or None.
+    """
+    last = len(specs) - 1
+    parts = enumerate(zip(specs, weights, names[: last + 1], strict=True))
+    return Form(
+        name=name,
+        chains=(
+            tuple(
+                Stage(spec=spec, weight=weight, bias=bias if index == last else None, name=part)
+                for index, (spec, weight, part) in parts
+            ),
+        ),
+    )
 
 
 class CannotComposeError(ValueError):

@@ -128,6 +128,18 @@ def add(first: Stage, second: Stage) -> Stage:
     return Stage(spec=spec, weight=weight, bias=bias)
 
 
+def times(stage: Stage, factor: float) -> Stage:
+    """The stage that computes ``factor * stage(x)``, in float64."""
+    if factor == 1:
+        return stage
+    weight, bias = absorbed(stage)
+    return Stage(
+        spec=stage.spec,
+        weight=Deferred(weight.shape, lambda: factor * f64(weight)),
+        bias=None if bias is None else factor * bias,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Part:
     """A spec and its weight in float64, without mask and bias."""
@@ -204,8 +216,8 @@ def _combined(a: ConvSpec, b: ConvSpec) -> tuple[ConvSpec, list[Taps], list[Taps
         taps1.append(tuple(step1 * k // grid for k in range(K1)))
         taps2.append(tuple(step2 * k // grid for k in range(K2)))
         kernel.append(taps1[-1][-1] + taps2[-1][-1] + 1)
-        # A single tap has no dilation; the first one's own is kept, so that its attributes stay as they are.
-        dilation.append(grid if kernel[-1] > 1 else a.dilation[axis])
+        # A single tap has no dilation; what either says is kept, so that the layer's attributes stay as they are.
+        dilation.append(grid if kernel[-1] > 1 else max(a.dilation[axis], b.dilation[axis]))
     spec = ConvSpec(
         in_channels=a.in_channels,
         out_channels=b.out_channels,

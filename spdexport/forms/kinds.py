@@ -25,6 +25,10 @@ class FormKind(StrEnum):
     """The same, and the weight delta as a layer beside them."""
     RECOMPRESSED = "recompressed"
     """V and U made anew from the effective weight."""
+    SPATIAL = "spatial"
+    """A kernel along the first axis, then one along the others: k x 1 and 1 x k."""
+    TUCKER = "tucker2"
+    """1x1, the kernel between fewer channels, 1x1."""
     CONSTANT = "constant"
     """The effective weight is zero: the output is the bias."""
 

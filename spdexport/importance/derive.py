@@ -15,14 +15,13 @@ from spdexport.errors import ComponentsError, ExampleInputError, UsageError
 from spdexport.factors import v_filters
 from spdexport.files.batches import UNNAMED, DataSet, open_data
 from spdexport.files.hashing import sha256_file
-from spdexport.files.reading import reading
 from spdexport.gates import GlobalShare, evaluate_global
 from spdexport.gates import evaluate as evaluate_gate
 from spdexport.importance.derive_listed import Listed, derive_listed
 from spdexport.importance.result import DerivedMasks, LayerMask
 from spdexport.importance.statistics import Importances, Measure, Rule, Running
 from spdexport.importance.written import check_name, write_masks
-from spdexport.loading.inputs import inputs_by_name
+from spdexport.loading.inputs import inputs_from_arrays
 from spdexport.names import layer_of_call
 from spdexport.options import Options, OptionsDict
 from spdexport.ort.installed import versions
@@ -44,7 +43,8 @@ if TYPE_CHECKING:
     from spdexport.factors import Factors
     from spdexport.gates import GateFunction
     from spdexport.loading.model import ExampleInputs
-    from spdexport.prepare import Prepared, Source
+    from spdexport.loading.source import Source
+    from spdexport.prepare import Prepared
 
 BATCH = 64
 
@@ -207,14 +207,7 @@ def _named(data: Data) -> Iterable[Mapping[str, Array]]:
 
 def _example(batch: Mapping[str, Array], origin: str) -> ExampleInputs:
     """The first samples, with which the model is traced."""
-    return _inputs({name: array[:2] for name, array in batch.items()}, origin)
-
-
-def _inputs(batch: Mapping[str, Array], origin: str) -> ExampleInputs:
-    hint = "Save arrays of numbers, of a type that torch has too."
-    with reading(origin, error=ExampleInputError, what="The data cannot be the inputs of a model", hint=hint):
-        tensors = {name: to_torch(array) for name, array in batch.items()}
-    return inputs_by_name(tensors, origin)
+    return inputs_from_arrays({name: array[:2] for name, array in batch.items()}, origin)
 
 
 def _gated(prepared: Prepared, options: Options) -> tuple[dict[str, _Gated], tuple[str, ...]]:
@@ -316,7 +309,7 @@ def _take(
     origin: str,
 ) -> None:
     """Run one batch, and take in the importances of its first ``number`` samples."""
-    inputs = _inputs(batch, origin)
+    inputs = inputs_from_arrays(batch, origin)
     if not all(np.isfinite(to_numpy(t)).all() for t in inputs.tensors() if t.is_floating_point()):
         raise ExampleInputError("The data hold NaN or infinity.", where=origin, hint="Mend or remove these samples.")
     share = next((one.gate for one in gated.values() if isinstance(one.gate, GlobalShare)), None)

@@ -21,7 +21,7 @@ from spdexport.errors import SourceError, UsageError
 from spdexport.loading.inputs import as_example_inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import ModuleType
 
     from spdexport.loading.model import ExampleInputs
@@ -57,22 +57,7 @@ def call_factory(spec: str, *, seed: int) -> FactoryResult:
         UsageError: ``spec`` has not this form.
         SourceError: The file or the name is missing, the user's code raises, or it returns something else.
     """
-    target, _, name = spec.rpartition(":")
-    if not target or not name.isidentifier():
-        raise UsageError(
-            "The factory is not of the form FILE.py:NAME or package.module:NAME.",
-            where=f"--factory {spec}",
-            hint="For example --factory model.py:make.",
-        )
-    is_file = target.endswith(".py") or "/" in target or "\\" in target
-    path = Path(target).resolve() if is_file else None
-    if path is not None and not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise SourceError(f"The factory's file {what}.", where=target, hint="Check the path after --factory.")
-    folder = Path.cwd() if path is None else path.parent
-    with _on_path(folder), _their_errors(spec, folder):
-        module = importlib.import_module(target) if path is None else _import_file(path)
-        factory = _named(module, name, spec)
+    with users_function(spec, "factory") as factory:
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
@@ -80,12 +65,42 @@ def call_factory(spec: str, *, seed: int) -> FactoryResult:
     return _checked(result, spec)
 
 
-def _import_file(path: Path) -> ModuleType:
+@contextmanager
+def users_function(spec: str, what: str) -> Iterator[Callable[..., Any]]:
+    """Import a function of the user's, and yield it; what it raises within the block is an error about its file.
+
+    Args:
+        spec: ``FILE.py:NAME`` or ``package.module:NAME``.
+        what: What it is for, which is the name of its option: ``factory``, ``metric``.
+
+    Raises:
+        UsageError: ``spec`` has not this form.
+        SourceError: The file or the name is missing, or the user's code raises.
+    """
+    target, _, name = spec.rpartition(":")
+    if not target or not name.isidentifier():
+        raise UsageError(
+            f"The {what} is not of the form FILE.py:NAME or package.module:NAME.",
+            where=f"--{what} {spec}",
+            hint=f"For example --{what} model.py:make.",
+        )
+    is_file = target.endswith(".py") or "/" in target or "\\" in target
+    path = Path(target).resolve() if is_file else None
+    if path is not None and not path.is_file():
+        state = "is a folder" if path.is_dir() else "does not exist"
+        raise SourceError(f"The {what}'s file {state}.", where=target, hint=f"Check the path after --{what}.")
+    folder = Path.cwd() if path is None else path.parent
+    with _on_path(folder), _their_errors(spec, folder, what):
+        module = importlib.import_module(target) if path is None else _import_file(path, what)
+        yield _named(module, name, spec, what)
+
+
+def _import_file(path: Path, what: str) -> ModuleType:
     # A name of its own: a user's file called `json.py` or `types.py` must not shadow or be shadowed.
-    name = f"_spdexport_factory_{path.stem}"
+    name = f"_spdexport_{what}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise SourceError("The factory's file is not a Python file.", where=str(path), hint="Name a .py file.")
+        raise SourceError(f"The {what}'s file is not a Python file.", where=str(path), hint="Name a .py file.")
     module = importlib.util.module_from_spec(spec)
     # Dataclasses and pickles look their module up by name.
     sys.modules[name] = module
@@ -93,10 +108,10 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def _named(module: ModuleType, name: str, spec: str) -> Any:
-    factory = getattr(module, name, None)
-    if callable(factory):
-        return factory
+def _named(module: ModuleType, name: str, spec: str, what: str) -> Any:
+    found = getattr(module, name, None)
+    if callable(found):
+        return found
     offered = sorted(
         key
         for key, value in vars(module).items()
@@ -105,8 +120,8 @@ def _named(module: ModuleType, name: str, spec: str) -> Any:
     near = difflib.get_close_matches(name, offered, n=1)
     shown = ", ".join(offered[:8]) + (f" and {len(offered) - 8} more" if len(offered) > 8 else "")
     raise SourceError(
-        f"The factory {name!r} is not callable." if hasattr(module, name) else f"There is no {name!r} in it.",
-        where=f"--factory {spec}",
+        f"The {what} {name!r} is not callable." if hasattr(module, name) else f"There is no {name!r} in it.",
+        where=f"--{what} {spec}",
         hint=(f"Did you mean {near[0]}? " if near else "") + f"It offers: {shown or 'nothing'}.",
     )
 
@@ -124,7 +139,7 @@ def _on_path(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _their_errors(spec: str, folder: Path) -> Iterator[None]:
+def _their_errors(spec: str, folder: Path, what: str) -> Iterator[None]:
     """Turn whatever the user's code raises into an error with its own file and line."""
     try:
         yield
@@ -137,13 +152,13 @@ def _their_errors(spec: str, folder: Path) -> Iterator[None]:
         if isinstance(exc, ModuleNotFoundError) and exc.name and spec.partition(":")[0].startswith(exc.name):
             raise SourceError(
                 f"There is no Python module {exc.name!r}.",
-                where=f"--factory {spec}",
-                hint="Check the name, or name a file: --factory FILE.py:NAME.",
+                where=f"--{what} {spec}",
+                hint=f"Check the name, or name a file: --{what} FILE.py:NAME.",
             ) from exc
         raise SourceError(
-            f"The factory raised {type(exc).__name__}: {_one_line(exc)}",
-            where=_user_frame(exc, folder) or f"--factory {spec}",
-            hint="Correct the factory; --debug shows the whole traceback.",
+            f"The {what} raised {type(exc).__name__}: {_one_line(exc)}",
+            where=_user_frame(exc, folder) or f"--{what} {spec}",
+            hint=f"Correct the {what}; --debug shows the whole traceback.",
         ) from exc
 
 

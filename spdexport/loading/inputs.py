@@ -15,6 +15,7 @@ from spdexport.arrays import to_torch
 from spdexport.errors import ExampleInputError, UsageError
 from spdexport.files.npy import read_npy
 from spdexport.files.pickles import load_weights_only
+from spdexport.files.reading import reading
 from spdexport.files.sniff import FileKind, sniff
 from spdexport.files.tensors import read_tensors
 from spdexport.loading.model import LABELS, ExampleInputs, named_tensors
@@ -23,6 +24,8 @@ from spdexport.names import count, shape_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from spdexport.conv import Array
 
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -242,3 +245,14 @@ def _not_a_tensor(what: str, value: object, origin: str) -> ExampleInputError:
         where=origin,
         hint="Give a tensor, a tuple of tensors, or a dict of tensors by argument name.",
     )
+
+
+def inputs_from_arrays(batch: Mapping[str, Array], origin: str) -> ExampleInputs:
+    """Return some samples as the example inputs of a model, with which it is traced and checked.
+
+    Raises:
+        ExampleInputError: An array is of a type that torch has not.
+    """
+    hint = "Save arrays of numbers, of a type that torch has too."
+    with reading(origin, error=ExampleInputError, what="The data cannot be the inputs of a model", hint=hint):
+        return inputs_by_name({name: to_torch(array) for name, array in batch.items()}, origin)

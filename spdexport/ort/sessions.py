@@ -44,6 +44,7 @@ class SessionSettings:
         threads: The number of threads of one operator; None leaves it to ONNX Runtime.
         spinning: Whether idle threads spin. Off where sessions are timed side by side, for their threads would
             fight for the cores.
+        without: ONNX Runtime's names of graph optimizations that are left out.
     """
 
     provider: Provider = CPU
@@ -51,6 +52,7 @@ class SessionSettings:
     purpose: Purpose = Purpose.CHECK
     threads: int | None = None
     spinning: bool = True
+    without: tuple[str, ...] = ()
 
 
 class Port(NamedTuple):
@@ -322,7 +324,9 @@ def _create(ort: ModuleType, model: bytes | Path, settings: SessionSettings) -> 
     source = str(model) if isinstance(model, Path) else model
     providers = settings.provider.chain(settings.purpose, settings.threads)
     with _failures(ort):
-        inference = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
+        inference = ort.InferenceSession(
+            source, options, providers=providers, enable_fallback=0, disabled_optimizers=list(settings.without)
+        )
     inference.disable_fallback()
     return Session(ort, inference, settings)
 

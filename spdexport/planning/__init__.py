@@ -1,20 +1,9 @@
 """The plan of a model: which form each layer takes, and why."""
 
+from spdexport.planning.choices import Delta, FormChoice, Objective, PlanOptions
 from spdexport.planning.decide import FactorSource, make_plan, pure_cost
 from spdexport.planning.patterns import check_patterns, matches
-from spdexport.planning.plan import (
-    ENERGY,
-    SCHEMA_VERSION,
-    Decision,
-    Delta,
-    FormChoice,
-    Gain,
-    LayerPlan,
-    Objective,
-    Plan,
-    PlanOptions,
-    Weighed,
-)
+from spdexport.planning.plan import ENERGY, SCHEMA_VERSION, Decision, Gain, LayerPlan, Plan, Weighed
 from spdexport.planning.record import PlanRecord, as_file, parse_plan, read_plan
 from spdexport.planning.truncation import check_truncation, parse_rank
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spdexport.cost import dense_shape, pair_shape, shape_macs
+from spdexport.cost import dense_shape, family_shape, pair_shape, shape_macs
 from spdexport.factors import break_even, effective_weight
-from spdexport.forms import DeltaUse, FormKind
+from spdexport.forms import DeltaUse, FormKind, pair_form
 from spdexport.lowrank import (
     numerical_rank,
     rank_for_energy,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from spdexport.conv import ConvSite, FloatArray
     from spdexport.cost import CostModel, FormShape
     from spdexport.factors import Factors
-    from spdexport.forms import RunTime
+    from spdexport.forms import Form, Ranks, RunTime
     from spdexport.lowrank import Rank
 
 
@@ -115,25 +115,31 @@ class Choice:
         truncation: As ``LayerPlan.truncation``.
         truncated_to: As ``LayerPlan.truncated_to``.
         weighed: As ``LayerPlan.weighed``.
+        ranks: As ``LayerPlan.ranks``.
     """
 
     form: FormKind
     reason: str
     components: int | None = None
-    made: Factors | None = None
+    made: Form | None = None
     truncation: float | None = None
     truncated_to: int | None = None
     weighed: tuple[Weighed, ...] = ()
+    ranks: Ranks = ()
+
+    def shape(self, site: ConvSite) -> FormShape:
+        """What its cost depends on."""
+        if self.ranks:
+            return family_shape(site, self.form, self.ranks)
+        return dense_shape(site) if self.components is None else pair_shape(site, self.components, self.form)
 
 
-def cheapest(layer: Layer, cost: CostModel, rank: int | None) -> Choice:
+def cheapest(layer: Layer, cost: CostModel) -> Choice:
     """The form of least cost among those that compute the effective weight; dense where two are alike.
 
     Args:
         layer: The layer.
         cost: What is to be least.
-        rank: The rank that the weight may be truncated to; None for an exact one. It is truncated only where that
-            makes a cheaper form.
     """
     site = layer.site
     if not layer.weight.any():
@@ -145,37 +151,23 @@ def cheapest(layer: Layer, cost: CostModel, rank: int | None) -> Choice:
     found = layer.recompressed(cost, best.cost)
     made, exact = None, layer.rank
     if found is not None:
-        exact, made = found
+        exact, made = found[0], pair_form(site.spec, found[1], site.bias)
     size = max(exact.rank, 1)
     weighed.append(Weighed(form=FormKind.RECOMPRESSED, components=size, cost=cost(site, pair_shape(site, size))))
     if found is not None:
         best = weighed[-1]
     facts = f"{layer.told}; {exact.told()}"
-    choice = Choice(
+    return Choice(
         form=best.form,
         reason=_why(best.form, facts),
         components=best.components,
         made=made,
         weighed=tuple(weighed),
     )
-    return choice if rank is None else _truncated(layer, cost, rank, choice, best.cost)
 
 
 def _why(form: FormKind, facts: str) -> str:
     return f"{'dense is cheapest' if form is FormKind.DENSE else f'cheapest as {form}'}: {facts}"
-
-
-def _truncated(layer: Layer, cost: CostModel, rank: int, exact: Choice, exact_cost: float) -> Choice:
-    """A truncated form where it is cheaper than the best exact one."""
-    if rank >= layer.rank.rank:
-        return replace(exact, reason=f"{exact.reason}; rank {rank} truncates nothing")
-    price = cost(layer.site, pair_shape(layer.site, rank))
-    if price >= exact_cost:
-        return replace(exact, reason=f"{exact.reason}; not truncated, for rank {rank} would not be cheaper")
-    return replace(
-        truncation(layer, rank),
-        weighed=(*exact.weighed, Weighed(form=FormKind.RECOMPRESSED, components=rank, cost=price)),
-    )
 
 
 def truncation(layer: Layer, rank: int) -> Choice:
@@ -186,7 +178,7 @@ def truncation(layer: Layer, rank: int) -> Choice:
         form=FormKind.RECOMPRESSED,
         reason=reason,
         components=rank,
-        made=made,
+        made=pair_form(layer.site.spec, made, layer.site.bias),
         truncation=error,
         truncated_to=rank,
     )

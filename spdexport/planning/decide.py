@@ -11,11 +11,13 @@ from spdexport.conv import ConvSite, Skipped
 from spdexport.cost import CostModel, MacsCost, ParameterCost
 from spdexport.errors import UsageError
 from spdexport.factors import Factors, break_even, delta_is_rounding, delta_ratio
-from spdexport.forms import DeltaUse, FormKind
+from spdexport.forms import DeltaUse, Form, FormKind
 from spdexport.planning.candidates import Choice, Layer, cheapest, literal, live, truncation
+from spdexport.planning.chains import asked, cheapest_within, given
+from spdexport.planning.choices import Delta, FormChoice, Objective, PlanOptions
 from spdexport.planning.live_masks import NOTHING_LIVE, LiveCost, LiveMasks, live_costs, truncates_live
 from spdexport.planning.patterns import check_patterns, matches
-from spdexport.planning.plan import Decision, Delta, FormChoice, LayerPlan, Objective, Plan, PlanOptions
+from spdexport.planning.plan import Decision, LayerPlan, Plan
 from spdexport.planning.repeat import repeated
 from spdexport.planning.truncation import allowed_rank, check_ranks, check_truncation
 
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
     from spdexport.forms import RunTime
     from spdexport.planning.record import LayerRecord, PlanRecord
 
-FactorSource = Callable[[ConvSite], Factors | Skipped | None]
-"""Gives a layer's factors; or why it has none; or None, where the source has nothing to say about the layer."""
+FactorSource = Callable[[ConvSite], Factors | Form | Skipped | None]
+"""Gives a layer's factors, or its whole form; or why it has none; or None, where it has nothing to say about it."""
 
 
 def pure_cost(options: PlanOptions) -> CostModel:
@@ -44,6 +46,7 @@ class _Known:
         reason: Why it is left alone.
         delta: What becomes of the weight delta.
         run_time: What of its masks is known only at run time; None for nothing.
+        given: The form that a file brings for it, in the place of factors; None for none.
     """
 
     site: ConvSite
@@ -51,6 +54,7 @@ class _Known:
     reason: str = ""
     delta: DeltaUse = DeltaUse.NONE
     run_time: RunTime | None = None
+    given: Form | None = None
 
 
 def make_plan(
@@ -118,6 +122,31 @@ def _check_without(site: ConvSite, record: PlanRecord | None) -> None:
         )
 
 
+def _given(site: ConvSite, form: Form, record: PlanRecord | None, beside: LiveCost) -> Decision:
+    """A layer whose form comes from a file as it is."""
+    choice = given(site, form)
+    recorded = None if record is None or not record.strict else record.of(site)
+    if record is not None and recorded is not None:
+        wanted = (recorded.form, recorded.kept, recorded.ranks)
+        if wanted != (choice.form, choice.components, choice.ranks):
+            raise record.misfit(
+                f"The layer {site.name!r} has another form in the plan than in the components.",
+                "Give the --components that the plan was made with.",
+            )
+    shape = cost.FormShape.of(form)
+    layer = replace(
+        _untouched(site, choice.reason, beside),
+        form=choice.form,
+        macs_after=cost.shape_macs(site, shape) + beside.macs,
+        params_after=cost.shape_parameters(shape) + beside.parameters,
+        kept=choice.components,
+        truncation=choice.truncation,
+        ranks=choice.ranks,
+        given=True,
+    )
+    return Decision(site=site, layer=layer, factors=None, made=form)
+
+
 def _untouched(site: ConvSite, reason: str, beside: LiveCost) -> LayerPlan:
     shape = cost.dense_shape(site)
     macs, parameters = cost.shape_macs(site, shape), cost.shape_parameters(shape)
@@ -148,6 +177,8 @@ def _known(site: ConvSite, source: FactorSource, options: PlanOptions, live_mask
         return _Known(site=site, factors=None, reason=reason or "it has no components")
     if isinstance(factors, Skipped):
         return _Known(site=site, factors=None, reason=factors.reason)
+    if isinstance(factors, Form):
+        return _Known(site=site, factors=None, given=factors)
     factors = live_masks.masked(site.name, factors)
     if delta_is_rounding(site.weight, factors, site.spec):
         use = DeltaUse.NONE
@@ -163,6 +194,8 @@ def _decide(
     known: _Known, options: PlanOptions, model: CostModel, record: PlanRecord | None, beside: LiveCost
 ) -> Decision:
     site, factors, run_time = known.site, known.factors, known.run_time
+    if known.given is not None:
+        return _given(site, known.given, record, beside)
     if factors is None:
         _check_without(site, record)
         return Decision(site=site, layer=_untouched(site, known.reason, beside), factors=None)
@@ -176,10 +209,7 @@ def _decide(
         choice = _choose(layer, options, model)
     else:
         choice = repeated(layer, recorded, record, options)
-    dense = cost.dense_shape(site)
-    shape = dense
-    if choice.components is not None:
-        shape = cost.pair_shape(site, choice.components, choice.form)
+    dense, shape = cost.dense_shape(site), choice.shape(site)
     gain = None
     if run_time is None:
         gain = None if recorded is None else recorded.gain
@@ -212,6 +242,7 @@ def _decide(
             params_after=cost.shape_parameters(shape) + _mask_size(known, choice, options) + beside.parameters,
             weighed=choice.weighed,
             gain=gain,
+            ranks=choice.ranks,
         ),
     )
 
@@ -260,7 +291,10 @@ def _choose(layer: Layer, options: PlanOptions, model: CostModel) -> Choice:
     if layer.site.is_lookup:
         options = replace(options, form=FormChoice.DENSE)
     if options.form is FormChoice.AUTO and not visible:
-        return cheapest(layer, model, rank)
+        exact = cheapest(layer, model)
+        return exact if rank is None else cheapest_within(layer, exact, options, model, pure_cost(options))
+    if (kind := options.form.chain) is not None:
+        return asked(layer, kind, options)
     if rank is not None and rank < layer.rank.rank:
         choice = truncation(layer, rank)
         if options.form is FormChoice.DENSE:

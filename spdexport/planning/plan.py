@@ -3,90 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spdexport.cost import LANE_WIDTH
-from spdexport.factors import Factors, delta, effective_weight, masked_weight
-from spdexport.forms import DeltaUse, Form, FormKind, RunTime, dense, factorized, variable_form
+from spdexport.factors import Factors, delta, effective_weight
+from spdexport.forms import DeltaUse, Form, FormKind, RunTime, dense, factorized, fold_form, variable_form
 from spdexport.gates import GlobalShare
+from spdexport.planning.choices import FormChoice, PlanOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from spdexport.conv import Array, ConvSite, FloatArray, Skipped
-    from spdexport.forms import LiveInput
+    from spdexport.conv import Array, ConvSite, ConvSpec, FloatArray, Skipped
+    from spdexport.forms import LiveInput, Ranks
 
 
 SCHEMA_VERSION = 1
 """Of the plan as JSON: a change of its names raises it."""
-
-
-class Delta(StrEnum):
-    """What becomes of a weight delta."""
-
-    AUTO = "auto"
-    KEEP = "keep"
-    DROP = "drop"
-
-
-class FormChoice(StrEnum):
-    """Which form the layers with factors take."""
-
-    FACTORIZED = "factorized"
-    DENSE = "dense"
-    AUTO = "auto"
-
-
-class Objective(StrEnum):
-    """What ``auto`` makes least."""
-
-    MACS = "macs"
-    PARAMS = "params"
-    LATENCY = "latency"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanOptions:
-    """What the user wants of the plan.
-
-    Attributes:
-        form: ``factorized``, ``dense``, or ``auto`` for the cheapest form of each layer.
-        delta: ``keep`` or ``drop`` the weight delta; ``auto`` keeps it for layers without a mask and drops it for
-            layers with one.
-        keep_masks: Whether masks stay visible between V and U, as multiplications.
-        layers: Patterns (fnmatch) of the layers to decompose; empty for all.
-        exclude: Patterns of the layers to leave alone.
-        optimize_for: What ``auto`` makes least: ``macs``, ``params`` or ``latency``.
-        lane_width: Channels that the target computes together, for counting MACs; 1 counts them one by one.
-        rank: Ranks that effective weights are truncated to: ``N`` for all layers, ``PATTERN=N`` for some.
-        energy: The share of the squared singular values that truncating an effective weight keeps; None for all.
-        max_error: The relative Frobenius error that truncating an effective weight may make; None for none.
-    """
-
-    form: FormChoice = FormChoice.FACTORIZED
-    delta: Delta = Delta.AUTO
-    keep_masks: bool = False
-    layers: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    optimize_for: Objective = Objective.MACS
-    lane_width: int = LANE_WIDTH
-    rank: tuple[str, ...] = ()
-    energy: float | None = None
-    max_error: float | None = None
-
-    @property
-    def truncates(self) -> bool:
-        """Whether weights may be approximated by ones of smaller rank."""
-        return bool(self.rank) or self.energy is not None or self.max_error is not None
-
-    @property
-    def padding(self) -> int:
-        """Channels to multiples of which components are padded in an ONNX file; 1 for not at all."""
-        pads = self.form is FormChoice.AUTO and self.optimize_for is not Objective.PARAMS
-        return self.lane_width if pads else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,11 +31,13 @@ class Weighed:
         form: As ``LayerPlan.form``.
         components: Those of V and U, in each group; None for a form without.
         cost: In the unit of the plan's cost model.
+        ranks: As ``LayerPlan.ranks``.
     """
 
     form: FormKind
     components: int | None
     cost: float
+    ranks: Ranks = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,11 +82,13 @@ class LayerPlan:
         reason: Why this form, in one clause.
         kept: Components of the V and U that stand in the model, in each group; None where none do.
         truncation: The relative Frobenius error of a truncated effective weight; None where it is exact.
-        truncated_to: The rank of that weight.
+        truncated_to: The rank of that weight, where it is truncated as V and U.
         params_before: Numbers that the dense layer stores.
         params_after: Numbers that the form stores.
         weighed: The forms that ``auto`` chose from, dense first; empty where the form was given.
         gain: What truncating would give, where ``auto`` looked for it.
+        ranks: Channels between the stages of a spatial or Tucker-2 form, in each group; empty for other forms.
+        given: Whether the form came from a file of chains as it is.
     """
 
     name: str
@@ -174,6 +112,13 @@ class LayerPlan:
     params_after: int = 0
     weighed: tuple[Weighed, ...] = ()
     gain: Gain | None = None
+    ranks: Ranks = ()
+    given: bool = False
+
+    @property
+    def is_decomposed(self) -> bool:
+        """Whether the layer has components or a form of its own, rather than being left alone."""
+        return self.components is not None or self.given
 
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -187,9 +132,9 @@ class Decision:
     Attributes:
         site: The layer.
         layer: The decision.
-        factors: V, U and mask as the source has them; None for a layer that is left alone.
-        made: V and U made from the effective weight, exact or truncated, in the layer's dtype; None where the plan has
-            no use for them.
+        factors: V, U and mask as the source has them; None for a layer that is left alone, or whose form is given.
+        made: A form made from the effective weight, exact or truncated, in the layer's dtype, or given by a file of
+            chains; None where the plan has no use for one.
         run_time: What of the layer is known only at run time; None for nothing. The effective weight is then that of
             masks of ones.
     """
@@ -197,8 +142,18 @@ class Decision:
     site: ConvSite
     layer: LayerPlan
     factors: Factors | None
-    made: Factors | None = None
+    made: Form | None = None
     run_time: RunTime | None = None
+
+    @property
+    def is_decomposed(self) -> bool:
+        """Whether the layer has factors or a form of its own, rather than being left alone."""
+        return self.factors is not None or self.made is not None
+
+    @property
+    def bias(self) -> Array | None:
+        """The bias of the layer in the model that is made: its own, the very array, unless a given form has another."""
+        return self.site.bias if self.made is None else self.made.stages[-1].bias
 
     @property
     def keep_delta(self) -> bool:
@@ -213,34 +168,34 @@ class Decision:
 
     @property
     def changes(self) -> bool:
-        """Whether the effective weight is not the layer's own: by a mask, edit, truncation, or a delta left out."""
+        """Whether weight or bias are not the layer's own: by mask, edit, truncation, given form, or left-out delta."""
         if self.factors is None:
-            return False
+            return self.layer.truncation is not None or self.bias is not self.site.bias
         is_other = self.factors.mask is not None or self.factors.is_edited
         return is_other or not self.keep_delta or self.layer.truncation is not None
 
     def effective(self) -> FloatArray:
         """The dense weight that the layer stands for, float64, shape ``site.spec.weight_shape``."""
+        if self.layer.truncation is not None:
+            assert self.made is not None, "a truncated weight is that of its form"
+            return np.asarray(fold_form(self.made).weight, dtype=np.float64)
         if self.factors is None or not self.changes:
             return np.asarray(self.site.weight, dtype=np.float64)
-        if self.layer.truncation is not None:
-            assert self.made is not None, "a truncated weight is that of its factors"
-            return masked_weight(self.made, self.site.spec)
         return effective_weight(self.site.weight, self.factors, self.site.spec, keep_delta=self.keep_delta)
 
     def dense_form(self) -> Form:
         """The dense form with the effective weight, rounded to the layer's dtype."""
-        return dense(self.site.spec, self.effective().astype(self.site.weight.dtype), self.site.bias)
+        return dense(self.site.spec, self.effective().astype(self.site.weight.dtype), self.bias)
 
     def build_form(self, *, keep_masks: bool) -> Form | None:
         """The form that the plan names; None where the layer stays as it is."""
-        if self.factors is None:
+        if not self.is_decomposed:
             return None
         if self.layer.form is FormKind.DENSE:
             return self.dense_form()
-        if self.layer.form is FormKind.RECOMPRESSED:
-            assert self.made is not None, "the plan made them"
-            return replace(factorized(self.site.spec, self.made, self.site.bias), name=FormKind.RECOMPRESSED)
+        if self.made is not None:
+            return self.made
+        assert self.factors is not None, "what was not made comes from the source"
         if self.layer.form is FormKind.CONSTANT:
             # One zero component: ONNX has no convolution without channels.
             nothing = masked_out(self.site)
@@ -315,6 +270,12 @@ class Plan:
         return any(decision.changes for decision in self.decisions)
 
     @property
+    def chains(self) -> tuple[tuple[ConvSpec, ...], ...]:
+        """The geometries of the stages of all forms of several kernels."""
+        made = [d.made for d in self.decisions if d.made is not None and d.layer.ranks]
+        return tuple(tuple(stage.spec for stage in chain) for form in made for chain in form.chains)
+
+    @property
     def runtime_inputs(self) -> tuple[LiveInput, ...]:
         """The inputs that the model gets beside its own, in the order of the layers; calls of one layer share them."""
         found = [i for d in self.decisions if d.run_time is not None for i in d.run_time.inputs]
@@ -362,7 +323,7 @@ class Plan:
         the two programs can be compared.
         """
         for decision in self.decisions:
-            if decision.changes or (decision.factors is not None and decision.site.is_product):
+            if decision.changes or (decision.is_decomposed and decision.site.is_product):
                 yield decision.site, decision.dense_form()
 
     def as_json(self) -> dict[str, Any]:

@@ -15,15 +15,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from spdexport.errors import PlanError
 from spdexport.files.reading import reading
 from spdexport.files.sniff import read_text
-from spdexport.forms import DeltaUse, FormKind
+from spdexport.forms import FAMILIES, DeltaUse, FormKind
+from spdexport.forms.families import NEW
 from spdexport.names import did_you_mean
-from spdexport.planning.plan import SCHEMA_VERSION, Delta, FormChoice, Gain, Objective, PlanOptions, Weighed
+from spdexport.planning.choices import Delta, FormChoice, Objective, PlanOptions
+from spdexport.planning.plan import SCHEMA_VERSION, Gain, Weighed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from spdexport.conv import ConvSite
+    from spdexport.forms import Ranks
+
+CHAINS = tuple(family.kind for family in NEW)
+"""The kinds whose size is told by ranks."""
 
 Word = TypeVar("Word", bound=StrEnum)
 
@@ -40,7 +46,9 @@ class LayerRecord:
         components: C; None for a layer without factors.
         kept: Components of V and U in the form.
         delta: What became of the delta.
-        truncated_to: The rank that the effective weight was truncated to; None for an exact one.
+        truncated_to: The rank that the effective weight was truncated to as V and U; None for others.
+        ranks: As ``LayerPlan.ranks``.
+        truncates: Whether the effective weight is approximated, in whichever form.
         reason: Why.
         weighed: As ``LayerPlan.weighed``, for reports.
         gain: As ``LayerPlan.gain``, for reports.
@@ -54,6 +62,8 @@ class LayerRecord:
     kept: int | None
     delta: DeltaUse
     truncated_to: int | None
+    ranks: Ranks
+    truncates: bool
     reason: str
     weighed: tuple[Weighed, ...]
     gain: Gain | None
@@ -179,6 +189,9 @@ def _layer(entry: object) -> LayerRecord:
     kept, components = (_count(layer, key) for key in ("kept", "components"))
     if form is FormKind.RECOMPRESSED and kept is None:
         raise ValueError(f"layer {name!r} is recompressed, and its rank is missing")
+    ranks = _ranks(layer)
+    if form in CHAINS and len(ranks) not in FAMILIES[form].numbers:
+        raise ValueError(f"layer {name!r} is {form}, with {len(ranks)} ranks")
     return LayerRecord(
         name=name,
         kind=kind,
@@ -188,6 +201,8 @@ def _layer(entry: object) -> LayerRecord:
         kept=kept,
         delta=delta,
         truncated_to=_count(layer, "truncated_to"),
+        ranks=ranks,
+        truncates=layer.get("truncation") is not None,
         reason=reason,
         weighed=tuple(_weighed(_mapping(found)) for found in _list(layer, "weighed")),
         gain=None if layer.get("gain") is None else _gain(_mapping(layer["gain"])),
@@ -196,7 +211,7 @@ def _layer(entry: object) -> LayerRecord:
 
 def _weighed(found: Mapping[str, Any]) -> Weighed:
     form = _one_of(FormKind, found.get("form"), "it weighed the unknown form")
-    return Weighed(form=form, components=_count(found, "components"), cost=_number(found, "cost"))
+    return Weighed(form=form, components=_count(found, "components"), cost=_number(found, "cost"), ranks=_ranks(found))
 
 
 def _gain(found: Mapping[str, Any]) -> Gain:
@@ -207,6 +222,14 @@ def _gain(found: Mapping[str, Any]) -> Gain:
         paying_rank=_count(found, "paying_rank"),
         paying_error=None if error is None else _number(found, "paying_error"),
     )
+
+
+def _ranks(found: Mapping[str, Any]) -> Ranks:
+    """The channels between stages; plans that were written before there were such forms say nothing of them."""
+    ranks = found.get("ranks", [])
+    if not isinstance(ranks, list) or any(not isinstance(r, int) or isinstance(r, bool) or r < 1 for r in ranks):
+        raise ValueError(f"'ranks' is {ranks!r}")
+    return tuple(ranks)
 
 
 def _one_of(words: type[Word], value: object, what: str) -> Word:

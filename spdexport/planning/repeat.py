@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from spdexport.forms import FormKind
+from spdexport.forms import FormKind, pair_form
 from spdexport.lowrank import recompressed
 from spdexport.planning.candidates import Choice, literal, truncation
+from spdexport.planning.chains import allows_chain, repeated_chain
+from spdexport.planning.record import CHAINS
 from spdexport.planning.truncation import allows
 
 if TYPE_CHECKING:
+    from spdexport.errors import PlanError
     from spdexport.planning.candidates import Layer
-    from spdexport.planning.plan import PlanOptions
+    from spdexport.planning.choices import PlanOptions
     from spdexport.planning.record import LayerRecord, PlanRecord
 
 
@@ -32,6 +35,8 @@ def repeated(layer: Layer, recorded: LayerRecord | None, record: PlanRecord, opt
     """
     if recorded is None:
         return Choice(form=FormKind.DENSE, reason="the plan does not fit this layer")
+    if recorded.form in CHAINS:
+        return _chain(layer, recorded, record, options)
     if recorded.truncated_to is not None:
         if not record.strict and not allows(options, layer.site.name, layer.sigma, recorded.truncated_to):
             return Choice(form=FormKind.DENSE, reason="the plan truncates this layer further than the options do")
@@ -42,12 +47,33 @@ def repeated(layer: Layer, recorded: LayerRecord | None, record: PlanRecord, opt
     choice = _exact(layer, recorded, keep_masks=options.keep_masks)
     wanted = (recorded.form, recorded.kept)
     if record.strict and (choice.form, choice.components) != wanted:
-        told = " of rank ".join(str(part) for part in wanted if part is not None)
-        raise record.misfit(
-            f"The form {told} that the plan has for {layer.site.name!r} is not its weight here.",
-            "Give the --components and --masks that the plan was made with, or make another one.",
-        )
+        raise _other_weight(layer, " of rank ".join(str(part) for part in wanted if part is not None), record)
     return replace(choice, reason=recorded.reason, weighed=recorded.weighed)
+
+
+def _chain(layer: Layer, recorded: LayerRecord, record: PlanRecord, options: PlanOptions) -> Choice:
+    """A form of several kernels, at the ranks that were written down."""
+    told = (
+        f"{recorded.form} of {'ranks' if len(recorded.ranks) > 1 else 'rank'} {' and '.join(map(str, recorded.ranks))}"
+    )
+    choice = repeated_chain(layer, recorded.form, recorded.ranks)
+    if choice is None:
+        if record.strict:
+            raise record.misfit(f"The layer {layer.site.name!r} has no form {told}.")
+        return Choice(form=FormKind.DENSE, reason="the plan has a form that this layer cannot take")
+    if record.strict and not recorded.truncates and choice.truncation is not None:
+        raise _other_weight(layer, told, record)
+    beyond = choice.truncation is not None and not allows_chain(layer, recorded.form, choice.ranks, options)
+    if beyond and not record.strict:
+        return Choice(form=FormKind.DENSE, reason="the plan truncates this layer further than the options do")
+    return replace(choice, reason=recorded.reason, weighed=recorded.weighed)
+
+
+def _other_weight(layer: Layer, told: str, record: PlanRecord) -> PlanError:
+    return record.misfit(
+        f"The form {told} that the plan has for {layer.site.name!r} is not its weight here.",
+        "Give the --components and --masks that the plan was made with, or make another one.",
+    )
 
 
 def _exact(layer: Layer, recorded: LayerRecord, *, keep_masks: bool) -> Choice:
@@ -58,7 +84,8 @@ def _exact(layer: Layer, recorded: LayerRecord, *, keep_masks: bool) -> Choice:
         # More components are added where those of the plan do not hold the weight.
         found = recompressed(layer.weight, layer.site.spec, layer.site.weight.dtype, rank)
         assert found is not None, "every rank pays"
-        return Choice(form=FormKind.RECOMPRESSED, reason="", components=found[1].components, made=found[1])
+        made = pair_form(layer.site.spec, found[1], layer.site.bias)
+        return Choice(form=FormKind.RECOMPRESSED, reason="", components=found[1].components, made=made)
     if recorded.form is FormKind.CONSTANT and not layer.weight.any():
         return Choice(form=FormKind.CONSTANT, reason="", components=1)
     if recorded.form.is_literal:

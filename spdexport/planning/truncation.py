@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from spdexport.errors import UsageError
-from spdexport.lowrank import rank_for_energy, rank_for_error
+from spdexport.lowrank import rank_for_energy, rank_for_error, truncation_errors
 from spdexport.planning.patterns import check_patterns, matches
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from spdexport.conv import FloatArray
-    from spdexport.planning.plan import PlanOptions
+    from spdexport.planning.choices import PlanOptions
 
 
-_SLACK = 1e-9
+SLACK = 1e-9
 """How far shares of singular values, which are sums in float64, may differ from machine to machine."""
 
 
@@ -80,8 +83,8 @@ def allows(options: PlanOptions, name: str, sigma: FloatArray, rank: int) -> boo
     least = allowed_rank(
         replace(
             options,
-            energy=None if energy is None else max(energy - _SLACK, 0.0),
-            max_error=None if error is None else error + _SLACK,
+            energy=None if energy is None else max(energy - SLACK, 0.0),
+            max_error=None if error is None else error + SLACK,
         ),
         name,
         sigma,
@@ -97,12 +100,36 @@ def allowed_rank(options: PlanOptions, name: str, sigma: FloatArray) -> int | No
         name: The layer.
         sigma: The singular values of its effective weight, (groups, n).
     """
+    rank = given_rank(options, name)
+    if rank is not None:
+        return rank
+    if options.energy is not None:
+        return rank_for_energy(sigma, options.energy)
+    return None if options.max_error is None else rank_for_error(sigma, options.max_error)
+
+
+def allowed_error(options: PlanOptions, name: str, sigma: FloatArray) -> FloatArray | None:
+    """The relative Frobenius error that a layer's weight may have in each group, whatever its form; None for none.
+
+    Args:
+        options: What the user allows. A rank allows what truncating to it comes to.
+        name: The layer.
+        sigma: The singular values of its effective weight, (groups, n).
+    """
+    rank = given_rank(options, name)
+    if rank is not None:
+        return truncation_errors(sigma, rank)
+    if options.energy is not None:
+        return np.full(len(sigma), math.sqrt(1 - options.energy))
+    return None if options.max_error is None else np.full(len(sigma), options.max_error)
+
+
+def given_rank(options: PlanOptions, name: str) -> int | None:
+    """The rank that the options give for a layer: one for it is stronger than what is said of all, of whatever kind."""
     rules = [parse_rank(text) for text in options.rank]
     own = [rank for pattern, rank in rules if pattern is not None and matches(name, (pattern,))]
     if own:
         return own[-1]
-    if options.energy is not None:
-        return rank_for_energy(sigma, options.energy)
-    if options.max_error is not None:
-        return rank_for_error(sigma, options.max_error)
+    if options.energy is not None or options.max_error is not None:
+        return None
     return next((rank for pattern, rank in rules if pattern is None), None)

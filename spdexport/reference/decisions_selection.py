@@ -25,17 +25,23 @@ class NearestSample(Rule):
         return node.attributes.get("mode") == "nearest" and super().chooses(node)
 
     def choice(self, node: Decision, values: Sequence[Array]) -> Any:
-        """The pixel of each output, (..., axes) in the order of the grid's own axes; of several that fit, our own."""
+        """The pixel of each output, (..., axes) in the order of the grid's own axes; of several that fit, the nearest.
+
+        Beyond the border, all that lie in one row or column may have the same value.
+        """
         pixels = self._pixels(node)
         best = np.rint(pixels)
         least = self._off(node, best, values[0])
+        far = np.abs(best - pixels).sum(axis=-1)
         low = np.floor(pixels)
         for corner in itertools.product((0.0, 1.0), repeat=pixels.shape[-1]):
             candidate = low + np.asarray(corner)
             off = self._off(node, candidate, values[0])
-            better = off < least
+            distance = np.abs(candidate - pixels).sum(axis=-1)
+            better = (off < least) | ((off == least) & (distance < far))
             best = np.where(better[..., None], candidate, best)
             least = np.where(better, off, least)
+            far = np.where(better, distance, far)
         return best
 
     def given(self, node: Decision, choice: Any) -> list[Array]:

@@ -21,6 +21,7 @@ Inside of an operator, types shorter than float32 are computed in float32 and th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,16 +30,22 @@ import numpy as np
 from spdexport.reference.noise import FLOAT32, SMALLEST
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from spdexport.conv import Array
     from spdexport.reference.noise import Draw
+
+SHORT = 8
+"""Sums of up to that many products are as far off as any."""
+
+GUESSES = 4
+"""Times that one sum is added up, in other units each time."""
 
 WHOLE = 2.0**24
 """Up to here, float32 has all whole numbers."""
 
 
-def product(y: Array, magnitude: Array, terms: int, draw: Draw) -> Array:
+def product(y: Array, magnitude: Array, terms: int, draw: Draw, *, growth: float = 0.0) -> Array:
     """Errors of a product.
 
     Args:
@@ -47,10 +54,29 @@ def product(y: Array, magnitude: Array, terms: int, draw: Draw) -> Array:
         terms: The number of products in each sum. Where they all have one sign, their partial sums grow, and their
             random errors come to more than u times the sum; for others this is less than the first.
         draw: Of the node.
+        growth: As ``growth_of`` gives it, where it was looked at.
     """
-    size = np.maximum(magnitude, np.abs(y) * (0.125 * terms**0.5)) if terms > 64 else magnitude
+    factor = max(0.125 * terms**0.5, growth)
+    size = np.maximum(magnitude, np.abs(y) * factor) if factor > 1 else magnitude
     errors: Array = draw.signs(np.real(y)) * (draw.unit_rounding * size)
     return errors
+
+
+def growth_of(operands: Sequence[Array], draw: Draw) -> float:
+    """How many unit roundings the longest sum of a product of two computed operands is off.
+
+    Weights differ from one another; values that a model computes may all be equal, and are then rounded alike.
+
+    Args:
+        operands: What is multiplied for one result: arrays that broadcast.
+        draw: Of the node.
+    """
+    terms = np.asarray(operands[0] * operands[1]).reshape(1, -1)
+    total = float(np.abs(terms).sum())
+    if not 0 < total < np.inf:
+        return 0.0
+    errors = [float(np.abs(added_up(terms, draw, salt=salt)).max()) for salt in range(GUESSES)]
+    return max(errors) / (total * draw.inner)
 
 
 def added_up(terms: Array, draw: Draw, *, every: bool = False, salt: int = 0) -> Array:
@@ -268,7 +294,46 @@ def scaled_by_norm(x: Array, y: Array, axes: tuple[int, ...], draw: Draw) -> Arr
     return np.asarray(2 * draw.relative(y) - y * relative / 2)
 
 
-def interpolated(x: Array, y: Array, axes: int, draw: Draw) -> Array:
+def summation(equation: str) -> tuple[list[str], str]:
+    """The labels of the inputs and of the output of an Einstein summation."""
+    inputs, arrow, output = equation.replace(" ", "").partition("->")
+    return inputs.split(","), output if arrow else "".join(sorted(c for c in inputs if inputs.count(c) == 1))
+
+
+def contracted(equation: str, shapes: Sequence[Sequence[int]]) -> int:
+    """The number of products in each sum of an Einstein summation."""
+    inputs, output = summation(equation)
+    sizes: dict[str, int] = {}
+    for labels, shape in zip(inputs, shapes, strict=False):
+        left, _, right = labels.partition("...")
+        sizes |= dict(zip(left, shape, strict=False))
+        sizes |= dict(zip(reversed(right), reversed(shape), strict=False))
+    return math.prod(size for label, size in sizes.items() if label not in output)
+
+
+def summation_growth(equation: str, values: Sequence[Array], y: Array, draw: Draw) -> float:
+    """``growth_of`` the largest result of an Einstein summation of two operands; 0 of others."""
+    inputs, output = summation(equation)
+    plain = len(values) == len(inputs) == 2 and "." not in equation and all(len(set(i)) == len(i) for i in inputs)
+    if not plain or not y.size:
+        return 0.0
+    place = dict(zip(output, np.unravel_index(int(np.abs(y).argmax()), y.shape), strict=True))
+    parts = [v[tuple(place.get(c, slice(None)) for c in labels)] for v, labels in zip(values, inputs, strict=True)]
+    left = ["".join(c for c in labels if c not in place) for labels in inputs]
+    summed = "".join(dict.fromkeys("".join(left)))
+    return growth_of([np.einsum(f"{left[0]},{left[1]}->{summed}", *parts), np.ones(())], draw)
+
+
+def matmul_growth(a: Array, b: Array, y: Array, draw: Draw) -> float:
+    """``growth_of`` the largest result of a matrix product of two stacks; 0 of vectors and short sums."""
+    if min(a.ndim, b.ndim) < 2 or a.shape[-1] <= SHORT or not y.size:
+        return 0.0
+    *batch, row, column = map(int, np.unravel_index(int(np.abs(y).argmax()), y.shape))
+    rows, columns = (np.broadcast_to(v, (*y.shape[:-2], *v.shape[-2:])) for v in (a, b))
+    return growth_of([rows[tuple(batch)][row], columns[tuple(batch)][:, column]], draw)
+
+
+def interpolated(x: Array, y: Array, axes: int, draw: Draw, *, cubic: bool = False) -> Array:
     """Errors of interpolation over the last axes: coordinates are rounded, of the size that these axes have.
 
     Args:
@@ -276,17 +341,23 @@ def interpolated(x: Array, y: Array, axes: int, draw: Draw) -> Array:
         y: The output.
         axes: How many of the last axes of x.
         draw: Of the node.
+        cubic: Whether the weights are cubic polynomials, which do not add up to 1 exactly.
     """
     steps = [np.abs(np.diff(x, axis=-1 - n)).max(initial=0.0) * x.shape[-1 - n] for n in range(axes)]
-    size = draw.unit_rounding * np.abs(y) + draw.inner * float(max(steps, default=0.0))
+    size = draw.unit_rounding * np.abs(y) * (6 if cubic else 1) + draw.inner * float(max(steps, default=0.0))
     errors: Array = draw.signs(y) * size
     return errors
 
 
 def fourier(x: Array, y: Array, axis: int, draw: Draw) -> Array:
-    """Errors of a Fourier transform: u log2(n) times the 2-norm of what is transformed (Higham, 24.1)."""
+    """Errors of a Fourier transform: u log2(n) times the 2-norm of what is transformed (Higham, 24.1).
+
+    Of sizes that are no power of 2, ONNX Runtime multiplies by chirps, whose angles go up to pi n: off by that many u.
+    """
     norm = np.sqrt((np.abs(x) ** 2).sum(axis=axis, keepdims=True))
-    size = float(norm.max(initial=0.0)) * draw.unit_rounding * max(np.log2(max(x.shape[axis], 2)), 1.0)
+    count = max(x.shape[axis], 2)
+    steps = 4.0 * count if count & (count - 1) else np.log2(count)
+    size = float(norm.max(initial=0.0)) * draw.unit_rounding * steps
     if y.dtype.kind == "c":
         parts = np.ascontiguousarray(y).view(np.float64)
         return np.asarray(size * draw.signs(parts).astype(np.float64)).view(np.complex128)

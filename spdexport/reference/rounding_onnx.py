@@ -72,6 +72,10 @@ KERNELS: dict[str, Kernel] = {
 }
 """In unit roundings, about half of what ONNX Runtime 1.31's kernels on the CPU were seen to be off over -100 to 80."""
 
+RECURRENT = ("GRU", "LSTM", "RNN")
+CELL, GIVEN_CELL = 2, 6
+"""Where an LSTM has the state of its cell, among its outputs and its inputs."""
+
 REDUCTIONS = {
     "GlobalAveragePool": "mean",
     "GlobalLpPool": "l2",
@@ -130,15 +134,15 @@ class Call:
 def with_rounding(call: Call, outputs: Sequence[Any]) -> list[Any]:
     """The outputs of a call with the errors of one rounding."""
     found = list(outputs)
-    for index, value in enumerate(found):
-        if not rounds(value):
-            continue
-        if index:
-            errors = call.draw.relative(value)
-        else:
-            with np.errstate(all="ignore"):
-                errors = _errors(call)
-        found[index] = with_errors(value, errors)
+    with np.errstate(all="ignore"):
+        states = _of_states(call, outputs) if call.op in RECURRENT else []
+        for index, value in enumerate(found):
+            if not rounds(value):
+                continue
+            own = states[index] if states else None
+            if own is None:
+                own = call.draw.relative(value) if index else _errors(call)
+            found[index] = with_errors(value, own)
     return found
 
 
@@ -168,7 +172,8 @@ def _product(call: Call) -> Array:
         terms = W.size // max(W.shape[0 if call.op == "Conv" else 1], 1)
     else:
         terms = call.x.shape[0 if call.op == "Gemm" and call.attribute("transA", 0) else -1] if call.x.ndim else 1
-    return rounding.product(call.y, call.magnitudes.of(call.identity, size), terms, call.draw)
+    growth = rounding.matmul_growth(call.x, W, call.y, call.draw) if call.op == "MatMul" else 0.0
+    return rounding.product(call.y, call.magnitudes.of(call.identity, size), terms, call.draw, growth=growth)
 
 
 def _einsum(call: Call) -> Array:
@@ -176,7 +181,10 @@ def _einsum(call: Call) -> Array:
         product: Array = call.again([np.abs(value) for value in call.inputs])[0]
         return product
 
-    return rounding.product(call.y, call.magnitudes.of(call.identity, size), 1, call.draw)
+    equation = str(call.attribute("equation", ""))
+    terms = rounding.contracted(equation, [value.shape for value in call.inputs])
+    growth = rounding.summation_growth(equation, call.inputs, call.y, call.draw) if terms > rounding.SHORT else 0.0
+    return rounding.product(call.y, call.magnitudes.of(call.identity, size), terms, call.draw, growth=growth)
 
 
 def _reduction(call: Call) -> Array:
@@ -294,9 +302,19 @@ def _rms_norm(call: Call) -> Array:
     return rounding.scaled_by_norm(call.x, call.y, axes, call.draw)
 
 
-def _recurrent(call: Call) -> Array:
-    """By the backward error: what the operator makes of operands that are a little off, and of states that are."""
-    return _backward(call, range(len(call.inputs)), 2.0) + 3 * call.draw.inner * call.draw.signs(call.y)
+def _of_states(call: Call, outputs: Sequence[Any]) -> list[Array]:
+    """The errors of all outputs of a recurrent layer: what it makes of operands and states that are a little off.
+
+    Gates have absolute errors, of what they multiply: the state of a cell is as large as the sum of all that went in.
+    """
+    found: list[Array] = []
+    for output, off in zip(outputs, _backward(call, range(len(call.inputs)), 2.0), strict=True):
+        size = 3 * call.draw.inner
+        if len(found) == CELL:
+            states = [value for value in (output, call.input(GIVEN_CELL)) if value is not None]
+            size *= max(float(np.abs(state).max(initial=1.0)) for state in states)
+        found.append(off - output + size * call.draw.signs(output))
+    return found
 
 
 def _attention(call: Call) -> Array:
@@ -305,22 +323,24 @@ def _attention(call: Call) -> Array:
     factor = (call.x.shape[-1] / max(int(heads), 1)) ** 0.5
     values = [*call.inputs[:2], np.abs(call.inputs[2]), *call.inputs[3:]]
     size = call.magnitudes.of(call.identity, lambda: call.again(values)[0])
-    return _backward(call, range(2), factor) + 2 * call.draw.unit_rounding * size * call.draw.signs(call.y)
+    errors: Array = _backward(call, range(2), factor)[0] - call.y
+    return errors + 2 * call.draw.unit_rounding * size * call.draw.signs(call.y)
 
 
-def _backward(call: Call, operands: Sequence[int], factor: float) -> Array:
+def _backward(call: Call, operands: Sequence[int], factor: float) -> Sequence[Any]:
+    """The outputs of a node whose operands are a little off."""
     off = [
         call.draw.perturbed(value, factor, salt=1 + index) if index in operands else value
         for index, value in enumerate(call.inputs)
     ]
-    errors: Array = call.again(off)[0] - call.y
-    return errors
+    return call.again(off)
 
 
 def _interpolated(call: Call) -> Array:
     if call.attribute("mode", "linear" if call.op == "GridSample" else "nearest") == "nearest":
         return np.zeros(())
-    return rounding.interpolated(call.x, call.y, max(call.x.ndim - 2, 1), call.draw)
+    cubic = call.attribute("mode", "") in ("cubic", "bicubic")
+    return rounding.interpolated(call.x, call.y, max(call.x.ndim - 2, 1), call.draw, cubic=cubic)
 
 
 def _cast(call: Call) -> Array:
@@ -357,19 +377,16 @@ MODELS: Mapping[str, Callable[[Call], Array]] = {
     "CumSum": _cumsum,
     "DFT": _fourier,
     "Einsum": _einsum,
-    "GRU": _recurrent,
     "GridSample": _interpolated,
     "GroupNormalization": _group_norm,
     "InstanceNormalization": _instance_norm,
     "LRN": _several(4.0),
-    "LSTM": _recurrent,
     "LayerNormalization": _layer_norm,
     "LogSoftmax": _softmax,
     "LpNormalization": _lp_norm,
     "LpPool": _lp_pool,
     "MeanVarianceNormalization": _mean_variance,
     "RMSNormalization": _rms_norm,
-    "RNN": _recurrent,
     "ReduceProd": _factors_of_product,
     "Resize": _interpolated,
     "RoiAlign": _several(8.0),

@@ -10,8 +10,8 @@ import torch
 
 from spdexport.reference import rounding
 from spdexport.reference.noise import FLOAT32, Draw, Magnitudes, rounds, with_errors
-from spdexport.reference.rounding import Affine, Kernel
-from spdexport.reference.rounding_onnx import KERNELS as ONNX_KERNELS
+from spdexport.reference.operators_torch import EXACT, KERNELS, PRODUCTS, REDUCTIONS
+from spdexport.reference.rounding import Affine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -21,60 +21,12 @@ if TYPE_CHECKING:
 UNIT_ROUNDINGS = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 """Of the types that a cast may round to."""
 
-EXACT = frozenset((
-    "_assert_scalar", "abs", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "amax", "amin",
-    "arange", "bernoulli", "bucketize", "cat", "ceil", "channel_shuffle", "clamp", "clamp_max", "clamp_min", "clone",
-    "concat", "constant_pad_nd", "copy", "copysign", "cummax", "cummin", "dropout", "embedding", "empty",
-    "empty_like", "eye", "fill", "flip", "floor", "frac", "full", "full_like", "gather", "grid_sampler_nearest",
-    "hardtanh", "im2col", "index", "index_fill", "index_put", "index_select", "isin", "kthvalue", "lift_fresh_copy",
-    "masked_fill", "masked_scatter", "masked_select", "max", "max_pool1d", "max_pool2d", "max_pool2d_with_indices",
-    "max_pool3d", "max_pool3d_with_indices", "maximum", "median", "min", "minimum", "mode", "nan_to_num", "neg",
-    "new_empty", "new_full", "new_ones", "new_zeros", "one_hot", "ones", "ones_like", "pad", "pixel_shuffle",
-    "pixel_unshuffle", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "relu", "relu6", "repeat",
-    "repeat_interleave", "replication_pad1d", "replication_pad2d", "replication_pad3d", "roll", "rot90", "round",
-    "scatter", "select_scatter", "sgn", "sign", "slice_scatter", "sort", "stack", "take", "take_along_dim",
-    "threshold", "topk", "tril", "triu", "trunc", "unfold", "upsample_nearest1d", "upsample_nearest2d",
-    "upsample_nearest3d", "where", "zeros", "zeros_like",
-))  # fmt: skip
-"""Operators that only move, select or cut off values, beside those whose result is a view."""
+RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell")
+CELLS = (("lstm", 2), ("lstm_cell", 1))
+"""Where the state of a cell is among the outputs."""
 
-DECISIONS = frozenset((
-    "_local_scalar_dense", "_to_copy", "argmax", "argmin", "bucketize", "ceil", "eq", "floor", "floor_divide", "fmod",
-    "ge", "gt", "item", "le", "lt", "ne", "nonzero", "remainder", "round", "searchsorted", "sign", "sort", "to",
-    "topk", "trunc",
-))  # fmt: skip
-"""Operators that make whole numbers, choices or sizes of what they read."""
-
-PRODUCTS = frozenset((
-    "_convolution", "addbmm", "addmm", "addmv", "baddbmm", "bilinear", "bmm", "conv1d", "conv2d", "conv3d",
-    "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution", "dot", "einsum", "inner", "linear",
-    "matmul", "mm", "mv", "tensordot", "vdot",
-))  # fmt: skip
-
-_CELU, _SILU, _GELU = ONNX_KERNELS["Celu"], ONNX_KERNELS["Swish"], ONNX_KERNELS["Gelu"]
-KERNELS: dict[str, Kernel] = {
-    **{name.lower(): kernel for name, kernel in ONNX_KERNELS.items() if name not in ("Swish", "Pow")},
-    "celu": _CELU,
-    "erfc": Kernel(absolute=1.2, positive=True),
-    "exp2": ONNX_KERNELS["Exp"],
-    "expm1": Kernel(relative=1.2, absolute=1.0),  # ONNX has exp(x) - 1
-    "gelu": _GELU,
-    "hardsigmoid": ONNX_KERNELS["HardSigmoid"],
-    "hardswish": ONNX_KERNELS["HardSwish"],
-    "log10": Kernel(relative=3.0),
-    "log1p": Kernel(relative=2.0, absolute=1.0),  # ONNX has log(1 + x)
-    "log2": Kernel(relative=3.0),
-    "log_sigmoid": Kernel(relative=3.0, absolute=1.0),
-    "silu": _SILU,
-    "special_expit": ONNX_KERNELS["Sigmoid"],
-}
-
-REDUCTIONS = {
-    "logsumexp": "log_sum_exp",
-    "mean": "mean",
-    "nansum": "sum",
-    "sum": "sum",
-}
+NEAREST, BICUBIC = 1, 2
+"""The modes of grid_sampler."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,14 +93,19 @@ def is_exact(target: Any) -> bool:
 def with_rounding(call: Call, result: Any) -> Any:
     """The result of a call, a tensor or several, with the errors of one rounding."""
     several = isinstance(result, tuple | list)
-    found = []
+    found: list[Any] = []
+    states: list[Array] = []
     for index, value in enumerate(result if several else [result]):
         array = array_of(value) if isinstance(value, torch.Tensor) else None
         if array is None or not rounds(array):
             found.append(value)
             continue
         with np.errstate(all="ignore"):
-            errors = call.draw.relative(array) if index else _errors(call)
+            if operator_of(call.target) in RECURRENT:
+                states = states or _off_states(call)
+                errors = states[index] - array + _of_gates(call, array, index)
+            else:
+                errors = call.draw.relative(array) if index else _errors(call)
         found.append(torch.from_numpy(with_errors(array, errors)))
     return type(result)(found) if several else found[0]
 
@@ -174,19 +131,34 @@ def _product(call: Call) -> Array:
     sizes = {name: _size(value) for name, value in call.arguments.items()}
     sizes |= {name: abs(sizes[name]) for name in ("alpha", "beta") if isinstance(sizes.get(name), int | float)}
     magnitude = call.magnitudes.of(call.identity, lambda: call.again(**sizes))
-    return rounding.product(call.y, magnitude, _terms(call), call.draw)
+    return rounding.product(call.y, magnitude, _terms(call), call.draw, growth=_growth(call))
+
+
+def _growth(call: Call) -> float:
+    """How far a product of two computed operands may be off, where all that it adds up is equal."""
+    name = operator_of(call.target) or ""
+    if name == "einsum":
+        values = [array_of(value) for value in call.arguments["tensors"]]
+        return rounding.summation_growth(call.arguments["equation"], values, call.y, call.draw)
+    if name not in ("bmm", "matmul"):
+        return 0.0
+    second = call.array("mat2" if name == "bmm" else "other")
+    assert second is not None, "a product has two operands"
+    return rounding.matmul_growth(call.x, second, call.y, call.draw)
 
 
 def _terms(call: Call) -> int:
     """The number of products in each sum; 1 where it is not told."""
     weight = call.array("weight")
     name = operator_of(call.target) or ""
+    if name == "einsum":
+        return rounding.contracted(call.arguments["equation"], [list(v.shape) for v in call.arguments["tensors"]])
     if weight is not None and weight.ndim > 1:
         outs = weight.shape[1] if "transpose" in name or call.arguments.get("transposed") else weight.shape[0]
         return int(weight.size // max(outs, 1))
     for operand in ("mat1", "batch1", "self"):
         first = call.array(operand)
-        if first is not None and first.ndim and name not in ("einsum", "tensordot", "addmv"):
+        if first is not None and first.ndim and name not in ("tensordot", "addmv"):
             return int(first.shape[-1])
     return 1
 
@@ -301,10 +273,22 @@ def _attention(call: Call) -> Array:
     return errors + 2 * call.draw.unit_rounding * size * call.draw.signs(call.y)
 
 
-def _recurrent(call: Call) -> Array:
-    """By the backward error: what the operator makes of operands that are a little off, and of states that are."""
+def _off_states(call: Call) -> list[Array]:
+    """All outputs of a recurrent layer whose operands and states are a little off."""
     off = {name: _off(call, value, 2.0, salt) for salt, (name, value) in enumerate(call.arguments.items(), 1)}
-    return call.again(**off) - call.y + 3 * call.draw.inner * call.draw.signs(call.y)
+    result = call.target(**off)
+    return [array_of(value) for value in (result if isinstance(result, tuple | list) else [result])]
+
+
+def _of_gates(call: Call, state: Array, index: int) -> Array:
+    """The absolute errors of gates, of what they multiply; the cell of an LSTM is as large as all that went in."""
+    size = 3 * call.draw.inner
+    is_cell = (operator_of(call.target), index) in CELLS
+    if is_cell:
+        given = call.arguments.get("hx")
+        cells = [state, *([array_of(given[1])] if isinstance(given, list | tuple) and len(given) > 1 else [])]
+        size *= max(float(np.abs(cell).max(initial=1.0)) for cell in cells)
+    return np.asarray(size * call.draw.signs(state))
 
 
 def _off(call: Call, value: Any, factor: float, salt: int) -> Any:
@@ -317,9 +301,10 @@ def _off(call: Call, value: Any, factor: float, salt: int) -> Any:
 
 
 def _interpolated(call: Call) -> Array:
-    if call.arguments.get("interpolation_mode") == 1:  # nearest
+    if call.arguments.get("interpolation_mode") == NEAREST:
         return np.zeros(())
-    return rounding.interpolated(call.x, call.y, max(call.x.ndim - 2, 1), call.draw)
+    cubic = "bicubic" in (operator_of(call.target) or "") or call.arguments.get("interpolation_mode") == BICUBIC
+    return rounding.interpolated(call.x, call.y, max(call.x.ndim - 2, 1), call.draw, cubic=cubic)
 
 
 def _cast(call: Call) -> Array:
@@ -362,7 +347,6 @@ MODELS: Mapping[str, Callable[[Call], Array]] = {
          "_scaled_dot_product_efficient_attention"),
         _attention,
     ),
-    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell"), _recurrent),
     **dict.fromkeys(
         ("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d",
          "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "grid_sampler", "grid_sampler_2d", "grid_sampler_3d"),

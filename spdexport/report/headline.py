@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from spdexport.compression.result import Compression
 from spdexport.folding import Folding
 from spdexport.names import count
 from spdexport.pipeline import Conversion, Inspection
 from spdexport.planning import FormChoice, Objective
 from spdexport.recorded import as_options
-from spdexport.report import summary
+from spdexport.report import compression, summary
 from spdexport.report.common import verification_of
 from spdexport.report.numbers import ratio, size
 from spdexport.verification.result import Approximation, Status, Verification
@@ -110,7 +111,7 @@ def changed_outputs(change: Approximation) -> str:
 
 def decomposed(result: Inspection) -> str:
     """How many layers have V and U, as what, and where these come from."""
-    layers = [layer for layer in result.plan.layers if layer.components is not None]
+    layers = [layer for layer in result.plan.layers if layer.is_decomposed]
     if not layers:
         return NOTHING_TO_DECOMPOSE
     forms = sorted({layer.form for layer in layers})
@@ -132,8 +133,9 @@ def written_files(result: Conversion | Folding, saved: int = 0) -> tuple[str, ..
 
 def _converted(result: Conversion) -> list[str]:
     plan = result.plan
-    costs = summary.totals(plan) if any(layer.components is not None for layer in plan.layers) else []
-    return [decomposed(result), *costs]
+    costs = summary.totals(plan) if any(layer.is_decomposed for layer in plan.layers) else []
+    found = compression.headline(result.search) if isinstance(result, Compression) else []
+    return [*found, decomposed(result), *costs]
 
 
 def saved_bytes(result: Conversion) -> int:

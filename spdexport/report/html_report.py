@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from spdexport import __version__
 from spdexport.ablation.ablate import Ablations
+from spdexport.compression.result import Compression
 from spdexport.folding import Folding
 from spdexport.invocation import command_line
 from spdexport.names import some
 from spdexport.pipeline import Conversion, Inspection
-from spdexport.report import ablations
+from spdexport.report import ablations, compression
 from spdexport.report.common import names_of, verification_of
 from spdexport.report.cost_bars import cost_bars
 from spdexport.report.explain import (
@@ -82,6 +83,7 @@ def _values(result: Result) -> dict[str, Any]:
         "failing": some([layer.name for layer in failing_layers(found)], NAMES_SHOWN) if found else "",
         "tolerance": tolerance(found) if found else "",
         "approximation": found.approximation if found else None,
+        "search": compression.values(result.search) if isinstance(result, Compression) else None,
         "picture": draw(layers) if any(x.weights_ratio or x.output_ratio for x in layers) else None,
         "is_exact": any(x.weights_ratio == 0 for x in layers),
         "bars": cost_bars(plan.layers) if plan else (),

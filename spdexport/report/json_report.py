@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from spdexport.ablation.ablate import Ablations
+from spdexport.compression.result import Compression
 from spdexport.folding import Folding
 from spdexport.importance.result import DerivedMasks
 from spdexport.measuring.bench import Bench
@@ -52,6 +53,8 @@ def to_json(result: Result) -> dict[str, Any]:
             report["outputs"] = [path.name for path in result.outputs]
             report["trimming"] = None if result.trimming is None else result.trimming.as_json()
             report["ranges"] = ranges_json(result.ranges)
+            if isinstance(result, Compression):
+                report["search"] = asdict(result.search)
         case Bench():
             report = bench_json(result)
         case DerivedMasks():

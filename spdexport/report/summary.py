@@ -41,7 +41,7 @@ def how_chosen(plan: Plan) -> str:
 
 def reasons(plan: Plan, layers: Sequence[LayerPlan]) -> list[str]:
     """Why each of these layers has its form, where that was weighed or truncated."""
-    if plan.options.form is not FormChoice.AUTO and not plan.options.truncates:
+    if plan.options.form in (FormChoice.FACTORIZED, FormChoice.DENSE) and not plan.options.truncates:
         return []
     return [f"{layer.name}: {layer.reason}" for layer in layers]
 
@@ -79,13 +79,16 @@ def dearer(plan: Plan, *, verbose: bool) -> str:
     if not found or plan.options.form is FormChoice.AUTO:
         return ""
     names = some([layer.name for layer in found], len(found) if verbose else _SHOWN)
+    verb = "costs" if len(found) == 1 else "cost"
+    whole = "This costs more than the dense model. " if plan.macs_after > plan.macs_before else ""
+    if plan.options.form.chain is not None:
+        why = "their ranks are too high. --rank, --energy or --max-error truncates them"
+        return f"{whole}{count(len(found), 'layer')} ({names}) {verb} more as {plan.options.form} than dense: {why}."
     why = "their live components are above the break-even number"
     if any(layer.delta is DeltaUse.KEPT for layer in found):
         why += ", or their delta is kept beside V and U"
     if plan.exactly_gated:
         why += ", and exact gates read the dense model beside them"
-    verb = "costs" if len(found) == 1 else "cost"
-    whole = "This costs more than the dense model. " if plan.macs_after > plan.macs_before else ""
     return f"{whole}{count(len(found), 'layer')} ({names}) {verb} more as V and U than dense: {why}."
 
 

@@ -110,7 +110,7 @@ def inspected_layers(layers: Sequence[LayerPlan]) -> FittingTable:
             below(layer.break_even),
             ratio(layer.delta_ratio),
             short(layer.macs_before),
-            "-" if layer.components is None else short(layer.macs_after),
+            short(layer.macs_after) if layer.is_decomposed else "-",
         )
     return table
 
@@ -170,5 +170,7 @@ def _delta(layer: LayerPlan, *, alike: bool) -> str:
 
 
 def _form(layer: LayerPlan) -> str:
-    """The form in a few characters: ``rank 12`` for V and U that were made anew."""
+    """The form in a few characters: ``rank 12`` for V and U that were made anew, ``tucker2 8x16`` with its ranks."""
+    if layer.ranks:
+        return f"{layer.form} {'x'.join(map(str, layer.ranks))}"
     return f"rank {layer.kept}" if layer.form is FormKind.RECOMPRESSED else layer.form.replace("+", " +")

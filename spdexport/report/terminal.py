@@ -11,12 +11,13 @@ from rich.padding import Padding
 from rich.text import Text
 
 from spdexport.ablation.ablate import Ablations
+from spdexport.compression.result import Compression
 from spdexport.folding import Folding
 from spdexport.importance.result import DerivedMasks
 from spdexport.measuring.bench import Bench
 from spdexport.names import count, some
 from spdexport.pipeline import Conversion, Inspection
-from spdexport.report import ablations, bench, derived, summary, tables
+from spdexport.report import ablations, bench, compression, derived, summary, tables
 from spdexport.report.console import SafeConsole, standard_console
 from spdexport.report.explain import advice, failing_layers, layer_reason, tolerance
 from spdexport.report.headline import Headline, headline, origin
@@ -104,6 +105,8 @@ def show(result: Result, *, verbose: bool = False, quiet: bool = False, console:
                 page.console.print()
             _edges(page, result)
         case Conversion():
+            if isinstance(result, Compression):
+                compression.write(page, result.search)
             _conversion(page, result)
         case Folding():
             _folding(page, result)
@@ -139,7 +142,7 @@ def _inspection(page: _Page, result: Inspection) -> None:
         page.console.print()
         for said in summary.totals(result.plan):
             page.line(said)
-    _left_alone(page, [layer for layer in layers if layer.components is None], result.plan.skipped)
+    _left_alone(page, [layer for layer in layers if not layer.is_decomposed], result.plan.skipped)
     _notes(page, result.notes)
     if page.verbose:
         _provenance(page, result.hashes, result.versions, result.seed)
@@ -147,7 +150,7 @@ def _inspection(page: _Page, result: Inspection) -> None:
 
 def _conversion(page: _Page, result: Conversion) -> None:
     plan = result.plan
-    changed = [layer for layer in plan.layers if layer.components is not None]
+    changed = [layer for layer in plan.layers if layer.is_decomposed]
     if changed:
         page.console.print()
         page.write(tables.converted_layers(changed, verbose=page.verbose))
@@ -162,7 +165,7 @@ def _conversion(page: _Page, result: Conversion) -> None:
         _if_dearer(page, result)
         _why(page, plan, changed)
     _removed(page, result)
-    _left_alone(page, [layer for layer in plan.layers if layer.components is None], plan.skipped)
+    _left_alone(page, [layer for layer in plan.layers if not layer.is_decomposed], plan.skipped)
 
 
 def _bench(page: _Page, result: Bench) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 
     from spdexport.conv import ConvSpec
     from spdexport.forms import Stage
-    from spdexport.rewrite.match import GraphReader, Match, Search
+    from spdexport.rewrite.match import GraphReader, Match
+    from spdexport.rewrite.search import Search
     from spdexport.rewrite.stages import NodeT, ValueT
 
 
@@ -83,17 +85,18 @@ def chosen(search: Search[NodeT, ValueT], *, if_cheaper: bool) -> list[Match[Nod
             f"its layers have {round(macs.before)} multiply-accumulates at each output location, and one layer would "
             f"have {round(macs.after)}",
         )
-        pending += [part for part in reversed(fold.parts) if part.is_fold]
+        pending += reversed(search.folds_in(fold))
     return found
 
 
 def macs_of(fold: Match[NodeT, ValueT], graph: GraphReader[NodeT, ValueT]) -> Macs:
-    """The cost of a fold's layers, and of the layer that it becomes.
+    """The cost of a fold's layers and average poolings, and of the layer that it becomes.
 
     Counted at the locations that the graph tells; where it does not tell all, by strides, as if there were no borders.
     """
-    axes = fold.stage.spec.axes
-    places = [(layer, layer.data if layer.stage.spec.transposed else graph.result(layer.node)) for layer in fold.layers]
+    axes, work = fold.stage.spec.axes, (*fold.layers, *fold.pools)
+    places = [(layer, layer.data if layer.stage.spec.transposed else graph.result(layer.node)) for layer in work]
+    assert fold.last is not None, "a fold has a layer"
     ends = (fold.data, graph.result(fold.last))
     values = [*(value for _, value in places), *ends]
     known = [graph.locations(value, axes) for value in values] if axes else [1] * len(values)
@@ -114,7 +117,7 @@ def _density(value: ValueT, fold: Match[NodeT, ValueT], graph: GraphReader[NodeT
     node = None if value is fold.data else graph.producer(value)
     if node is None:
         return Fraction(1)
-    layer = next((layer for layer in fold.layers if layer.node is node), None)
+    layer = next((layer for layer in (*fold.layers, *fold.pools) if layer.node is node), None)
     if layer is None:
         inner = (_density(v, fold, graph) for v in graph.operands(node) if v is fold.data or _is_inside(v, fold, graph))
         return max(inner, default=Fraction(1))
@@ -125,6 +128,16 @@ def _density(value: ValueT, fold: Match[NodeT, ValueT], graph: GraphReader[NodeT
 def _is_inside(value: ValueT, fold: Match[NodeT, ValueT], graph: GraphReader[NodeT, ValueT]) -> bool:
     producer = graph.producer(value)
     return producer is not None and producer in fold.nodes
+
+
+def name_of(fold: Match[NodeT, ValueT], graph: GraphReader[NodeT, ValueT]) -> str:
+    """What to call the layer that a fold becomes; a sum has the name of the module that all of its layers are in."""
+    if fold.summed:
+        names = [graph.layer_name((layer,), None).split(".") for layer in fold.layers]
+        alike = takewhile(lambda parts: len(set(parts)) == 1, zip(*names, strict=False))
+        if common := ".".join(parts[0] for parts in alike):
+            return common
+    return graph.layer_name(fold.layers, fold.bias)
 
 
 def folded_chain(

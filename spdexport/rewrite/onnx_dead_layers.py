@@ -227,11 +227,14 @@ def float_type(value: ir.Value) -> np.dtype[Any]:
         if node.op_type == "Cast":
             return np.dtype(ir.DataType(node.attributes["to"].as_int()).numpy())
         operands = [operand for operand in node.inputs if operand is not None]
-        stored = (operand for operand in operands if operand.const_value is not None)
-        floats = (operand for operand in stored if operand.const_value.dtype.is_floating_point())  # type: ignore[union-attr]
-        value = next(floats, operands[0])
-        if value.const_value is not None:
-            return np.dtype(value.const_value.dtype.numpy())
+        stored = [weights(operand) for operand in operands]
+        known = next((array for array in stored if array is not None), None)
+        if known is not None:
+            return known.dtype
+        data = [operand for operand in operands if constant(operand) is None]
+        if not data:
+            break
+        value = data[0]
     return np.dtype(np.float32 if value.dtype is None else value.dtype.numpy())
 
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from spdexport.forms.compose import appends_pointwise
-from spdexport.rewrite.fold_result import chosen, folded_chain, unfit
-from spdexport.rewrite.match import Search
+from spdexport.rewrite.fold_result import chosen, folded_chain, name_of, unfit
 from spdexport.rewrite.onnx_constants import dtype_of
 from spdexport.rewrite.onnx_graph import read_layer
-from spdexport.rewrite.onnx_names import layer_name, node_name
+from spdexport.rewrite.onnx_names import node_name
 from spdexport.rewrite.onnx_place import place_stage
 from spdexport.rewrite.onnx_reader import OnnxReader
+from spdexport.rewrite.search import Search
 from spdexport.rewrite.stages import ReadStage
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ def fold_onnx(
     model: ir.Model,
     *,
     lone: bool = False,
+    whole: bool = False,
+    sizes: bool = False,
     beyond: Callable[[Chain], bool] | None = None,
     if_cheaper: bool = False,
 ) -> FoldResult:
@@ -58,13 +60,15 @@ def fold_onnx(
             files are compared. Beyond these, only pointwise layers behind another are folded then, also where several
             of them are behind the same one. The weights of such a model are composed each time they are read, and may
             be infinite where they do not fit their type.
+        whole: As ``Search.whole``.
+        sizes: Whether the model is one of magnitudes, in which what is subtracted is added.
         beyond: As ``Search.beyond``.
         if_cheaper: Whether to leave a chain that has fewer multiply-accumulates than its fold, with that reason.
     """
     model = model.clone()
     if lone:
         _separate(model.graph)
-    search = Search(graph=OnnxReader(lone=lone), lone=lone, beyond=beyond)
+    search = Search(graph=OnnxReader(sizes=sizes), lone=lone, whole=whole, beyond=beyond)
     for node in model.graph:
         search.visit(node)
 
@@ -79,7 +83,8 @@ def fold_onnx(
             search.decline(fold, nodes[0], problem)
             continue
         inside.append(set(nodes))
-        name = layer_name(fold.layers, fold.bias)
+        name = name_of(fold, search.graph)
+        assert fold.template is not None and fold.last is not None, "a fold has a layer"  # noqa: PT018
         folded.append(folded_chain(fold, search.graph, name, [node_name(node) for node in nodes]))
         place_stage(
             model.graph,

@@ -240,7 +240,7 @@ def _read_batch_norm(node: ir.Node, channels: int, axes: int) -> OnnxStage | Unr
     if any(array is None or array.shape != (channels,) for array in statistics):
         return Unreadable(reason="the batch norm between is not constant")
     stage = norm_stage(channels, axes, statistics, node.attributes.get_float("epsilon", 1e-5))
-    return ReadStage(node=node, data=data, stage=stage)
+    return ReadStage(node=node, data=data, stage=stage, is_norm=True)
 
 
 def rank_of(value: ir.Value, axes: int) -> int:

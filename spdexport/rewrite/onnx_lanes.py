@@ -2,7 +2,8 @@
 
 ONNX Runtime's CPU kernels compute blocks of channels. A convolution to 6 channels and one from them take longer than
 with 16 each, of which 10 are zero: kernels for whole blocks are the fast ones. Zero rows of V and zero columns of U are
-components that are nothing, so that the function stays what it is, number for number.
+components that are nothing, so that the function stays what it is, number for number. What truncating left of a weight
+comes with whole lanes already (``planning/chains.py``); this is for exact forms, of which there is no more to give.
 """
 
 from __future__ import annotations
@@ -12,13 +13,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from spdexport.rewrite.onnx_graph import is_operator
+from spdexport.rewrite.onnx_graph import is_operator, read_layer
+from spdexport.rewrite.stages import ReadStage
 
 if TYPE_CHECKING:
-    from spdexport.conv import Array
+    from collections.abc import Callable
+
+    from spdexport.conv import Array, ConvSpec
+    from spdexport.rewrite.match import Chain
 
 
-def pad_lanes(model: ir.Model, lane: int) -> tuple[ir.Model, dict[str, int]]:
+def pad_lanes(
+    model: ir.Model, lane: int, beyond: Callable[[Chain], bool] | None = None
+) -> tuple[ir.Model, dict[str, int]]:
     """A model in which every pair of a convolution and a pointwise one behind it alone has whole lanes between them.
 
     Pairs are recognized by structure: two-dimensional, of one group, with weights that only they use, and with nothing
@@ -27,14 +34,16 @@ def pad_lanes(model: ir.Model, lane: int) -> tuple[ir.Model, dict[str, int]]:
     Args:
         model: The model; it is not changed, and shares with the result what is not padded.
         lane: Channels that the target computes together; 1 pads nothing.
+        beyond: Which rows of convolutions stand for one beside V and U, as ``match.in_chains`` tells: their pairs are
+            padded as well, and what is in front of such a row is not, for a check composes the row first.
 
     Returns:
         The model, and how many channels there are now in each value that has more, by its name.
     """
-    if lane == 1 or not _pairs(model.graph, lane):
+    if lane == 1 or not _pairs(model.graph, lane, beyond):
         return model, {}
     copy, padded = model.clone(), {}
-    for v, u in _pairs(copy.graph, lane):
+    for v, u in _pairs(copy.graph, lane, beyond):
         channels = _held(v.inputs[1]).shape[0]
         extra = -channels % lane
         _pad(v.inputs[1], axis=0, extra=extra)
@@ -48,7 +57,7 @@ def pad_lanes(model: ir.Model, lane: int) -> tuple[ir.Model, dict[str, int]]:
     return copy, padded
 
 
-def _pairs(graph: ir.Graph, lane: int) -> list[tuple[ir.Node, ir.Node]]:
+def _pairs(graph: ir.Graph, lane: int, beyond: Callable[[Chain], bool] | None) -> list[tuple[ir.Node, ir.Node]]:
     """The pairs whose channels are no whole lanes."""
     found = []
     for u in graph:
@@ -57,9 +66,25 @@ def _pairs(graph: ir.Graph, lane: int) -> list[tuple[ir.Node, ir.Node]]:
         if v is None or between is None or not _is_plain(v) or v.graph is not graph:
             continue
         alone = len(list(between.uses())) == 1 and not between.is_graph_output()
-        if alone and _is_pointwise(u) and _held(v.inputs[1]).shape[0] % lane:
+        if alone and _held(v.inputs[1]).shape[0] % lane and _is_pair(v, u, beyond):
             found.append((v, u))
     return found
+
+
+def _is_pair(v: ir.Node, u: ir.Node, beyond: Callable[[Chain], bool] | None) -> bool:
+    """Whether the two are layers of one form."""
+    if beyond is None:
+        return _is_pointwise(u)
+    behind = [use.node for use in u.outputs[0].uses()]
+    is_row = beyond((_spec(v), _spec(u)))
+    begins = len(behind) == 1 and _is_plain(behind[0]) and beyond((_spec(u), _spec(behind[0])))
+    return is_row or (_is_pointwise(u) and not begins)
+
+
+def _spec(node: ir.Node) -> ConvSpec:
+    read = read_layer(node)
+    assert isinstance(read, ReadStage), "a plain convolution can be read"
+    return read.stage.spec
 
 
 def _is_plain(node: ir.Node) -> bool:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from spdexport.rewrite.onnx_constants import constant
 from spdexport.rewrite.onnx_graph import is_operator, rank_of, read_affine, read_layer
+from spdexport.rewrite.onnx_links import passed, read_link, read_pool
 from spdexport.rewrite.onnx_names import layer_name, node_name
-from spdexport.rewrite.stages import ReadStage, affine_stage, per_channel
+from spdexport.rewrite.stages import Addend, ReadStage, affine_stage, per_channel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,40 +27,57 @@ if TYPE_CHECKING:
 class OnnxReader:
     """Reads nodes of a model's main graph."""
 
-    def __init__(self, *, lone: bool = False) -> None:
-        """With ``lone``, a batch norm behind a layer alone belongs to it too."""
-        self._lone = lone
+    def __init__(self, *, sizes: bool = False) -> None:
+        """With ``sizes``, everything counts with its magnitude: what is subtracted is added."""
+        self._sizes = sizes
 
     def layer(self, node: ir.Node) -> OnnxStage | Unreadable | None:
         """A Conv, ConvTranspose, Gemm or MatMul."""
         return read_layer(node)
 
     def affine(self, node: ir.Node, channels: int, axes: int) -> OnnxStage | Unreadable | None:
-        """Arithmetic with a constant, or an inference BatchNormalization."""
-        return read_affine(node, channels, axes)
+        """Arithmetic with a constant, a sign, a padding with zeros, or an inference BatchNormalization."""
+        link = read_link(node, channels, axes)
+        if not self._sizes or not isinstance(link, ReadStage) or link.stage.mask is None:
+            return link
+        return replace(link, stage=replace(link.stage, mask=np.abs(np.asarray(link.stage.mask))))
+
+    def pool(self, node: ir.Node, channels: int, axes: int) -> OnnxStage | Unreadable | None:
+        """An AveragePool."""
+        return read_pool(node, channels, axes)
+
+    def passed(self, node: ir.Node) -> ir.Value | None:
+        """What an Identity, a Dropout at inference, or a Reshape to the shape that was there hands on."""
+        return passed(node)
+
+    def writes(self, node: ir.Node) -> bool:  # noqa: ARG002 - the protocol's
+        """Nothing does, in ONNX."""
+        return False
 
     def behind(self, node: ir.Node, match: Match[ir.Node, ir.Value]) -> OnnxStage | None:
-        """The Add of a MatMul's bias, and the batch norm behind a fold; with ``lone``, that behind a single layer too.
+        """The Add of a MatMul's bias, and a batch norm.
 
-        Exporters fold batch norm into the layer before it, but not where a sum is between; the batch norm would then
-        stay in the folded file, and is not in the plain export of the dense layer.
+        Exporters fold batch norm into the layer before it, but not where a sum is between: the batch norm would then
+        stay in the normal form, and is not in the plain export of the dense layer.
         """
         spec = match.stage.spec
         if is_operator(node, "BatchNormalization"):
-            if not (match.is_fold or self._lone) or node.inputs[0] is not match.last.outputs[0]:
-                return None
             norm = read_affine(node, spec.out_channels, spec.axes)
             return norm if isinstance(norm, ReadStage) else None
-        if is_operator(node, "Add") and match.template.op_type == "MatMul" and match.stage.bias is None:
+        is_product = match.template is not None and match.template.op_type == "MatMul"
+        if is_operator(node, "Add") and is_product and match.stage.bias is None:
             return _bias_of_matmul(node, match)
         return None
 
-    def addends(self, node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
-        """The operands of an Add."""
-        if not is_operator(node, "Add"):
+    def addends(self, node: ir.Node) -> Sequence[Addend[ir.Value]] | None:
+        """The operands of an Add, a Sub or a Sum, none of them constant."""
+        if not is_operator(node, "Add", "Sub", "Sum") or len(node.inputs) < 2:
             return None
-        left, right = node.inputs
-        return None if left is None or right is None else (left, right)
+        if any(value is None or constant(value) is not None for value in node.inputs):
+            return None
+        sign = -1.0 if node.op_type == "Sub" and not self._sizes else 1.0
+        first, *rest = (value for value in node.inputs if value is not None)
+        return Addend(first, 1.0), *(Addend(value, sign) for value in rest)
 
     def locations(self, value: ir.Value, axes: int) -> int | None:
         """From the shape that the file has for the value."""
@@ -102,6 +123,7 @@ class OnnxReader:
 
 
 def _bias_of_matmul(node: ir.Node, match: Match[ir.Node, ir.Value]) -> OnnxStage | None:
+    assert match.last is not None, "the input itself is not among the matches"
     value = match.last.outputs[0]
     addend = next((v for v in node.inputs if v is not value), None)
     values = constant(addend)

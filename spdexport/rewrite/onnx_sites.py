@@ -100,6 +100,7 @@ def _site(read: OnnxStage, name: str, key: str, shapes: Mapping[str, tuple[int, 
         input_positions=None if inner is None or not spec.transposed else math.prod(inner),
         input_size=inner,
         padding_mode=_padding_mode(read),
+        is_product=read.node.op_type == "MatMul",
     )
 
 

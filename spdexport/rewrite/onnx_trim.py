@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spdexport.rewrite.match import in_chains
 from spdexport.rewrite.onnx_dead import remove_dead
 from spdexport.rewrite.onnx_lanes import pad_lanes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     import onnx_ir as ir
 
     from spdexport.conv import Array
+    from spdexport.rewrite.match import Chain
     from spdexport.rewrite.onnx_dead import Removal, RemovedChannels
 
 
@@ -91,15 +93,16 @@ class Trimmed:
         return np.pad(left, [(0, channels - left.shape[1] if axis == 1 else 0) for axis in range(left.ndim)])
 
 
-def trim(model: ir.Model, *, lane: int) -> Trimmed:
+def trim(model: ir.Model, *, lane: int, chains: Collection[Chain] = ()) -> Trimmed:
     """A model without dead channels, and with whole lanes between V and U.
 
     Args:
         model: The model; it is not changed.
         lane: Channels that the target computes together; 1 pads nothing.
+        chains: The stages of the forms of several kernels that layers have.
     """
     removal = remove_dead(model)
-    deployed, padded = pad_lanes(removal.model, lane)
+    deployed, padded = pad_lanes(removal.model, lane, in_chains(chains, channels=False) if chains else None)
     return Trimmed(
         whole=model,
         removal=removal,

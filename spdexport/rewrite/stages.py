@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -17,6 +18,13 @@ if TYPE_CHECKING:
 
 NodeT = TypeVar("NodeT")
 ValueT = TypeVar("ValueT")
+
+
+class Addend(NamedTuple, Generic[ValueT]):
+    """A value of a sum, and the number that it is multiplied with: -1 for what is subtracted."""
+
+    value: ValueT
+    factor: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +48,7 @@ class ReadStage(Generic[NodeT, ValueT]):
         stage: What it does to that input.
         weight: The value that holds the weight; None for nodes that only scale and shift channels.
         bias: The value that holds the bias, or None.
+        is_norm: Whether it is a batch norm.
     """
 
     node: NodeT
@@ -47,12 +56,69 @@ class ReadStage(Generic[NodeT, ValueT]):
     stage: Stage
     weight: ValueT | None = None
     bias: ValueT | None = None
+    is_norm: bool = False
 
 
 def affine_stage(channels: int, axes: int, *, mask: Array | None = None, bias: Array | None = None) -> Stage:
     """The stage ``y = mask * x + bias``: a depthwise pointwise convolution with weight one."""
     spec = ConvSpec.pointwise(channels, channels, axes=axes, groups=channels)
     return Stage(spec=spec, weight=np.ones(spec.weight_shape), mask=mask, bias=bias)
+
+
+def negative_stage(channels: int, axes: int) -> Stage:
+    """The stage ``y = -x``."""
+    return affine_stage(channels, axes, mask=np.full(channels, -1.0))
+
+
+def padding_stage(channels: int, padding: Sequence[tuple[int, int]]) -> Stage:
+    """The stage that only puts zeros around its input: kernel 1, so many locations before and after each axis."""
+    spec = ConvSpec.pointwise(channels, channels, axes=len(padding), groups=channels)
+    return Stage(spec=replace(spec, padding=tuple(padding)), weight=np.ones(spec.weight_shape))
+
+
+def pool_stage(
+    channels: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    *,
+    divisor: int | None = None,
+) -> Stage:
+    """Average pooling that counts the zeros of its padding: each channel's own kernel, of equal numbers.
+
+    Args:
+        channels: Of its input.
+        kernel: The size of a window along each axis.
+        stride: The step along each axis.
+        padding: Zeros before and after each axis.
+        divisor: What a sum is divided by; None for the number of locations in a window.
+    """
+    spec = ConvSpec(
+        in_channels=channels,
+        out_channels=channels,
+        kernel=tuple(kernel),
+        stride=tuple(stride),
+        padding=tuple(padding),
+        dilation=(1,) * len(kernel),
+        groups=channels,
+    )
+    return Stage(spec=spec, weight=np.full(spec.weight_shape, 1.0 / (divisor or math.prod(kernel))))
+
+
+def zero_padding(before: Sequence[int], after: Sequence[int], axes: int) -> tuple[tuple[int, int], ...] | Unreadable:
+    """What a padding of all axes of a value, batch first, does to its spatial axes.
+
+    Args:
+        before: Zeros before each axis; negative numbers crop.
+        after: Zeros behind each axis.
+        axes: Spatial axes, the last ones.
+    """
+    pads = tuple(zip(before, after, strict=True))
+    if any(count < 0 for pair in pads for count in pair):
+        return Unreadable(reason="the padding between crops")
+    if any(pair != (0, 0) for pair in pads[: len(pads) - axes]):
+        return Unreadable(reason="the padding between adds samples or channels")
+    return pads[len(pads) - axes :]
 
 
 def arithmetic_stage(operator: str, numbers: Array, axes: int, *, constant_first: bool) -> Stage:

@@ -11,8 +11,8 @@ from torch.export.graph_signature import InputKind
 
 from spdexport.conv import stored_weight
 from spdexport.rewrite.constants import is_in_place
-from spdexport.rewrite.fold_result import chosen, folded_chain, unfit
-from spdexport.rewrite.match import Match, Search
+from spdexport.rewrite.fold_result import chosen, folded_chain, name_of, unfit
+from spdexport.rewrite.search import Search
 from spdexport.rewrite.torch_edit import ProgramEdit
 from spdexport.rewrite.torch_graph import PRODUCTS
 from spdexport.rewrite.torch_place import convolution, has_padding
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from spdexport.conv import ConvSpec, Skipped
     from spdexport.rewrite.fold_result import FoldedChain
+    from spdexport.rewrite.match import Match
 
 aten = torch.ops.aten
 
@@ -77,7 +78,7 @@ def fold_program(program: ExportedProgram, *, if_cheaper: bool = False) -> Progr
             search.decline(fold, nodes[0], problem)
             continue
         inside.append(fold.nodes)
-        name = reader.layer_name(fold.layers, fold.bias)
+        name = name_of(fold, reader)
         folded.append(folded_chain(fold, reader, name, [node.name for node in nodes]))
         _place(edit, fold, nodes, reader=reader, layer=name, dtype=dtype)
     return ProgramFold(
@@ -115,6 +116,7 @@ def _place(
     dtype: np.dtype[np.generic],
 ) -> None:
     """Let the fold's last node become the layer, so that it keeps its name, place, users and metadata."""
+    assert fold.template is not None and fold.last is not None, "a fold has a layer"  # noqa: PT018
     last, template = edit.node(fold.last.name), edit.node(fold.template.name)
     weights = [edit.node(stage.weight.name) for stage in fold.layers if stage.weight is not None]
     position = {node: index for index, node in enumerate(edit.graph.nodes) if node.op == "placeholder"}

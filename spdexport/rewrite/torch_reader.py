@@ -14,12 +14,14 @@ from spdexport.arrays import to_numpy
 from spdexport.conv import canonical_weight
 from spdexport.forms import Stage
 from spdexport.names import layer_of_parameter
-from spdexport.rewrite.constants import Constants
+from spdexport.rewrite.constants import Constants, is_in_place
 from spdexport.rewrite.stages import (
+    Addend,
     ReadStage,
     Unreadable,
     affine_stage,
     arithmetic_stage,
+    negative_stage,
     norm_stage,
     not_per_channel,
     per_channel,
@@ -35,6 +37,7 @@ from spdexport.rewrite.torch_graph import (
     operands,
     spatial_axes,
 )
+from spdexport.rewrite.torch_links import PADDINGS, passed, read_pad, read_pool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +52,11 @@ aten = torch.ops.aten
 # An operator that changes its first operand is the same as one that does not, where nothing else uses that operand;
 # and whatever is inside a fold is used nowhere else.
 PRODUCT = (aten.mul.Tensor, aten.mul_.Tensor, aten.div.Tensor, aten.div_.Tensor)
-SUM = (aten.add.Tensor, aten.add_.Tensor)
+SUM = {aten.add.Tensor: 1.0, aten.add_.Tensor: 1.0, aten.sub.Tensor: -1.0, aten.sub_.Tensor: -1.0}
+"""Operators that add two tensors, and the sign of the second."""
+REVERSED = (aten.rsub.Scalar, aten.rsub.Tensor)
+"""Operators that take the first operand from the second."""
+NEGATIONS = (aten.neg.default, aten.neg_.default)
 ARITHMETIC = {
     aten.mul.Tensor: "Mul",
     aten.mul_.Tensor: "Mul",
@@ -59,6 +66,12 @@ ARITHMETIC = {
     aten.add_.Tensor: "Add",
     aten.sub.Tensor: "Sub",
     aten.sub_.Tensor: "Sub",
+    aten.mul.Scalar: "Mul",
+    aten.div.Scalar: "Div",
+    aten.add.Scalar: "Add",
+    aten.sub.Scalar: "Sub",
+    aten.rsub.Scalar: "Sub",
+    aten.rsub.Tensor: "Sub",
 }
 """Arithmetic, by what ONNX calls it."""
 
@@ -113,17 +126,24 @@ class TorchReader:
         return layer.stage.spec
 
     def affine(self, node: Node, channels: int, axes: int) -> TorchStage | Unreadable | None:
-        """Arithmetic with a constant, or batch norm in inference, which may give its result in a tuple."""
+        """Arithmetic with a constant, a padding, or batch norm in inference, which may give its result in a tuple."""
         if node.op != "call_function":
             return None
         if node.target is operator.getitem and is_norm(node.args[0]) and node.args[1] == 0:
             return ReadStage(node=node, data=cast("Node", node.args[0]), stage=affine_stage(channels, axes))
         if is_norm(node):
             return self._norm(node, channels, axes)
+        if node.target in PADDINGS:
+            return read_pad(node, channels, axes)
+        if node.target in NEGATIONS:
+            data = cast("Node", node.args[0])
+            return ReadStage(node=node, data=data, stage=negative_stage(channels, axes))
         if node.target not in ARITHMETIC:
             return None
         args, is_product = arguments(node), self.is_product(node)
         left, right = args["self"], args["other"]
+        if node.target in REVERSED:
+            left, right = right, left
         if args.get("alpha", 1) != 1:
             return None
         values = self.array(right)
@@ -157,21 +177,36 @@ class TorchReader:
         if any(value is not None and array is None for value, array in zip(given, arrays, strict=True)):
             return Unreadable(reason="the batch norm between is not constant")
         stage = norm_stage(channels, axes, arrays, args["eps"])
-        return ReadStage(node=node, data=data, stage=stage)
+        return ReadStage(node=node, data=data, stage=stage, is_norm=True)
 
-    def behind(self, node: Node, match: Match[Node, Node]) -> TorchStage | None:  # noqa: ARG002 - the protocol's
-        """Nothing: in a torch graph a bias is an argument of the layer, and batch norm a layer of its own."""
-        return None
-
-    def addends(self, node: Node) -> tuple[Node, Node] | None:
-        """The operands of an addition of two tensors."""
+    def addends(self, node: Node) -> Sequence[Addend[Node]] | None:
+        """The operands of an addition or subtraction of two tensors of one dtype, ``alpha`` times the second."""
         if node.op != "call_function" or node.target not in SUM:
             return None
         args = arguments(node)
-        left, right = args["self"], args["other"]
-        if args["alpha"] != 1 or not isinstance(left, Node) or not isinstance(right, Node):
+        left, right, alpha = args["self"], args["other"], args["alpha"]
+        if not isinstance(alpha, int | float) or not isinstance(left, Node) or not isinstance(right, Node):
             return None
-        return left, right
+        if left.meta["val"].dtype != right.meta["val"].dtype or any(map(self._constants.is_constant, (left, right))):
+            return None
+        return Addend(left, 1.0), Addend(right, SUM[node.target] * alpha)
+
+    def behind(self, node: Node, match: Match[Node, Node]) -> TorchStage | None:  # noqa: ARG002 - the protocol's
+        """Nothing: the normal form in which two files are compared is one of ONNX graphs."""
+        return None
+
+    def passed(self, node: Node) -> Node | None:
+        """What a dropout, a view or a copy hands on."""
+        value = passed(node)
+        return None if value is None or self._constants.is_constant(value) else value
+
+    def pool(self, node: Node, channels: int, axes: int) -> TorchStage | Unreadable | None:
+        """Average pooling."""
+        return read_pool(node, channels, axes)
+
+    def writes(self, node: Node) -> bool:
+        """Whether it changes its first operand in place."""
+        return is_in_place(node)
 
     def locations(self, value: Node, axes: int) -> int | None:
         """In the traced input."""

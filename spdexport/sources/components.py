@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from spdexport.errors import ComponentsError
+from spdexport.sources.adapters import RawAdapters
+from spdexport.sources.chains import RawChains
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +37,9 @@ class ComponentSet:
 
     Attributes:
         kind: ``spd`` for a run or checkpoint, ``file`` for a file of ``<layer>.V`` and ``<layer>.U``.
-        components: By the file's own layer name.
+        components: V and U by the file's own layer name.
+        chains: Forms that the file brings whole, and what else it holds then.
+        adapters: LoRA and its kin, and factors whose names do not tell their order.
         dashed: Whether '.' was turned into '-' in the names, so that they must be matched from the model's side.
         identity: Layers, by the file's own names, in front of which the run inserted identities; the components of
             these are among ``components``, under the layer's name and ``pre_identity``.
@@ -51,6 +55,8 @@ class ComponentSet:
 
     kind: str
     components: Mapping[str, RawComponent]
+    chains: RawChains = field(default_factory=RawChains)
+    adapters: RawAdapters = field(default_factory=RawAdapters)
     dashed: bool = False
     identity: tuple[str, ...] = ()
     target: Mapping[str, torch.Tensor] = field(default_factory=dict)
@@ -59,6 +65,11 @@ class ComponentSet:
     no_gates: str | None = None
     path: Path | None = None
     sha256: str | None = None
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that it has components or a form for, by its own names."""
+        return (*self.components, *self.chains.chains, *self.adapters.layers)
 
 
 def paired(

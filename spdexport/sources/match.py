@@ -11,7 +11,9 @@ from spdexport.arrays import to_numpy
 from spdexport.errors import ComponentsError
 from spdexport.factors import Factors, expected_shapes, unit_rounding
 from spdexport.gates import GlobalInput, GlobalShare
-from spdexport.names import did_you_mean, layer_of_call
+from spdexport.names import did_you_mean, layer_of_call, some
+from spdexport.sources.adapters import NAMES, added_form, read_factors, scale_of, told_reading
+from spdexport.sources.chains import changed_layers, form_of
 from spdexport.sources.spd_gates import Gates
 from spdexport.sources.spd_layouts import INSERTED
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from spdexport.conv import Array, ConvSite, FloatArray, Skipped
+    from spdexport.forms import Form
     from spdexport.gates import GateFunction, Sigmoid
     from spdexport.sources.components import ComponentSet, RawComponent
 
@@ -49,26 +52,74 @@ def match_components(
             components.
     """
     lookup = _Lookup(components, sites, skipped, excluded)
-    result: dict[str, Factors] = {}
-    for name, raw in components.components.items():
-        found = [layer for layer in lookup.layers(name) if not excluded(layer)]
-        if len(found) > 1:
-            raise ComponentsError(
-                f"{name} may mean {' or '.join(found)}: the run writes '.' in names as '-'.",
-                where=lookup.where(name),
-                hint="Leave all but one of them out with --exclude.",
-            )
-        for layer in found:
-            skip = lookup.skipped.get(layer)
-            if skip is not None:
-                raise ComponentsError(
-                    f"The file has components for {layer}, of kind {skip.kind}, which was skipped: {skip.reason}.",
-                    where=lookup.where(name),
-                    hint=f"Leave the layer out with --exclude {layer}.",
-                )
-            for site in lookup.sites[layer]:
-                result[site.name] = _factors(raw, site, spd=components.kind == "spd", where=lookup.where(name))
-    return result
+    spd = components.kind == "spd"
+    named = {
+        site.name: _factors(raw, site, spd=spd, where=lookup.where(name))
+        for name, raw in components.components.items()
+        for site in lookup.sites_of(name)
+    }
+    told_by_shapes = {
+        site.name: read_factors(raw, site, lookup.where(name))
+        for name, raw in components.adapters.layers.items()
+        if not raw.is_added
+        for site in lookup.sites_of(name)
+    }
+    return named | told_by_shapes
+
+
+def match_chains(
+    components: ComponentSet,
+    sites: Sequence[ConvSite],
+    skipped: Sequence[Skipped],
+    *,
+    excluded: Callable[[str], bool],
+    held: Callable[[str], Array | None],
+) -> dict[str, Form]:
+    """The forms that a file brings whole, by the sites' names; the arguments are those of ``match_components``.
+
+    Args:
+        components: What the file holds.
+        sites: The layers that can take forms.
+        skipped: The layers that cannot.
+        excluded: Whether the user left a layer out by name.
+        held: What the model holds under a name; None for nothing.
+
+    Raises:
+        ComponentsError: A form matches no layer, or one that it does not fit; or the file holds something else that is
+            not the model's.
+    """
+    lookup = _Lookup(components, sites, skipped, excluded)
+    result = {
+        site.name: form_of(raw, site, lookup.where(name))
+        for name, raw in components.chains.chains.items()
+        for site in lookup.sites_of(name)
+    }
+    result |= {
+        site.name: added_form(raw, site, lookup.where(name))
+        for name, raw in components.adapters.layers.items()
+        if raw.is_added
+        for site in lookup.sites_of(name)
+    }
+    others = [site for site in sites if site.name not in result]
+    rest = {name: t for name, t in components.chains.rest.items() if not excluded(name.rpartition(".")[0])}
+    return result | changed_layers(rest, others, held, str(components.path or "components"))
+
+
+def adapter_notes(components: ComponentSet, sites: Sequence[ConvSite]) -> tuple[str, ...]:
+    """Return what the user should know of adapters, and of factors whose shapes told which is which."""
+    by_name = {_file_name(layer_of_call(site.name), components): site for site in sites}
+    notes: dict[str, list[str]] = {}
+    for name, raw in components.adapters.layers.items():
+        site = by_name.get(name)
+        if site is None:
+            continue  # the user left it out
+        told = (
+            f"{NAMES[raw.kind]} times {scale_of(raw):g} is added to the weight"
+            if raw.is_added
+            else f"{NAMES[raw.kind]} are factors of the weight: {told_reading(raw, site)}"
+        )
+        notes.setdefault(told, []).append(site.name)
+    return tuple(f"{told}: {some(layers)}" for told, layers in notes.items())
 
 
 class _Lookup:
@@ -88,12 +139,34 @@ class _Lookup:
         self.excluded = excluded
         self.sites: dict[str, list[ConvSite]] = {}
         for site in sites:
-            own = site.name in components.components
+            own = site.name in components.layers
             self.sites.setdefault(site.name if own else layer_of_call(site.name), []).append(site)
         self.skipped = {skip.name: skip for skip in skipped if skip.name not in self.sites}
         self.by_name: dict[str, list[str]] = {}
         for layer in (*self.sites, *self.skipped):
             self.by_name.setdefault(_file_name(layer, components), []).append(layer)
+
+    def sites_of(self, name: str) -> list[ConvSite]:
+        """All calls of the layer that a name means; none where the user excluded it.
+
+        Raises:
+            ComponentsError: It means several layers, none, or one that was skipped.
+        """
+        found = [layer for layer in self.layers(name) if not self.excluded(layer)]
+        if len(found) > 1:
+            raise ComponentsError(
+                f"{name} may mean {' or '.join(found)}: the run writes '.' in names as '-'.",
+                where=self.where(name),
+                hint="Leave all but one of them out with --exclude.",
+            )
+        for layer in found:
+            if (skip := self.skipped.get(layer)) is not None:
+                raise ComponentsError(
+                    f"The file has components for {layer}, of kind {skip.kind}, which was skipped: {skip.reason}.",
+                    where=self.where(name),
+                    hint=f"Leave the layer out with --exclude {layer}.",
+                )
+        return [site for layer in found for site in self.sites[layer]]
 
     def layers(self, name: str) -> list[str]:
         """The layers that a name may mean; where there is none and the user did not exclude it, an error."""
@@ -121,6 +194,8 @@ class _Lookup:
 
 
 def _file_name(layer: str, components: ComponentSet) -> str:
+    if components.adapters.underscored:
+        return layer.replace(".", "_")
     return layer.replace(".", "-") if components.dashed else layer
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spdexport.errors import ComponentsError
 from spdexport.files.hashing import sha256_file
+from spdexport.files.reading import reading
+from spdexport.files.safetensors_header import read_metadata
+from spdexport.files.sniff import read_text
 from spdexport.files.tensors import read_tensors
+from spdexport.sources.adapters import read_adapters
+from spdexport.sources.chains import is_chain_file, read_chains
 from spdexport.sources.components import ComponentSet, paired
 from spdexport.sources.run_files import config_folders, last_checkpoint, last_orbax
 from spdexport.sources.spd_gates import Gates
@@ -26,7 +32,8 @@ def load_components(path: str | Path) -> ComponentSet:
     Args:
         path: An SPD run directory, an SPD checkpoint, or a file (safetensors, npz, weights-only pt) with tensors
             ``<layer>.V`` of shape (patch, C) and ``<layer>.U`` of shape (C, out), each with a leading group axis for
-            layers with groups.
+            layers with groups; or a file of chains (``sources/chains.py``), or the state dict of a module that
+            ``factorize`` made; or a file of LoRA's kind (``sources/adapters.py``).
 
     Raises:
         ComponentsError: The file cannot be read, or holds no usable components; it names the layer and the shapes.
@@ -43,7 +50,7 @@ def load_components(path: str | Path) -> ComponentSet:
             )
         return run
     tensors = read_tensors(path, error=ComponentsError)
-    return from_state_dict(tensors, path) or _from_factor_file(tensors, path)
+    return from_state_dict(tensors, path) or _from_adapter_file(tensors, path) or _from_factor_file(tensors, path)
 
 
 def read_run(path: str | Path) -> ComponentSet | None:
@@ -117,7 +124,25 @@ def from_state_dict(state: Mapping[str, torch.Tensor], path: Path | None) -> Com
     )
 
 
+def _from_adapter_file(tensors: Mapping[str, torch.Tensor], path: Path) -> ComponentSet | None:
+    """The adapters of a file; None where no name is one of an adapter's. peft's configuration is read beside it."""
+    config: object = None
+    beside = path.with_name("adapter_config.json")
+    if beside.is_file():
+        text = read_text(beside, error=ComponentsError, what="The configuration cannot be read", hint="Write it again.")
+        with reading(beside, error=ComponentsError):
+            config = json.loads(text)
+    adapters = read_adapters(tensors, config if isinstance(config, dict) else None, str(path))
+    if adapters is None:
+        return None
+    return ComponentSet(kind="file", components={}, adapters=adapters, path=path, sha256=sha256_file(path))
+
+
 def _from_factor_file(tensors: Mapping[str, torch.Tensor], path: Path) -> ComponentSet:
+    if is_chain_file(tensors):
+        metadata = read_metadata(path, error=ComponentsError)
+        chains = read_chains(tensors, metadata, str(path))
+        return ComponentSet(kind="file", components={}, chains=chains, path=path, sha256=sha256_file(path))
     factors: dict[str, dict[str, torch.Tensor]] = {}
     others = []
     for key, tensor in tensors.items():

@@ -83,6 +83,11 @@ def effective_parameters(
         if not (_is_stored(node) and is_own):
             return None
         changed[f"{layer}.weight"] = to_torch(effective)
+        bias = form.stages[-1].bias
+        if bias is not None and bias is not site.bias:  # a given form has one of its own
+            if f"{layer}.bias" not in parameters:
+                return None
+            changed[f"{layer}.bias"] = to_torch(bias)
     return changed
 
 

@@ -21,6 +21,7 @@ from spdexport.model_files import INLINE_UP_TO
 from spdexport.names import count
 from spdexport.reference.onnx_reference import OnnxReference
 from spdexport.reference.unavailable import ReferenceUnavailable
+from spdexport.rewrite.match import in_chains
 from spdexport.verification.channel_proof import ChannelProof, Wrong
 from spdexport.verification.computed import with_computed
 from spdexport.verification.file_inputs import file_cases, guesses, input_ports
@@ -28,16 +29,22 @@ from spdexport.verification.result import EdgeResult, Status
 from spdexport.verification.weights import WeightsFound, compare_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from spdexport.conv import Array
+    from spdexport.rewrite.match import Chain
     from spdexport.rewrite.onnx_dead import Removal
     from spdexport.rewrite.onnx_trim import Trimmed
 
 
 def compare_trimmed(
-    file: ir.Model, trimmed: Trimmed | None, plain: ir.Model, example: Mapping[str, Array] | None = None
+    file: ir.Model,
+    trimmed: Trimmed | None,
+    plain: ir.Model,
+    example: Mapping[str, Array] | None = None,
+    *,
+    chains: Collection[Chain] = (),
 ) -> WeightsFound:
     """Compare a file with the plain export of the model with effective weights, dead channels apart.
 
@@ -46,18 +53,21 @@ def compare_trimmed(
         trimmed: What was removed from what; None for nothing.
         plain: What the whole graph is to compose back to.
         example: Inputs that the whole graph takes, by name, whose sizes are known to be right; None to guess them.
+        chains: The stages of the forms of several kernels that layers take, which stand for one layer each.
     """
+    beyond = in_chains(chains) if chains else None
     # Padding adds components of zeros, which composing takes away: it is compared with the model without them.
-    if trimmed is None or trimmed.removal.model is trimmed.whole:
-        return compare_weights(file, plain)
-    mine = compare_weights(file, trimmed.removal.model)
+    if trimmed is None or (trimmed.removal.model is trimmed.whole and not (chains and trimmed.trimming.padded)):
+        return compare_weights(file, plain, beyond=beyond)
+    # With other numbers of channels, chains are known by their kernels.
+    mine = compare_weights(file, trimmed.removal.model, beyond=in_chains(chains, channels=False) if chains else None)
     if mine.edge.status is Status.FAIL:
         return mine
-    fault = alive(trimmed.whole, trimmed.removal, example)
+    fault = alive(trimmed.whole, trimmed.removal, example) if trimmed.removal.model is not trimmed.whole else None
     if fault is not None:
         return WeightsFound(edge=fault, layers=mine.layers)
-    found = compare_weights(trimmed.whole, plain)
-    if found.edge.status is Status.FAIL:
+    found = compare_weights(trimmed.whole, plain, beyond=beyond)
+    if found.edge.status is Status.FAIL or trimmed.removal.model is trimmed.whole:
         return found
     number = trimmed.trimming.channels
     reason = f"{found.edge.reason}; {count(number, 'channel')} removed, each dead by its weights"

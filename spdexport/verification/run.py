@@ -150,7 +150,7 @@ class _Run(Runner[Case]):
         subject = self._subject
         known = subject.trimmed is not None and subject.example is not None and subject.masked is None
         example = feeds(subject.intended, subject.example) if known and subject.example is not None else None
-        found = compare_trimmed(file, subject.trimmed, subject.plain(), example)
+        found = compare_trimmed(file, subject.trimmed, subject.plain(), example, chains=subject.plan.chains)
         self._errors = found.layers
         edge = ranges_fault(file, self._subject.file, axis_ranges(subject.program))
         edge = edge or mask_fault(file, self._subject.plan) or factors_fault(file, self._subject.plan) or found.edge

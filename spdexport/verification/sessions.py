@@ -40,6 +40,13 @@ if TYPE_CHECKING:
 MATRIX_OPERATORS = frozenset(("Conv", "ConvTranspose", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"))
 """What a provider must run itself for its edge to say anything; ONNX Runtime's fused forms included."""
 
+BIASES, FUSION = "WeightBiasQuantization", "QDQSelectorActionTransformer"
+WHOLE_NUMBERS: tuple[tuple[tuple[str, ...], str], ...] = (
+    ((BIASES,), f"{BIASES}, which rounds float biases of quantized layers to whole numbers"),
+    ((BIASES, FUSION), f"{FUSION}, which computes quantized operators in whole numbers and by formulas of their own"),
+)
+"""Optimizations of ONNX Runtime that are no more exact than a quantized file's own steps, and what they do."""
+
 Locate = Callable[[SessionSettings], tuple[str | None, str]]
 """Finds the first layer that diverges under some settings: the layer or None, and a remark."""
 
@@ -140,6 +147,8 @@ class SessionEdges:
                 found = self._repeated(running.session, trial, inputs, values, found)
             if found.status is Status.FAIL and running.settings.purpose is Purpose.DEPLOYMENT:
                 found = self._explained(running, trial, inputs, values, found)
+            if found.status is Status.FAIL and edge.edge == "optimize" and found.is_value:
+                found = self._explained_by_whole_numbers(running, trial, inputs, found, follow)
             if found.status is Status.FAIL and found.is_value and edge.first is None and not edge.remark:
                 edge.first, edge.remark = locate(running.settings)
             self._remember(edge, trial, inputs, values, found)
@@ -284,6 +293,38 @@ class SessionEdges:
         )
         return replace(found, status=Status.INCONCLUSIVE, reason=f"{found.reason}; {reason}")
 
+    def _explained_by_whole_numbers(
+        self,
+        running: _Running,
+        trial: Trial,
+        inputs: Mapping[str, Array],
+        found: Comparison,
+        follow: Follow | None,
+    ) -> Comparison:
+        """A failure of an optimized session; none of the file's where some of `WHOLE_NUMBERS` alone make it.
+
+        Further cases then run without these, so that they tell more.
+        """
+        if not _is_quantized(self._file):
+            return found
+        for without, what in WHOLE_NUMBERS:
+            if set(without) <= set(running.settings.without):
+                continue
+            settings = replace(running.settings, without=without)
+            try:
+                session = open_session(self._file, settings)
+                values = self._ran(session, inputs)
+            except RuntimeFailure:
+                return found
+            other = trial.compare(values)
+            if follow is not None:
+                other = follow(settings, values, other).found
+            if other.status is Status.PASS:
+                running.session, running.settings = session, settings
+                reason = f"{found.reason}; not so without ONNX Runtime's {what}"
+                return replace(found, status=Status.INCONCLUSIVE, reason=reason)
+        return found
+
     def _fails_when_coarse(self, settings: SessionSettings, trial: Trial, inputs: Mapping[str, Array]) -> bool:
         """Whether the provider's coarse format alone, with all else as in the check, shows the failure."""
         with contextlib.suppress(RuntimeFailure):
@@ -307,6 +348,11 @@ _UNSUPPORTED = re.compile(
 )
 """What ONNX Runtime says of files that may be valid: of kernels, operators and versions that it does not have. A
 convolution in bfloat16 is no valid node before opset 22, and from there on one without a kernel on the CPU."""
+
+
+def _is_quantized(file: Path) -> bool:
+    """Whether a file has layers that ONNX Runtime may compute in whole numbers."""
+    return any(node.op_type == "DequantizeLinear" for node in reload_proto(file).graph.node)
 
 
 def _failure(failure: RuntimeFailure, what: str, *, is_valid: bool) -> Comparison:

@@ -172,7 +172,8 @@ class _Run(FileRun):
 
     def _weights(self) -> EdgeResult:
         self._check.progress("comparing weights")
-        found = compare_trimmed(self._model, self._subject.trimmed, self._subject.plain(), self._given)
+        subject = self._subject
+        found = compare_trimmed(self._model, subject.trimmed, subject.plain(), self._given, chains=subject.plan.chains)
         self._errors = found.layers
         fault = mask_fault(self._model, self._subject.plan) or self._touched()
         return found.edge if found.edge.status is Status.FAIL or fault is None else fault

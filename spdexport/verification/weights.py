@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from spdexport.names import count
-from spdexport.rewrite.match import any_chain
 from spdexport.rewrite.onnx_fold import fold_onnx
 from spdexport.rewrite.onnx_names import node_name
 from spdexport.verification.computed import with_computed
@@ -51,6 +50,7 @@ def compare_weights(
     plain: ir.Model,
     *,
     made_from: bool = True,
+    whole: bool = False,
     beyond: Callable[[Chain], bool] | None = None,
 ) -> WeightsFound:
     """Compare a file with the plain export of the dense model that has the plan's effective weights.
@@ -60,6 +60,7 @@ def compare_weights(
         plain: What ``export_onnx`` makes of the effective program.
         made_from: Whether the file was made from that model: what no form touched is equal bit for bit then. Of two
             files that came about apart, every weight may differ by rounding, and axes may have other names.
+        whole: Whether everything that composes is composed in both: one of the two may be a fold of the other.
         beyond: Which rows of layers stand for one, beside V and U: ``rewrite.match.in_chains`` of the stages that the
             plan's forms have. In both graphs alike, so that a model's own convolutions in a row stay comparable.
     """
@@ -67,7 +68,7 @@ def compare_weights(
     if torn is not None:
         edge = EdgeResult(edge="weights", status=Status.FAIL, first_divergence=torn.layer, reason=torn.what)
         return WeightsFound(edge=edge, layers=WeightErrors())
-    folded, wanted = _normal_form(file, beyond), _normal_form(plain, beyond)
+    folded, wanted = (_normal_form(model, beyond, whole=whole) for model in (file, plain))
     found = WeightErrors()
     for form in (wanted, folded):
         layers = {node_name(node): layer_of(node) for node in form.source.graph}
@@ -81,7 +82,7 @@ def compare_weights(
     )
     mismatch = comparison.compare()
     unlike = mismatch is not None and mismatch.unlike
-    return WeightsFound(edge=_edge(mismatch, folded.result, found), layers=found, unlike=unlike)
+    return WeightsFound(edge=_edge(mismatch, folded.result, wanted.result, found), layers=found, unlike=unlike)
 
 
 def compare_files(file: ir.Model, other: ir.Model) -> EdgeResult:
@@ -96,7 +97,7 @@ def compare_files(file: ir.Model, other: ir.Model) -> EdgeResult:
     found = compare_weights(file, other, made_from=False)
     if found.unlike:
         # One of them may have in one layer what the other has in several, of any geometry.
-        composed = compare_weights(file, other, made_from=False, beyond=any_chain)
+        composed = compare_weights(file, other, made_from=False, whole=True)
         found = found if composed.unlike else composed
     edge = found.edge
     if edge.status is Status.FAIL and found.unlike:
@@ -122,7 +123,7 @@ class _NormalForm:
     sizes: ir.Model
 
 
-def _normal_form(model: ir.Model, beyond: Callable[[Chain], bool] | None) -> _NormalForm:
+def _normal_form(model: ir.Model, beyond: Callable[[Chain], bool] | None, *, whole: bool) -> _NormalForm:
     """Bring a model to the form in which two are compared.
 
     What exporters may do or leave is done: constants are computed, and lone layers fold as well, for whether a batch
@@ -132,8 +133,8 @@ def _normal_form(model: ir.Model, beyond: Callable[[Chain], bool] | None) -> _No
     source = with_computed(model)
     return _NormalForm(
         source=source,
-        result=fold_onnx(source, lone=True, beyond=beyond),
-        sizes=fold_onnx(magnitudes(source), lone=True, beyond=beyond).model,
+        result=fold_onnx(source, lone=True, whole=whole, beyond=beyond),
+        sizes=fold_onnx(magnitudes(source), lone=True, whole=whole, sizes=True, beyond=beyond).model,
     )
 
 
@@ -153,7 +154,7 @@ def weights_edge(file: ir.Model, plain: ir.Model) -> EdgeResult:
     return compare_weights(file, plain).edge
 
 
-def _edge(mismatch: Mismatch | None, folded: FoldResult, found: WeightErrors) -> EdgeResult:
+def _edge(mismatch: Mismatch | None, folded: FoldResult, wanted: FoldResult, found: WeightErrors) -> EdgeResult:
     if mismatch is None:
         number = len(folded.folded)
         whose = "its effective weight" if number == 1 else "their effective weights"
@@ -164,15 +165,19 @@ def _edge(mismatch: Mismatch | None, folded: FoldResult, found: WeightErrors) ->
             max_abs=found.error,
             reason=f"{count(number, 'layer')} composed back to {whose}; all else is equal bit for bit",
         )
-    reason = mismatch.what
+    reason, layer = mismatch.what, mismatch.layer
     if mismatch.structural and folded.declined:
-        first = folded.declined[0]
+        # A model's own layers in a row are declined in both; what is declined in the file alone is its fault.
+        own = {skipped.name for skipped in wanted.declined}
+        first = next((skipped for skipped in folded.declined if skipped.name not in own), None)
+        layer = layer if first is None else first.name
+        first = first or folded.declined[0]
         reason += f" ({first.name} was not composed back: {first.reason})"
     return EdgeResult(
         edge="weights",
         status=Status.FAIL,
         noise_ratio=mismatch.ratio,
         max_abs=mismatch.max_abs,
-        first_divergence=mismatch.layer,
+        first_divergence=layer,
         reason=reason,
     )

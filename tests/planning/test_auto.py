@@ -160,7 +160,7 @@ def test_small_floats_have_a_coarser_rank(dtype: type) -> None:
     (decision,) = auto((half, factors)).decisions
     assert (decision.layer.form, decision.layer.kept) == ("recompressed", 6)
     assert decision.made is not None
-    assert decision.made.V.dtype == dtype
+    assert np.asarray(decision.made.stages[0].weight).dtype == dtype
 
 
 def test_latency_is_what_the_model_of_it_says() -> None:

@@ -14,7 +14,7 @@ from planning.models import WIDE, FewComponents, a_site, auto, some_factors
 from spdexport.conv import ConvSite
 from spdexport.errors import PlanError
 from spdexport.factors import Factors
-from spdexport.planning import Plan, PlanRecord, as_file, parse_plan, read_plan
+from spdexport.planning import FormChoice, Plan, PlanRecord, as_file, parse_plan, read_plan
 
 
 def pairs() -> list[tuple[ConvSite, Factors]]:
@@ -46,7 +46,7 @@ def record(plan: Plan, *, strict: bool = True, **changes: Any) -> PlanRecord:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"rank": ("12",)}, {"energy": 0.5, "optimize_for": "params"}, {"form": "dense"}]
+    "options", [{}, {"rank": ("12",)}, {"energy": 0.5, "optimize_for": "params"}, {"form": FormChoice.DENSE}]
 )
 def test_a_plan_is_repeated_to_the_letter(options: dict[str, Any]) -> None:
     plan = auto(*pairs(), **options)

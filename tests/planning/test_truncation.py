@@ -8,7 +8,7 @@ from planning.models import WIDE, a_site, auto, some_factors
 
 from spdexport.conv import ConvSpec
 from spdexport.errors import UsageError
-from spdexport.factors import masked_weight
+from spdexport.forms import fold_form
 from spdexport.planning import FormChoice, PlanOptions, check_truncation, parse_rank
 
 SITE = a_site()
@@ -40,7 +40,7 @@ def test_the_effective_weight_becomes_the_truncated_one(options: dict[str, Any])
     assert layer.kept < layer.rank == 64
     assert plan.approximates
     assert decision.made is not None
-    np.testing.assert_array_equal(decision.effective(), masked_weight(decision.made, WIDE))
+    np.testing.assert_array_equal(decision.effective(), fold_form(decision.made).weight)
     error = np.linalg.norm(decision.effective() - exact.effective()) / np.linalg.norm(exact.effective())
     assert layer.truncation == pytest.approx(error, rel=1e-5)
     assert layer.reason.startswith(f"truncated to rank {layer.kept} of 64, relative error {layer.truncation:.2g}; ")
@@ -52,7 +52,9 @@ def test_the_effective_weight_becomes_the_truncated_one(options: dict[str, Any])
 
 def test_a_rank_for_a_layer_is_stronger_than_one_for_all() -> None:
     other = a_site(name="other")
-    plan = auto(FULL, (other, some_factors(other, 80, live=70)), rank=("20", "other=9", "o*=8"))
+    plan = auto(
+        FULL, (other, some_factors(other, 80, live=70)), form=FormChoice.FACTORIZED, rank=("20", "other=9", "o*=8")
+    )
     assert [layer.kept for layer in plan.layers] == [20, 8]
 
 
@@ -83,9 +85,9 @@ def test_each_group_is_truncated() -> None:
     spec = ConvSpec(**{**{f: getattr(WIDE, f) for f in ("kernel", "stride", "padding", "dilation")},
                        "in_channels": 64, "out_channels": 128, "groups": 2})  # fmt: skip
     site = a_site(spec)
-    (decision,) = auto((site, some_factors(site, 80, live=80)), rank=("7",)).decisions
+    (decision,) = auto((site, some_factors(site, 80, live=80)), form=FormChoice.FACTORIZED, rank=("7",)).decisions
     assert decision.made is not None
-    assert decision.made.V.shape == (2, 288, 7)
+    assert decision.made.stages[0].weight.shape == (14, 32, 3, 3)
     half = decision.effective()[:64].reshape(64, -1)
     assert np.linalg.matrix_rank(half, tol=1e-4) == 7
 

@@ -12,7 +12,7 @@ import torch
 from spdexport.ort.sessions import SessionSettings, open_session
 from spdexport.reference.noise import Draw, Magnitudes, Noise, undisturbed
 from spdexport.reference.onnx_reference import OnnxReference
-from spdexport.reference.rounding import Affine, added_up, normalized
+from spdexport.reference.rounding import Affine, added_up, contracted, normalized
 from spdexport.reference.torch_reference import evaluate
 from spdexport.verification.compare import FACTOR, floor_of
 
@@ -281,6 +281,53 @@ def test_half_precision_is_judged_as_such() -> None:
     assert np.abs(noisy - exact).max() <= 2.0**-11
 
 
+def described(op: str, inputs: list[str], constants: dict[str, np.ndarray], **attributes: Any) -> onnx.ModelProto:
+    """A model of one operator with constants by name."""
+    proto = model_of(op, [], 20, **attributes)
+    proto.graph.node[0].input[:] = inputs
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in constants.items())
+    return proto
+
+
+@pytest.mark.parametrize("size", [7, 16, 40, 100, 250])
+def test_fourier_transforms_of_any_size_are_within_the_floor(size: int) -> None:
+    proto = described("DFT", ["x", "", "axis"], {"axis": np.array(3)})
+    for seed in range(3):
+        x = np.random.default_rng(seed).normal(size=(1, 2, 3, size, 1)).astype(np.float32)
+        assert 0.02 < ratio(proto, x, seed) <= FACTOR / 2
+
+
+@pytest.mark.parametrize("mode", ["linear", "cubic"])
+def test_interpolation_of_values_that_are_nearly_equal_is_within_the_floor(mode: str) -> None:
+    proto = described("Resize", ["x", "", "s"], {"s": np.array([1, 1, 1.7, 1.7], np.float32)}, mode=mode)
+    for size in (8, 17, 40):
+        x = 5 + 0.01 * np.random.default_rng(size).normal(size=(2, 3, size, size))
+        assert ratio(proto, x.astype(np.float32)) <= FACTOR / 2
+
+
+def test_products_of_a_summation_count() -> None:
+    shapes = [(2, 8, 40, 30), (2, 5, 40, 30)]
+    assert contracted("bchw,bdhw->bcd", shapes) == 1200
+    assert contracted("bchw, bdhw -> bchd", shapes) == 30
+    assert contracted("...hw,...hw", [(2, 40, 30)] * 2) == 1200
+    assert contracted("ij,jk", [(2, 3), (3, 4)]) == 3
+
+
+@pytest.mark.parametrize("op", ["Einsum", "MatMul"])
+def test_products_of_equal_values_are_within_the_floor(op: str) -> None:
+    summed = described("Einsum", ["x", "x"], {}, equation="bchw,bdhw->bcd")
+    for seed in range(5):
+        value = np.random.default_rng(seed).uniform(0.1, 1)
+        if op == "Einsum":
+            assert ratio(summed, np.full((1, 3, 64, 64), value, np.float32), seed) <= FACTOR / 2
+        else:
+            x = np.full((2, 64, 64), value, np.float32)
+            long = np.full((2, 1, 4096), value, np.float32)
+            assert ratio(described("MatMul", ["x", "x"], {}), x, seed) <= FACTOR / 2
+            proto = described("MatMul", ["x", "b"], {"b": long.swapaxes(1, 2).copy()})
+            assert ratio(proto, long, seed) <= FACTOR / 2
+
+
 RECURRENT = {
     "LSTM": ([(1, 32, 3), (1, 32, 8), (1, 64)], {"hidden_size": 8}),
     "GRU": ([(1, 24, 3), (1, 24, 8), (1, 48)], {"hidden_size": 8}),
@@ -295,6 +342,30 @@ def test_recurrent_layers_are_within_the_floor(op: str) -> None:
     model = model_of(op, [rng.normal(size=shape).astype(np.float32) for shape in shapes], **attributes)
     x = rng.normal(size=(40, 2, 3)).astype(np.float32)
     assert 0.05 <= ratio(model, x) <= 2
+
+
+def test_the_states_of_recurrent_layers_are_within_the_floor() -> None:
+    # Gates multiply states that are given, so that their absolute errors are of these states' size.
+    rng = np.random.default_rng(0)
+    shapes, size = {"w": (1, 512, 128), "r": (1, 512, 128), "b": (1, 1024)}, 128
+    weights = [onnx.numpy_helper.from_array(rng.normal(size=s).astype(np.float32) / 8, n) for n, s in shapes.items()]
+    floats = onnx.TensorProto.FLOAT
+    node = onnx.helper.make_node("LSTM", ["x", *shapes, "", "h", "c"], ["y", "hn", "cn"], hidden_size=size)
+    given = [onnx.helper.make_tensor_value_info(n, floats, [1, 1, size]) for n in ("x", "h", "c")]
+    ends = [onnx.helper.make_tensor_value_info(n, floats, None) for n in node.output]
+    graph = onnx.helper.make_graph([node], "g", given, ends, weights)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 16)], ir_version=10)
+    reference, session = OnnxReference(model), open_session(model.SerializeToString(), SessionSettings())
+    worst = 0.0
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        inputs = {name: (100 * rng.normal(size=(1, 1, size))).astype(np.float32) for name in ("x", "h", "c")}
+        exact, got = reference.run(inputs), session.run(inputs)
+        noisy = [reference.run(inputs, noise=Noise(seed=run, unit_rounding=U)) for run in range(3)]
+        for name in ("hn", "cn"):
+            floor = floor_of(exact[name], exact[name].astype(np.float32), [n[name] for n in noisy])
+            worst = max(worst, float(np.abs(got[name] - exact[name]).max()) / floor)
+    assert 0.05 < worst <= FACTOR / 2
 
 
 def test_noise_is_in_functions_and_subgraphs_too() -> None:

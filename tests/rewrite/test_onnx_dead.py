@@ -10,6 +10,8 @@ import onnx_ir as ir
 import onnxruntime
 from dead_networks import in_float64, networks
 from hypothesis import given, settings
+from onnx import helper
+from onnx_models import model
 
 from spdexport.reference.onnx_reference import OnnxReference
 from spdexport.rewrite.onnx_dead import Removal, remove_dead
@@ -92,3 +94,21 @@ def test_what_is_kept_is_what_it_was(proto: onnx.ModelProto) -> None:
             right = kept.of(right)
         if right is not None:
             np.testing.assert_allclose(after_values[name], right, rtol=0, atol=1e-9 * max(np.abs(right).max(), 1))
+
+
+def test_constants_that_are_nodes_tell_the_type_of_values_that_the_file_does_not_type() -> None:
+    w = np.ones((4, 3, 1, 1), np.float32)
+    w[1] = 0
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node(
+            "Constant", [], ["two"], value=onnx.numpy_helper.from_array(np.full((), 2, np.float32), "two")
+        ),
+        helper.make_node("Mul", ["two", "c"], ["m"]),
+        helper.make_node("Conv", ["m", "v"], ["y"]),
+    ]
+    weights = {"w": w, "v": np.ones((2, 4, 1, 1), np.float32)}
+    proto = model(nodes, inputs={"x": [1, 3, 4, 4]}, outputs={"y": [1, 2, 4, 4]}, weights=weights)
+    removal, after = removed(proto)
+    assert removal.removed
+    same(proto, after, samples(1, 3, 4, 4), tolerance=1e-6)

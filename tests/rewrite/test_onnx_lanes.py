@@ -6,7 +6,9 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
+from spdexport.conv import ConvSpec
 from spdexport.ort.sessions import SessionSettings, open_session
+from spdexport.rewrite.match import in_chains
 from spdexport.rewrite.onnx_lanes import pad_lanes
 
 RNG = np.random.default_rng(0)
@@ -84,3 +86,28 @@ def test_a_weight_that_is_shared_is_left_alone():
     again = helper.make_node("Conv", ["x", "v", "v.bias"], ["z"], pads=[1, 1, 1, 1])
     before = model(outputs=("y", "z"), extra=(again,))
     assert pad_lanes(before, 16)[0] is before
+
+
+def spec(into, out, kernel, padding=0):
+    return ConvSpec(
+        in_channels=into, out_channels=out, kernel=kernel, stride=(1, 1), padding=((padding,) * 2,) * 2, dilation=(1, 1)
+    )
+
+
+def test_a_second_kernel_is_padded_where_it_is_of_one_form_with_the_first():
+    before = model(shapes={"u": (5, 6, 3, 3)})
+    assert pad_lanes(before, 16)[0] is before
+    chain = (spec(3, 6, (3, 3), 1), spec(6, 5, (3, 3)))
+    after, padded = pad_lanes(before, 16, in_chains([chain]))
+    assert padded == {"h": 16}
+    for name, value in run(before).items():
+        np.testing.assert_allclose(run(after)[name], value, rtol=0, atol=1e-5)
+
+
+def test_what_is_in_front_of_a_chain_is_not_padded():
+    """A 1x1 layer that a chain begins with is composed with the chain, and not with what is in front of it."""
+    last = helper.make_node("Conv", ["y", "w"], ["z"])
+    before = model(shapes={"w": (4, 5, 3, 3)}, outputs=("z",), extra=(last,))
+    assert pad_lanes(before, 16)[1] == {"h": 16}
+    chain = (spec(6, 5, (1, 1)), spec(5, 4, (3, 3)))
+    assert pad_lanes(before, 16, in_chains([chain]))[1] == {"y": 16}

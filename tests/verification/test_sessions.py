@@ -55,6 +55,7 @@ def run(
 ) -> list[EdgeResult]:
     """The device results with sessions that compute what they are told to."""
     monkeypatch.setattr(sessions, "provider_status", lambda _: None)
+    monkeypatch.setattr(sessions, "_is_quantized", lambda _: False)
     monkeypatch.setattr(
         sessions, "open_session", lambda _, settings: FakeSession(settings, compute, placed or provider.ort_name)
     )

@@ -1,0 +1,346 @@
+"""The search: candidates of every layer, a choice among them at each cost, fitted and judged on data.
+
+The choices of every price lie on one frontier (``allocation.py``). Each point that is tried is fitted from front to
+back, and judged on the selection set. What is lost grows along the frontier, give or take, so that it is bisected.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from spdexport.compression.allocation import Allocation, at_cost, frontier
+from spdexport.compression.budgets import CostKind
+from spdexport.compression.candidates import Candidate, layer_candidates
+from spdexport.compression.execution import CutGraph, Shelf, Walk
+from spdexport.compression.losses import Lost, measured
+from spdexport.compression.moments import Moments, locations_per_sample, moments_of
+from spdexport.compression.refit import last_stage_refitted, refitted
+from spdexport.compression.running import DenseAnswers, Network, batches_of
+from spdexport.cost import dense_shape, shape_macs, shape_parameters
+from spdexport.forms import FormKind
+from spdexport.rewrite.onnx_rewrite import place_onnx_forms
+from spdexport.steps import Remark, step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    import onnx_ir as ir
+
+    from spdexport.compression.budgets import Budget
+    from spdexport.compression.cache import Cache
+    from spdexport.compression.data import Sets
+    from spdexport.compression.dense_model import DenseModel
+    from spdexport.compression.losses import Loss
+    from spdexport.conv import Array, ConvSite, ConvSpec
+    from spdexport.cost import CostModel
+    from spdexport.forms import Form
+
+TRIALS = 7
+"""Points of the frontier that are tried, at most: the cost is found to 1/128 of what can be saved."""
+
+STEP = 0.01
+"""Points whose costs differ by less of the dense model's are not told apart."""
+
+WHOLE_PATCH = 2304
+"""The longest patch of which a whole layer is fitted anew; of longer ones its last stage is."""
+
+LIKE = 1e-9
+"""Costs that differ by less of the dense model's are equal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Trial:
+    """One point of the frontier, fitted and judged.
+
+    Attributes:
+        allocation: The choice.
+        forms: What each layer that changes takes, fitted.
+        lost: What is lost on the selection set.
+        bound: What is lost at most of data to come, as the selection set tells.
+        cost: By the cost model, relative to the dense layers.
+        macs: Multiply-accumulates of all layers, likewise.
+        size: Numbers that all layers store, likewise.
+        accepted: Whether the bound is within the budget; None where the budget is one of cost.
+    """
+
+    allocation: Allocation
+    forms: Mapping[str, Form]
+    lost: Lost
+    bound: float
+    cost: float
+    macs: float
+    size: float
+    accepted: bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Found:
+    """What a search came to.
+
+    Attributes:
+        trials: All points that were tried, in that order.
+        chosen: The one that is taken; None where only the dense network keeps the budget.
+        candidates: Of each layer, in the order of the graph.
+        dense_cost: What the dense layers cost, by the cost model.
+    """
+
+    trials: tuple[Trial, ...]
+    chosen: Trial | None
+    candidates: tuple[tuple[Candidate, ...], ...]
+    dense_cost: float
+
+
+class Search:
+    """One search, from the moments of the dense network to a choice.
+
+    Args:
+        dense: The network.
+        sets: The samples.
+        loss: What counts as lost.
+        cost: What is to be least.
+        lane: As for ``layer_candidates``.
+        folder: For what finds no room in memory.
+        seed: Of the locations that moments are taken at.
+        progress: Told what is being done.
+        foreign: Forms of other origin for some layers, by their names.
+        cache: Where work is kept.
+        time: Returns the time of a graph relative to the dense one's.
+    """
+
+    def __init__(
+        self,
+        dense: DenseModel,
+        sets: Sets,
+        *,
+        loss: Loss,
+        cost: CostModel,
+        lane: int,
+        folder: Path,
+        seed: int,
+        progress: Callable[[str], None],
+        foreign: Mapping[str, Sequence[Form]] | None = None,
+        cache: Cache,
+        time: Callable[[ir.Model], float],
+    ) -> None:
+        self.dense, self._sets, self._loss, self._cost = dense, sets, loss, cost
+        self._lane, self._seed, self._progress = lane, seed, progress
+        self._foreign, self._cache, self._time = foreign or {}, cache, time
+        self._shelf = Shelf(folder)
+        self._cut = CutGraph.of(dense.model, dense.sites)
+        self._answers = DenseAnswers(dense, sets.selection, self._shelf)
+        self._trials: dict[tuple[int, ...], Trial] = {}
+
+    @property
+    def sites(self) -> tuple[ConvSite, ...]:
+        """The layers, in the order of the graph."""
+        return self._cut.sites
+
+    @property
+    def cost_name(self) -> str:
+        """The cost model, in words."""
+        return self._cost.name
+
+    def site(self, name: str) -> ConvSite:
+        """Return the layer of a name."""
+        return next(site for site in self.sites if site.name == name)
+
+    def placed(self, forms: Mapping[str, Form]) -> ir.Model:
+        """Return the dense graph with forms in the places of layers."""
+        return place_onnx_forms(self.dense.model, [(s, forms[s.name]) for s in self.sites if s.name in forms])
+
+    def candidates(self) -> tuple[tuple[Candidate, ...], ...]:
+        """Run the dense network over the calibration set, and weigh what each layer might be."""
+        walk: Walk | None = None
+        at = 0
+        found = []
+        for number, site in enumerate(self.sites):
+            self._progress(step("candidates", done=number, total=len(self.sites), detail=site.name))
+            moments = self._cache.moments(number)
+            if moments is None:
+                if walk is None:
+                    walk, at = self._begin(), 0
+                for _ in range(at, number):
+                    walk.step()
+                at = number
+                moments = self._moments(site, site.spec, ((x, None) for x in walk.reads()))
+                self._cache.keep_moments(number, moments)
+            foreign = self._foreign.get(site.name, ())
+            found.append(layer_candidates(site, moments, self._cost, foreign=foreign, lane=self._lane))
+        return tuple(found)
+
+    def run(self, budget: Budget) -> Found:
+        """Look for the cheapest choice that keeps a budget of loss, or the best one at a cost."""
+        candidates = self.candidates()
+        points = frontier(candidates)
+        dense = sum(options[0].cost for options in candidates)
+        if budget.cost is not None:
+            target = at_cost(points, budget.limit * dense)
+            if budget.cost is CostKind.LATENCY:
+                target = self._at_time(candidates, points, budget.limit)
+            return self._found(self.trial(candidates, target, dense, None, 1, 1), candidates, dense)
+        chosen: Trial | None = None
+        # Points up to ``low`` are beyond the budget, those from ``high`` on within it; the dense network is behind all.
+        low, high, number = -1, len(points), 0
+        while high - low > 1 and number < TRIALS:
+            dear = points[high].cost if high < len(points) else dense
+            if chosen is not None and dear - points[low + 1].cost < STEP * dense:
+                break
+            middle = points.index(at_cost(points, (points[max(low, 0)].cost + dear) / 2))
+            middle = min(max(middle, low + 1), high - 1)
+            if not any(points[middle].chosen):
+                high = middle
+                continue
+            number += 1
+            trial = self.trial(candidates, points[middle], dense, budget.limit, number, TRIALS)
+            if trial.accepted:
+                high, chosen = middle, trial
+            else:
+                low = middle
+        return self._found(chosen, candidates, dense)
+
+    def _at_time(
+        self, candidates: Sequence[Sequence[Candidate]], points: Sequence[Allocation], limit: float
+    ) -> Allocation:
+        """The point of least loss whose time is within a limit, relative to dense; the cheapest if none is.
+
+        Time depends on shapes alone, so that it is measured before anything is fitted.
+        """
+        low, high = 0, len(points)
+        while high - low > 1:
+            middle = points.index(at_cost(points, (points[low].cost + points[high - 1].cost) / 2))
+            middle = min(max(middle, low + 1), high - 1)
+            taken = zip(self.sites, candidates, points[middle].chosen, strict=True)
+            forms = {site.name: options[index].make() for site, options, index in taken if index}
+            took = self._time(self.placed({n: f if self._takes(n) else _without_bias(f) for n, f in forms.items()}))
+            self._progress(f"measuring time beside the dense model: {took:.2f} of it")
+            low, high = (middle, high) if took <= limit else (low, middle)
+        return points[low]
+
+    def _takes(self, name: str) -> bool:
+        return _takes_bias(self.site(name))
+
+    def _found(self, chosen: Trial | None, candidates: tuple[tuple[Candidate, ...], ...], dense: float) -> Found:
+        return Found(trials=tuple(self._trials.values()), chosen=chosen, candidates=candidates, dense_cost=dense)
+
+    def trial(
+        self,
+        candidates: Sequence[Sequence[Candidate]],
+        point: Allocation,
+        dense_cost: float,
+        limit: float | None,
+        number: int,
+        most: int,
+    ) -> Trial:
+        """Fit one choice and judge it on the selection set."""
+        if point.chosen in self._trials:
+            return self._trials[point.chosen]
+        taken = [options[index] for options, index in zip(candidates, point.chosen, strict=True)]
+        told = f"trial {number} of at most {most} at cost {point.cost / dense_cost:.2f}"
+        kept = self._cache.trial(self.sites, taken, self._loss.power)
+        if kept is None:
+            forms = self._fitted(taken, told)
+            self._progress(f"{told}: {len(self._sets.selection)} samples of the selection set")
+            lost = measured(self._loss, self._answers.pairs(Network(self.placed(forms))))
+            self._cache.keep_trial(self.sites, taken, forms, lost)
+        else:
+            forms, lost = kept
+        bound = lost.upper_bound()
+        trial = Trial(
+            allocation=point,
+            forms=forms,
+            lost=lost,
+            bound=bound,
+            cost=point.cost / dense_cost,
+            macs=_share(self.sites, taken, lambda site, candidate: shape_macs(site, candidate.shape)),
+            size=_share(self.sites, taken, lambda _, candidate: shape_parameters(candidate.shape)),
+            accepted=None if limit is None else bound <= limit,
+        )
+        self._trials[point.chosen] = trial
+        verdict = "" if limit is None else (": within the budget" if trial.accepted else ": beyond the budget")
+        self._progress(Remark(f"trial {number}, {self._loss.title} {lost.value:.4g}, at most {bound:.4g}{verdict}"))
+        return trial
+
+    def _fitted(self, taken: Sequence[Candidate], told: str) -> dict[str, Form]:
+        """The forms, fitted from front to back: what a layer reads comes through those in front of it."""
+        changed = [number for number, candidate in enumerate(taken) if candidate.kind is not FormKind.DENSE]
+        forms: dict[str, Form] = {}
+        if not changed:
+            return forms
+        walk, other = self._begin(), None
+        for number, (site, candidate) in enumerate(zip(self.sites[: changed[-1] + 1], taken, strict=False)):
+            self._progress(step(told, done=number, total=changed[-1] + 1, detail=site.name))
+            if number not in changed:
+                walk.step()
+                if other is not None:
+                    other.step()
+                continue
+            other = walk.fork() if other is None else other
+            targets = [kept.get for kept in walk.step(keep=True)]
+            form = forms[site.name] = self._fit(site, candidate, other, targets)
+            if number < changed[-1]:
+                other.step(form)
+        return forms
+
+    def _fit(self, site: ConvSite, candidate: Candidate, other: Walk, targets: Sequence[Callable[[], Array]]) -> Form:
+        known = (FormKind.RECOMPRESSED, FormKind.SPATIAL, FormKind.TUCKER)
+        if site.spec.patch <= WHOLE_PATCH and candidate.kind in known:
+            pairs = ((x, y()) for x, y in zip(other.reads(), targets, strict=True))
+            form = refitted(site, candidate.kind, candidate.ranks, self._moments(site, site.spec, pairs))
+            return form if _takes_bias(site) else _without_bias(form)
+        form = candidate.make()
+        if len(form.chains) > 1:
+            return form
+        last = form.chains[0][-1].spec
+        pairs = ((z, y()) for z, y in zip(other.front(form), targets, strict=True))
+        form = last_stage_refitted(form, self._moments(site, last, pairs))
+        return form if _takes_bias(site) else _without_bias(form)
+
+    def _moments(self, site: ConvSite, spec: ConvSpec, pairs: Iterable[tuple[Array, Array | None]]) -> Moments:
+        """The moments of what a layer, or one stage of its form, reads, and of what it is to give."""
+        rng = np.random.default_rng(self._seed)
+        per_sample = locations_per_sample(len(self._sets.calibration))
+        found: Moments | None = None
+        for x, y in pairs:
+            part = moments_of(spec, x, y, rng=rng, per_sample=per_sample)
+            found = part if found is None else found.merge(part)
+        assert found is not None, "a calibration set has samples"
+        return found if _takes_bias(site) else _about_zero(found)
+
+    def _begin(self) -> Walk:
+        batches = batches_of(self.dense, self._sets.calibration, whole=True)
+        return Walk.begin(self._cut, (batch.feeds for batch in batches), self._shelf)
+
+
+def _takes_bias(site: ConvSite) -> bool:
+    """Whether the graph has a place for a bias: a plain matrix product has none."""
+    return site.bias is not None or not site.is_product
+
+
+def _about_zero(moments: Moments) -> Moments:
+    """The moments about zero instead of the means: what counts where no bias makes good what is constant."""
+    targets = None if moments.targets is None else np.zeros_like(moments.targets)
+    return replace(moments, inputs=np.zeros_like(moments.inputs), targets=targets)
+
+
+def _without_bias(form: Form) -> Form:
+    """The form without the bias, which is zero where it was fitted on moments about zero."""
+    return replace(form, chains=tuple(tuple(replace(stage, bias=None) for stage in chain) for chain in form.chains))
+
+
+def _share(
+    sites: Sequence[ConvSite], taken: Sequence[Candidate], size: Callable[[ConvSite, Candidate], float]
+) -> float:
+    """The size of what is taken over that of the dense layers."""
+    whole = sum(
+        size(site, Candidate(kind=FormKind.DENSE, ranks=(), error=0, cost=0, shape=dense_shape(site), make=_never))
+        for site in sites
+    )
+    return sum(map(size, sites, taken)) / whole if whole else 1.0
+
+
+def _never() -> Form:
+    raise AssertionError("only the shape is looked at")

@@ -1,0 +1,174 @@
+"""Adapters beside a dense model: those of peft and LyCORIS are merged to what they act as; the rest is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+
+from spdexport.cli import main
+from spdexport.errors import ComponentsError
+from spdexport.pipeline import convert
+from spdexport.verification.result import Status
+
+if TYPE_CHECKING:
+    from torch import nn
+
+DATA = Path(__file__).parents[1] / "data/adapters"
+FILES = {
+    "peft_lora": "peft_lora/adapter_model.safetensors",
+    "peft_rslora": "peft_rslora/adapter_model.safetensors",
+    "peft_loha": "peft_loha/adapter_model.safetensors",
+    "peft_lokr": "peft_lokr/adapter_model.safetensors",
+    "lycoris_locon": "lycoris_locon.safetensors",
+    "lycoris_loha": "lycoris_loha.safetensors",
+    "lycoris_loha_flat": "lycoris_loha_flat.safetensors",
+    "lycoris_lokr": "lycoris_lokr.safetensors",
+    "lycoris_lokr_whole": "lycoris_lokr_whole.safetensors",
+}
+
+
+def net() -> nn.Module:
+    spec = importlib.util.spec_from_file_location("write_adapters", DATA / "write_adapters.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made: nn.Module = module.Net().eval()
+    made.load_state_dict(load_file(DATA / "model.safetensors"))
+    return made
+
+
+def converted(out: Path, components: Path, **options: object) -> dict[str, torch.Tensor]:
+    """The weights of the file that a conversion with components writes."""
+    result = convert(net(), out, components=components, input_shape="2x3x9x9", **options)
+    assert result.verification.verdict is Status.PASS
+    if out.suffix == ".pt2":
+        return dict(torch.export.load(out).state_dict)
+    graph = ir.load(out).graph
+    return {name: torch.tensor(value.const_value.numpy()) for name, value in graph.initializers.items()}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_adapter_is_merged_as_its_library_does(tmp_path: Path, name: str) -> None:
+    merged = load_file(DATA / "merged.safetensors")
+    found = converted(tmp_path / "out.pt2", DATA / FILES[name])
+    for layer in ("body.0", "body.2", "head"):
+        right = merged[f"{name}/{layer}.weight"]
+        assert (found[f"{layer}.weight"] - right).abs().max() <= 2e-7 * right.abs().max() * 4, layer
+        assert torch.equal(found[f"{layer}.bias"], merged[f"{name}/{layer}.bias"])
+
+
+def test_an_onnx_file_takes_them_too_and_the_summary_tells(tmp_path: Path) -> None:
+    factory = f"{DATA / 'write_adapters.py'}:Net"
+    command = ["convert", str(DATA / "model.safetensors"), "--factory", factory, "--components",
+               str(DATA / FILES["peft_lora"]), "--input-shape", "2x3x9x9", "-o", f"{tmp_path}/out.onnx"]  # fmt: skip
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    assert "LoRA times 1.5 is added to the weight: body.0, body.2, head" in " ".join(result.output.split())
+
+
+def test_an_onnx_source_takes_an_adapter(tmp_path: Path) -> None:
+    convert(net(), tmp_path / "dense.onnx", form="dense", input_shape="2x3x9x9", verify=False)
+    result = convert(tmp_path / "dense.onnx", tmp_path / "out.onnx", components=DATA / FILES["lycoris_locon"])
+    assert result.verification.verdict is Status.PASS
+    right = load_file(DATA / "merged.safetensors")["lycoris_locon/body.0.weight"]
+    found = ir.load(tmp_path / "out.onnx").graph.initializers["body.0.weight"].const_value.numpy()
+    assert abs(found - right.numpy()).max() <= 1e-6
+
+
+# --- factors whose names do not tell which is which ---
+
+
+def factor_file(tmp_path: Path, **parts: torch.Tensor) -> Path:
+    save_file({f"body.2.{name}": t.contiguous() for name, t in parts.items()}, tmp_path / "factors.safetensors")
+    return tmp_path / "factors.safetensors"
+
+
+def product(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    V, U = (weights[f"body.2.{name}"].double() for name in "VU")
+    return U.reshape(8, -1) @ V.reshape(-1, 6)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_and_b_are_told_by_their_shapes(tmp_path: Path, transposed: bool, swapped: bool) -> None:
+    reads, writes = torch.randn(6, 3), torch.randn(3, 8)
+    parts = (reads.T, writes.T) if transposed else (reads, writes)
+    a, b = parts[::-1] if swapped else parts
+    found = converted(tmp_path / "out.pt2", factor_file(tmp_path, A=a, B=b), form="factorized", delta="drop")
+    assert (product(found) - (reads.double() @ writes.double()).T).abs().max() <= 1e-5
+
+
+def test_u_s_and_v_are_a_singular_value_decomposition(tmp_path: Path) -> None:
+    weight = load_file(DATA / "model.safetensors")["body.2.weight"].reshape(8, 6)
+    U, S, Vh = torch.linalg.svd(weight, full_matrices=False)
+    for V in (Vh[:4], Vh[:4].T):
+        path = factor_file(tmp_path, U=U[:, :4], S=S[:4], V=V)
+        found = converted(tmp_path / "out.pt2", path, form="factorized", delta="drop")
+        assert (product(found) - U[:, :4].double() * S[:4] @ Vh[:4].double()).abs().max() <= 1e-5
+
+
+def refused(path: Path, *texts: str) -> None:
+    with pytest.raises(ComponentsError) as caught:
+        convert(net(), path.parent / "out.onnx", components=path, input_shape="2x3x9x9")
+    for text in texts:
+        assert text in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_shapes_that_fit_in_several_ways_are_refused(tmp_path: Path) -> None:
+    refused(
+        factor_file(tmp_path, A=torch.randn(6, 6), B=torch.randn(6, 8)),
+        "fit body.2 (conv2d 6>8 1x1) in 2 ways: A reads the input and B writes the output; or A transposed reads",
+        "Write them as V (6, C) and U (C, 8), whose names say which is which.",
+    )
+
+
+def test_shapes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    refused(factor_file(tmp_path, A=torch.randn(5, 2), B=torch.randn(2, 8)), "A and B of shapes", "do not fit body.2")
+
+
+def test_a_scale_that_is_not_known_is_asked_for(tmp_path: Path) -> None:
+    shutil.copy(DATA / FILES["peft_lora"], tmp_path / "adapter.safetensors")
+    refused(
+        tmp_path / "adapter.safetensors",
+        "What the adapter of base_model.model.body.0 is multiplied with is not known",
+        "Put adapter_config.json, with lora_alpha and r, beside the file",
+    )
+    config = json.loads((DATA / "peft_lora/adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "alpha_pattern": {"head": 4}}))
+    refused(tmp_path / "adapter.safetensors", "The configuration has alpha_pattern, which is not read.")
+
+
+def test_an_adapter_of_another_kind_is_refused() -> None:
+    refused(DATA / "peft_dora/adapter_model.safetensors", "lora_magnitude_vector, which is no part of an adapter")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"lora_up.weight": None}, "has no up of its LoRA"),
+        ({"lora_up.weight": torch.full((8, 2), float("nan"))}, "holds no finite floats"),
+        ({"lora_up.weight": torch.randn(7, 2)}, "does not fit body.2"),
+        ({"lora_up.weight": torch.randn(8, 3)}, "does not fit body.2"),
+        ({"hada_w1_a": torch.randn(8, 2)}, "has two adapters"),
+        ({"lora_up.weight": torch.full((8, 2), 3e38)}, "is beyond the range of float32"),
+    ],
+)
+def test_damaged_adapters_are_refused(tmp_path: Path, change: dict[str, torch.Tensor | None], text: str) -> None:
+    parts = {"lora_down.weight": torch.ones(2, 6), "lora_up.weight": torch.randn(8, 2), **change}
+    save_file({f"body.2.{k}": t for k, t in parts.items() if t is not None}, tmp_path / "a.safetensors")
+    refused(tmp_path / "a.safetensors", text)
+
+
+def test_a_layer_that_the_model_has_not_is_refused(tmp_path: Path) -> None:
+    parts = {"lora_unet_body_9.lora_down.weight": torch.ones(2, 6), "lora_unet_body_9.lora_up.weight": torch.ones(8, 2)}
+    save_file(parts, tmp_path / "a.safetensors")
+    refused(tmp_path / "a.safetensors", "components for body_9, and the model has no such layer")

@@ -1,0 +1,72 @@
+"""Published blocks that are re-parameterized, built from their papers' description, become plain convolutions."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+import pytest
+import torch
+from fold_architectures import ARCHITECTURES
+
+from spdexport.folding import fold
+from spdexport.model_files import save_program
+from spdexport.verification.result import Status
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fold_architectures import Architecture
+
+
+def export(architecture: Architecture, path: Path, *, published: bool) -> None:
+    """Write the file of an architecture, its norms still in a program."""
+    module, x = architecture.make(published=published)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        if path.suffix == ".pt2":
+            save_program(program, path)
+        else:
+            torch.onnx.export(program, dynamo=True, verbose=False).save(path)
+
+
+def operators(path: Path) -> list[str]:
+    """The operators of a file, by what ONNX calls them."""
+    if path.suffix == ".onnx":
+        return [node.op_type for node in ir.load(path).graph]
+    names = {"conv2d": "Conv", "add": "Add", "batch_norm": "BatchNormalization", "avg_pool2d": "AveragePool"}
+    calls = (n for n in torch.export.load(path).graph.nodes if n.op == "call_function")
+    return [names.get(word := str(node.target).split(".")[1], word) for node in calls]
+
+
+def check(name: str, folder: Path, ending: str, *, published: bool) -> None:
+    architecture = ARCHITECTURES[name]
+    export(architecture, folder / f"in{ending}", published=published)
+    result = fold(folder / f"in{ending}", folder / f"out{ending}")
+    assert result.verdict is Status.PASS
+    assert result.declined == ()
+    found = operators(folder / f"out{ending}")
+    assert found.count("Conv") == architecture.convolutions[published]
+    assert found.count("Add") == architecture.sums[published]
+    assert not {"BatchNormalization", "AveragePool", "Pad", "Sub", "Mul", "mul", "pad"} & set(found)
+    assert len(operators(folder / f"in{ending}")) > len(found)
+    again = fold(folder / f"out{ending}", folder / f"again{ending}", verify=False)
+    assert again.folded == ()
+    cheaper = fold(folder / f"in{ending}", folder / f"cheaper{ending}", verify=False, if_cheaper=True)
+    assert all(chain.macs_after <= chain.macs_before for chain in cheaper.folded)
+    assert {chain.nodes for chain in cheaper.folded} <= {chain.nodes for chain in result.folded} or cheaper.declined
+
+
+@pytest.mark.parametrize(("name", "ending"), [("RepVGG-A0", ".onnx"), ("DBB", ".pt2"), ("Conv-LoRA ResNet-18", ".pt2")])
+def test_narrow(tmp_path: Path, name: str, ending: str) -> None:
+    check(name, tmp_path, ending, published=False)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("ending", [".onnx", ".pt2"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_each(tmp_path: Path, name: str, ending: str, published: bool) -> None:
+    check(name, tmp_path, ending, published=published)
