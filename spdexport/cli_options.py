@@ -315,11 +315,12 @@ limit_option = click.option(
 """What is read of a file before it is refused, for every command."""
 
 
-def _configure(context: click.Context, _: click.Parameter, path: Path | None) -> None:
+def _configure(context: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
     if path is not None:
         from spdexport.cli_config import read_config
 
         context.default_map = read_config(path, context)
+    return path
 
 
 config_option = click.option(
@@ -327,7 +328,6 @@ config_option = click.option(
     type=_PATH,
     metavar="F.toml",
     is_eager=True,
-    expose_value=False,
     callback=_configure,
     help="Take options from a file, under the same words; the command line goes before it.",
 )

@@ -12,6 +12,7 @@ from typing import TypeAlias
 from spdexport.errors import SpdExportError, UsageError
 from spdexport.files.atomic import failed_name
 from spdexport.files.guard import NamedFile, NamedFolder, check_outputs
+from spdexport.files.pretrained_folders import is_pretrained, is_pretrained_file
 from spdexport.files.sniff import FileKind, sniff
 from spdexport.sources.run_files import CONFIGS, EXPORT, config_folders, is_run_file
 
@@ -81,6 +82,9 @@ def _model(option: str) -> Callable[[object], Iterator[Read]]:
                 if (path / EXPORT).is_dir():
                     yield NamedFolder(path=path / EXPORT, option=option, takes=is_run_file)
                     yield from _inside(path / EXPORT, option, is_run_file)
+                if is_pretrained(path):
+                    yield NamedFolder(path=path, option=option, takes=is_pretrained_file)
+                    yield from _inside(path, option, is_pretrained_file)
             else:
                 yield NamedFile(path=path, option=option, is_model=option in ("SOURCE", "FILE"))
                 if is_run_file(path.name):
@@ -243,6 +247,7 @@ READS: Mapping[str, Callable[[object], Iterator[Read]]] = {
     "plan": _file("--plan"),
     "sets": _file("--sets"),
     "baseline": _baseline,
+    "config": _file("--config"),
 }
 """What is read, by the names of arguments."""
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from spdexport.errors import PlanError, SourceError, UsageError
 from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import load_onnx
+from spdexport.files.pretrained_folders import is_pretrained
 from spdexport.files.sniff import FileKind, sniff
 from spdexport.model_files import METADATA_PREFIX, read_metadata, recorded_ranges
 from spdexport.options import CHOICES, NOT_RECORDED, RECORDED, Options, OptionsDict
@@ -270,7 +271,7 @@ def check_given(options: Options, record: Record, source: object) -> None:
         UsageError: Something is missing.
     """
     kind = sniff(source) if isinstance(source, str | Path) else None
-    needs_factory = kind is FileKind.DIRECTORY
+    needs_factory = kind is FileKind.DIRECTORY and not is_pretrained(Path(str(source)))
     # What is in a checkpoint is known only once it is read.
     brings_components = kind in (FileKind.DIRECTORY, FileKind.TORCH_ZIP, FileKind.PICKLE, FileKind.SAFETENSORS)
     made_with = [
@@ -291,7 +292,7 @@ def check_given(options: Options, record: Record, source: object) -> None:
         )
     if missing:
         raise UsageError(
-            f"The file was made with {' and '.join(made_with)}, and none are given.",
+            _made_with(" and ".join(made_with)),
             where=str(record.path),
             hint=f"Give {' and '.join(missing)}.",
         )
@@ -309,7 +310,7 @@ def check_hashes(hashes: Mapping[str, str], record: Record) -> None:
             continue
         if now is None:
             raise UsageError(
-                f"The file was made with {what}, and none are given.",
+                _made_with(what),
                 where=str(record.path),
                 hint=f"Give --{what} FILE.",
             )
@@ -322,6 +323,12 @@ def check_hashes(hashes: Mapping[str, str], record: Record) -> None:
             where=f"{record.path}, --{what}",
             hint="Give the ones it was made with, or convert again.",
         )
+
+
+def _made_with(what: str) -> str:
+    """Say that something is missing: masks and components are several, and an edit is one."""
+    told = what.replace("edit", "an edit")
+    return f"The file was made with {told}, and {'it is' if what == 'edit' else 'they are'} not given."
 
 
 def _with_value(name: str, value: object) -> str:

@@ -19,11 +19,11 @@ MODEL = ("--factory", FACTORY, "--input-shape", SHAPE)
 DIGITS = (RUN, *MODEL)
 
 
-_STEP = re.compile(r"^\[\d+:\d\d(:\d\d)?\] .*\n", flags=re.MULTILINE)
+_STEP = re.compile(r"^(\[\d+:\d\d(:\d\d)?\]|note:) .*\n", flags=re.MULTILINE)
 
 
 def without_steps(text: str) -> str:
-    """What was said on standard error beside the steps of the work: errors, warnings, remarks."""
+    """What was said on standard error beside the steps of the work and remarks on them: errors and warnings."""
     return _STEP.sub("", text)
 
 

@@ -380,7 +380,7 @@ def test_verify_with_other_masks(fails, masked, masks):
 
 def test_verify_without_the_masks(fails, masked):
     what, _, hint = fails(2, masked, "--against", *DIGITS, command="verify")
-    assert what == "error: The file was made with masks, and none are given."
+    assert what == "error: The file was made with masks, and they are not given."
     assert hint == "  to do: Give --masks FILE."
 
 

@@ -95,7 +95,7 @@ def test_the_command_and_what_a_file_remembers(x, tmp_path):
     verify = ("verify", tmp_path / "m.onnx", "--against", RUN, *given)
     forgotten = spdexport(*verify)
     assert forgotten.exit_code == 2
-    assert "made with edit, and none are given" in forgotten.stderr
+    assert "made with an edit, and it is not given" in forgotten.stderr
     assert "--edit FILE" in forgotten.stderr
     (tmp_path / "other.json").write_text(json.dumps({"head:1": {"scale": 2}}))
     other = spdexport(*verify, "--edit", tmp_path / "other.json")

@@ -134,7 +134,7 @@ def test_an_option_that_no_command_takes_is_no_option_that_is_ignored(tmp_path: 
 def test_every_option_is_passed_on_by_its_name(command: Any) -> None:
     """To the command, or with others to the one function that it calls: nothing is gathered to be left alone."""
     taken = dict(inspect.signature(command.callback.__wrapped__).parameters)
-    gathered = {"verbose", "quiet", "log_file", "limits", "repro", *formats()}
+    gathered = {"verbose", "quiet", "log_file", "config", "limits", "repro", *formats()}
     exposed = [p for p in command.params if p.expose_value]
     named = {p.name for p in exposed if not isinstance(p, Keyword)} - gathered
     function = inspect.signature(getattr(package, FUNCTIONS.get(command.name, command.name)))

@@ -276,7 +276,7 @@ def test_components_that_are_missing(tmp_path: Path) -> None:
     net, inputs = nn.Sequential(nn.Linear(8, 8)), torch.randn(2, 8)
     np.savez(tmp_path / "v.npz", **{"0.V": np.ones((8, 2), np.float32), "0.U": np.ones((2, 8), np.float32)})
     spdexport.convert(net, tmp_path / "m.onnx", components=tmp_path / "v.npz", inputs=inputs, verify=False)
-    with pytest.raises(UsageError, match="made with components, and none are given"):
+    with pytest.raises(UsageError, match="made with components, and they are not given"):
         spdexport.verify(tmp_path / "m.onnx", against=net, inputs=inputs)
 
 
@@ -299,7 +299,7 @@ def test_everything_that_is_missing_is_told_at_once(tmp_path: Path) -> None:
     assert "--masks FILE" in result.stderr
     result = run("verify", tmp_path / "m.onnx", "--against", RUN, *made_with)
     assert result.exit_code == 2
-    assert "made with masks, and none are given" in result.stderr
+    assert "made with masks, and they are not given" in result.stderr
     assert "--factory" not in result.stderr
 
 

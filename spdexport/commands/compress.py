@@ -25,7 +25,7 @@ from spdexport.report.formats import CHECKS
 _PATH = click.Path(path_type=Path)
 
 
-class Share(click.ParamType):
+class Share(click.ParamType[float]):
     """A number, or a percentage: ``0.01`` and ``1%`` are the same."""
 
     name = "share"

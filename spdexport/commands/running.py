@@ -123,6 +123,7 @@ def reporting(command: Callable[..., Any]) -> Callable[..., Any]:
     def gathered(**options: Any) -> Any:
         from spdexport.files.limits import reading_limits
 
+        del options["config"]  # what it says is among the others
         files = {name: options.pop(name) for name in (*formats(), "repro") if name in options}
         talk = {name: options.pop(name) for name in ("verbose", "quiet", "log_file")}
         with reading_limits(**options.pop("limits")):

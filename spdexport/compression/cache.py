@@ -1,7 +1,7 @@
 """Work of a search that is kept in a folder, so that one that was interrupted goes on where it was.
 
-Everything stands in a folder of its own for each source, data and settings, by their hash, so that nothing is ever taken
-for the work of another search. The files come from disk like any other: what cannot be read is worked out again.
+Everything stands in a folder of its own for each source, data and settings, by their hash, so that nothing is ever
+taken for the work of another search. The files come from disk like any other: what cannot be read is worked out again.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -20,8 +20,6 @@ from spdexport.errors import ExampleInputError
 from spdexport.files.atomic import replacing
 from spdexport.files.npz import read_npz, write_npz
 from spdexport.files.writing import writing
-from spdexport.forms import Form
-from spdexport.forms.base import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +27,10 @@ if TYPE_CHECKING:
 
     from spdexport.compression.candidates import Candidate
     from spdexport.conv import Array, ConvSite
+    from spdexport.forms import Form
+    from spdexport.forms.base import Stage
+
+_Made = TypeVar("_Made")
 
 LETTERS = 24
 """Of the hash that a folder is named after."""
@@ -109,7 +111,7 @@ class Cache:
                     arrays[f"{number}/{index}/bias"] = stage.bias
         self._keep(_name(taken), arrays)
 
-    def _made(self, name: str, make: Callable[[Mapping[str, Array]], Any]) -> Any:
+    def _made(self, name: str, make: Callable[[Mapping[str, Array]], _Made]) -> _Made | None:
         if self.folder is None or not (path := self.folder / f"{name}.npz").exists():
             return None
         try:

@@ -1,4 +1,4 @@
-"""The whole of ``compress``: data and model read, searched, the file written by ``convert``, and judged on the test set."""
+"""The whole of ``compress``: data and model read, forms searched, the file written by ``convert`` and judged."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def compress(
 ) -> Compression:
     """Find the cheapest forms of a model's layers within a budget, and convert it to them.
 
-    Exactly one budget is given: a loss that is not to be exceeded, of which a bound is kept that holds for data to come,
-    or a cost relative to the dense model's, at which the least is lost.
+    Exactly one budget is given: a loss that is not to be exceeded, of which a bound is kept that holds for data to
+    come, or a cost relative to the dense model's, at which the least is lost.
 
     Args:
         source: As for ``convert``.
@@ -256,8 +256,8 @@ def _support(budget: Budget, sets: Sets) -> str:
     if not found.shows:
         needed = math.ceil(math.log(1 - found.confidence) / math.log(1 - min(budget.limit, 0.999)))
         raise UsageError(
-            f"{count(found.samples, 'sample')} cannot show a drop of {budget.limit:.3g}: {found.least:.2g} is the least "
-            "that they could, of a network that answers alike on all of them.",
+            f"{count(found.samples, 'sample')} cannot show a drop of {budget.limit:.3g}: {found.least:.2g} is the "
+            "least that they could, of a network that answers alike on all of them.",
             where="--max-top1-drop and the selection set",
             hint=f"Give {needed} samples for selection at least, or a larger budget.",
         )

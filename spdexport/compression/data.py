@@ -155,10 +155,12 @@ def read_sets(
         too_many = calibration is not None and whole >= least
         error = UsageError if too_many else ExampleInputError
         raise error(
-            f"{count(whole, 'sample')} cannot be divided: {wanted} to fit weights on" + "".join(f", some for {r}" for r in roles) + ".",
+            f"{count(whole, 'sample')} cannot be divided: {wanted} to fit weights on"
+            + "".join(f", some for {role}" for role in roles)
+            + ".",
             where="--calibration-samples" if too_many else str(first.path),
             hint="Give fewer." if too_many else "Give more samples, or sets of their own: --selection and --test.",
-        )  # fmt: skip
+        )
     # What nothing is to be taken from is a part like the others, or there is none.
     sizes = tuple(size for size in _sizes(whole, wanted, max(len(roles), 1)) if size)
     parts = _divided(labels, whole, sizes, rng)

@@ -115,7 +115,9 @@ def dense_model(
     """
     if is_onnx(source):
         read = read_source(Path(str(source)), options, progress)
-        model, own, hashes, notes, skipped = read.model, None, read.hashes, read.notes, read.skipped
+        model, hashes, notes = read.model, read.hashes, read.notes
+        skipped: Sequence[Skipped] = read.skipped
+        own: dict[str, ConvSite] | None = None
         components = components_of(None, options)
     else:
         require_torch()
@@ -133,7 +135,7 @@ def dense_model(
     feeds = data_feeds(ports, batch, "the data")
     sites, others = list_onnx_sites(model, value_sizes(model, feeds))
     for option, patterns in (("--layers", options.layers), ("--exclude", options.exclude)):
-        check_patterns(patterns, [s.name for s in (*sites, *skipped, *others)], option)
+        check_patterns(patterns, [s.name for s in sites] + [s.name for s in (*skipped, *others)], option)
     skipped = tuple({s.name: s for s in (*skipped, *others)}.values())
     own = {site.name: site for site in sites} if own is None else own
     kept, left = _usable(sites, own, options)
@@ -167,7 +169,7 @@ def _foreign(
     if options.masks is not None:
         masks = read_masks(options.masks, threshold=options.mask_threshold)
         factors = fit_masks(masks, factors, layers=list(own), left=skipped, excluded=excluded)
-    found = {}
+    found: dict[str, tuple[Form, ...]] = {}
     for site in sites:
         if (its := factors.get(site.name)) is None or own[site.name].is_lookup:
             continue

@@ -314,8 +314,9 @@ class Walk:
         while last is not None and last.op_type == "Add":  # the bias of a matrix product
             before = last.inputs[0]
             last = None if before is None else before.producer()
-        assert last is not None and last.inputs[0] is not None, "a form ends with a layer"
-        name = last.inputs[0].name or ""
+        read = None if last is None else last.inputs[0]
+        assert read is not None, "a form ends with a layer"
+        name = read.name or ""
         yield from (values[name] for values in self._run(segment, model, [name]))
 
     def _run(self, segment: Segment, model: ir.Model, outputs: Sequence[str]) -> Iterator[Mapping[str, Array]]:

@@ -1,4 +1,4 @@
-"""The search: candidates of every layer, a choice among them at each cost, fitted and judged on data, until one is enough.
+"""The search: candidates of every layer, a choice among them at each cost, fitted and judged on data.
 
 The choices of every price lie on one frontier (``allocation.py``). Each point that is tried is fitted from front to
 back, and judged on the selection set. What is lost grows along the frontier, give or take, so that it is bisected.
@@ -6,7 +6,6 @@ back, and judged on the selection set. What is lost grows along the frontier, gi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,7 @@ from spdexport.rewrite.onnx_rewrite import place_onnx_forms
 from spdexport.steps import Remark, step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     import onnx_ir as ir
@@ -182,9 +181,8 @@ class Search:
             target = at_cost(points, budget.limit * dense)
             if budget.cost is CostKind.LATENCY:
                 target = self._at_time(candidates, points, budget.limit)
-            chosen = self.trial(candidates, target, dense, None, 1, 1)
-            return self._found(chosen, candidates, dense)
-        chosen = None
+            return self._found(self.trial(candidates, target, dense, None, 1, 1), candidates, dense)
+        chosen: Trial | None = None
         # Points up to ``low`` are beyond the budget, those from ``high`` on within it; the dense network is behind all.
         low, high, number = -1, len(points), 0
         while high - low > 1 and number < TRIALS:

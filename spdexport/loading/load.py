@@ -16,6 +16,7 @@ from spdexport.errors import IncompleteError, PickleRefusedError, SourceError, U
 from spdexport.files.archive import open_archive
 from spdexport.files.hashing import sha256_file
 from spdexport.files.pickles import load_checkpoint, load_weights_only
+from spdexport.files.pretrained_folders import INDEX, OLDER, WEIGHTS, is_pretrained
 from spdexport.files.reading import reading
 from spdexport.files.sniff import FileKind, sniff
 from spdexport.files.tensors import read_tensors
@@ -25,6 +26,7 @@ from spdexport.loading.factory import FactoryResult, call_factory
 from spdexport.loading.guessing import guess_factory, shape_like
 from spdexport.loading.inputs import as_example_inputs
 from spdexport.loading.model import ExampleInputs, LoadedModel
+from spdexport.loading.pretrained import load_pretrained
 from spdexport.loading.programs import load_program
 from spdexport.loading.spd_runs import module_of_run
 from spdexport.loading.state_dict import fit, fits, fitting_part
@@ -318,6 +320,8 @@ def _fitting(module: torch.nn.Module, candidates: Sequence[Found], where: str) -
 
 
 def _load_directory(request: _Request) -> LoadedModel:
+    if request.factory is None and is_pretrained(request.path):
+        return load_pretrained(request.path, seed=request.seed)
     components = read_run(request.path)
     if components is None:
         weights = next((name for name in _WEIGHTS if (request.path / name).is_file()), None)
@@ -369,7 +373,7 @@ def _refuse_kind(request: _Request) -> LoadedModel:
 _CHECKPOINTS = (FileKind.TORCH_ZIP, FileKind.PICKLE, FileKind.SAFETENSORS)
 """The kinds of files that may hold state dicts."""
 
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
+_WEIGHTS = (WEIGHTS, INDEX, *OLDER)
 """What the weights are called in folders that Hugging Face's libraries save."""
 
 _ATTRIBUTE = re.compile(r"Can't get attribute '(?P<name>[\w.]+)' on <module '(?P<module>[\w.]+)'")

@@ -18,9 +18,9 @@ from spdexport.text import one_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
 
     from spdexport.compression.result import Point, Searched
+    from spdexport.report.console import FittingTable
 
 POINTS_LEGEND = "cost, MACs and size relative to dense; loss on the selection set, and at most of data to come"
 LAYERS_LEGEND = (
@@ -123,7 +123,7 @@ def write(page: Page, found: Searched) -> None:
         page.line(LAYERS_LEGEND, "dim")
 
 
-def points_table(found: Searched) -> Table:
+def points_table(found: Searched) -> FittingTable:
     """A row for each choice, the dense model first."""
     made = results_table("choice", "cost", "MACs", "size", "loss", "at most", "budget")
     made.add_row(Text("dense"), "1", "1", "1", "0", "0", "kept" if found.budget.loss is not None else "-")
@@ -140,7 +140,7 @@ def points_table(found: Searched) -> Table:
     return made
 
 
-def layers_table(found: Searched) -> Table:
+def layers_table(found: Searched) -> FittingTable:
     """A row for each layer that changes."""
     made = results_table("layer", "form", "ranks", "cost", "of the loss", "of the gain")
     for layer in found.layers:
@@ -207,7 +207,8 @@ def curve(found: Searched) -> dict[str, Any] | None:
             bound=up(point.bound),
             chosen=point.chosen,
             refused=point.accepted is False,
-            title=f"cost {point.cost:.3f}, {found.loss} {_amount(found, point.loss)}, at most {_amount(found, point.bound)}",
+            title=f"cost {point.cost:.3f}, {found.loss} {_amount(found, point.loss)}, "
+            f"at most {_amount(found, point.bound)}",
         )
 
     return {

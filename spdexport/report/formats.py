@@ -81,6 +81,15 @@ FORMATS = (
         mark=b"<html",
         tells=(CHECKS, ABLATIONS),
     ),
+    ReportFormat(
+        option="card",
+        metavar="README.md",
+        help="Write it as a model card for hubs: verdict, sizes, how to use the file and how to check it.",
+        result="spdexport.report.model_card:to_card",
+        failure="spdexport.report.unfinished:as_card",
+        mark=b"<!-- written by spdexport -->",
+        tells=(CHECKS,),
+    ),
 )
 
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from spdexport.report.common import names_of, verification_of
 from spdexport.report.explain import advice, edge_names, edge_reason, failing_layers, layer_reason, tolerance
 from spdexport.report.headline import headline
+from spdexport.report.markdown import cell
 from spdexport.report.numbers import ratio
 from spdexport.report.tables import words
 from spdexport.report.workflow_commands import annotation
 from spdexport.speech import command, say
-from spdexport.text import printable
 from spdexport.verification.result import Status
 
 if TYPE_CHECKING:
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
 LAYERS_SHOWN = 50
 """Layers in the summary, whose size GitHub limits; the other reports have them all."""
-
-_SPECIAL = "&<>\"'|`*_[]\\~@#"
-"""Characters that mean something in HTML or in GitHub's Markdown."""
 
 _LEVELS = {Status.FAIL: "error", Status.INCONCLUSIVE: "warning"}
 _MARKS = {Status.PASS: "✅", Status.FAIL: "❌", Status.INCONCLUSIVE: "⚠️", Status.NOT_RUN: "⚪"}
@@ -81,18 +78,18 @@ def summary(result: Result) -> str:
         return ""
     first = headline(result)
     mark = _MARKS[Status.FAIL if first.has_failed else first.status]
-    lines = [f"### {mark} spdexport: {_cell(first.verdict)}", "", f"<code>{_cell(names_of(result))}</code>", ""]
-    lines += [*(f"❌ **limit exceeded**: {_cell(said)}\n" for said in first.exceeded)]
-    lines += [*(f"- {_cell(said)}" for said in first.changes), "", *_edges(verification)]
+    lines = [f"### {mark} spdexport: {cell(first.verdict)}", "", f"<code>{cell(names_of(result))}</code>", ""]
+    lines += [*(f"❌ **limit exceeded**: {cell(said)}\n" for said in first.exceeded)]
+    lines += [*(f"- {cell(said)}" for said in first.changes), "", *_edges(verification)]
     hint = advice(verification)
     if hint is not None:
-        lines += ["", f"**{_cell(hint.edge)}**: {_cell(hint.means)}. To do: {_cell(hint.to_do)}."]
+        lines += ["", f"**{cell(hint.edge)}**: {cell(hint.means)}. To do: {cell(hint.to_do)}."]
     lines += ["", *_layers(verification)]
     if verification.approximation is not None:
         change = verification.approximation.relative_l2
         said = f"Approximation, intended: masks, ranks and dropped deltas change the outputs by {change:.1%} in norm."
         lines += ["", said]
-    lines += ["", f"<sub>{_cell(tolerance(verification))}</sub>", "", ""]
+    lines += ["", f"<sub>{cell(tolerance(verification))}</sub>", "", ""]
     return "\n".join(lines)
 
 
@@ -101,7 +98,7 @@ def _edges(verification: Verification) -> Iterator[str]:
     yield "|---|---|---:|---|"
     for edge, name in zip(verification.edges, edge_names(verification.edges), strict=True):
         status = f"{_MARKS[edge.status]} {words(edge.status)}"
-        yield f"| {_cell(name)} | {status} | {ratio(edge.noise_ratio)} | {_cell(edge_reason(edge))} |"
+        yield f"| {cell(name)} | {status} | {ratio(edge.noise_ratio)} | {cell(edge_reason(edge))} |"
 
 
 def _layers(verification: Verification) -> Iterator[str]:
@@ -113,13 +110,8 @@ def _layers(verification: Verification) -> Iterator[str]:
     yield "| layer | why |"
     yield "|---|---|"
     for layer in wrong[:LAYERS_SHOWN]:
-        yield f"| <code>{_cell(layer.name)}</code> | {_cell(layer_reason(layer))} |"
+        yield f"| <code>{cell(layer.name)}</code> | {cell(layer_reason(layer))} |"
     if len(wrong) > LAYERS_SHOWN:
         yield f"| and {len(wrong) - LAYERS_SHOWN} more | the other reports have them |"
     yield ""
     yield "</details>"
-
-
-def _cell(text: str) -> str:
-    """Text that is neither HTML nor Markdown nor a mention, on one line of a table."""
-    return "".join(f"&#{ord(c)};" if c in _SPECIAL else c for c in " ".join(printable(text).split()))

@@ -42,14 +42,14 @@ def progress_on(
 
     def changed(told: str) -> None:
         if isinstance(told, Remark):
-            write(told, "yellow")
+            write(f"note: {told}", "yellow")
         else:
             line.tell(told)
             live.refresh()
 
     def written(told: str) -> None:
         if isinstance(told, Remark):
-            write(told)
+            write(f"note: {told}")
         elif line.tell(told) or verbose:
             write(f"[{minutes(line.seconds)}] {told}")
 

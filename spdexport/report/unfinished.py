@@ -20,6 +20,10 @@ SCHEMA_VERSION = 1
 """Of the JSON report. Its names are a promise to other programs: a change of them raises it."""
 
 
+CARD_MARK = "<!-- written by spdexport -->"
+"""What is near the beginning of every model card."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
     """Why a run has no result.
@@ -71,6 +75,14 @@ def as_html(failure: Failure) -> str:
 
     template = page_environment().get_template("unfinished.html.jinja")
     return template.render(failure=failure, made_by=f"spdexport {__version__}")
+
+
+def as_card(failure: Failure) -> str:
+    """Return the model card of a run without a result, in which nothing formats."""
+    from spdexport.report.markdown import cell
+
+    said = ("# spdexport: no result", "", cell(failure.what), "", f"Where: {cell(failure.where)}. {cell(failure.hint)}")
+    return "\n".join((CARD_MARK, *said)) + "\n"
 
 
 def as_json(failure: Failure) -> str:

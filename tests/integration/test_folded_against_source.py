@@ -69,7 +69,7 @@ def test_an_spd_run_with_masks(tmp_path: Path) -> None:
     source = {"factory": f"{DIGITS / 'digits_cnn.py'}:DigitsCNN", "input_shape": "2x1x16x16"}
     folded = both(tmp_path, lambda path: convert(DIGITS / "run", path, verify=False, masks=MASKS, **source))
     assert verify(folded, against=DIGITS / "run", masks=MASKS, **source).verdict is Status.PASS
-    with pytest.raises(UsageError, match="was made with masks, and none are given"):
+    with pytest.raises(UsageError, match="was made with masks, and they are not given"):
         verify(folded, against=DIGITS / "run", **source)
 
 

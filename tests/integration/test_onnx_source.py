@@ -141,7 +141,7 @@ def test_masks_delta_and_components_are_those_of_torch_sources(tmp_path: Path) -
     np.testing.assert_allclose(
         weights["net.conv1.weight"].reshape(6, 27), ((V * [1, 0, 0.5, 1, 0]) @ U).T, rtol=1e-4, atol=1e-5
     )
-    with pytest.raises(UsageError, match="was made with masks, and none are given"):
+    with pytest.raises(UsageError, match="was made with masks, and they are not given"):
         spdexport.verify(tmp_path / "a.onnx", against=source, components=options["components"])
     save_file({"net.conv1": np.float32([1, 1, 0.5, 1, 0])}, tmp_path / "other.safetensors")
     with pytest.raises(UsageError, match="made with other masks"):

@@ -240,7 +240,9 @@ VERIFIED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", VERIFIED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.long if n == "threshold" else ()) for n in VERIFIED]
+)
 def test_every_edge_passes_and_verify_repeats_the_options(tmp_path: Path, name: str) -> None:
     _, result = converted(tmp_path, verify=True, **VERIFIED[name])
     again = spdexport.verify(tmp_path / "m.onnx", against=RUN, **COMMON)

@@ -111,7 +111,7 @@ def test_dead_channels_go_and_nothing_else(tmp_path: Path, masked: dict[str, Any
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["torch", "onnx"])
+@pytest.mark.parametrize("kind", [pytest.param("torch", marks=pytest.mark.long), "onnx"])
 @pytest.mark.parametrize("layer", ["inner", "outer", "stem"])
 def test_faults_in_what_is_left_are_found(tmp_path: Path, masked: dict[str, Any], kind: str, layer: str) -> None:
     source, options = source_of(kind, tmp_path), {"inputs": torch.randn(2, 3, 12, 12), **masked}

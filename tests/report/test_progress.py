@@ -58,10 +58,10 @@ def test_quiet_says_nothing_and_no_remark():
 def test_a_remark_stays_to_be_read_and_is_no_step():
     assert told("planning", Remark("this costs\nmore"), layers(1)).splitlines() == [
         "[0:00] planning",
-        r"this costs\nmore",
+        r"note: this costs\nmore",
     ]
     said = told("planning", Remark("this costs more"), terminal=True)
-    assert said.count("this costs more") == 1
+    assert said.count("note: this costs more") == 1
 
 
 def test_on_a_terminal_one_line_changes_and_is_gone_at_the_end():

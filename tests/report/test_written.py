@@ -1,4 +1,5 @@
 import errno
+import html
 import json
 from xml.etree import ElementTree as ET
 
@@ -12,7 +13,7 @@ from spdexport.report.formats import FORMATS
 from spdexport.report.unfinished import NOT_OVER, Failure
 from spdexport.report.written import ReportFiles
 
-NAMES = {"report": "r.json", "junit": "r.xml", "html": "r.html", "repro": "r.npz"}
+NAMES = {"report": "r.json", "junit": "r.xml", "html": "r.html", "card": "r.md", "repro": "r.npz"}
 FAILED = conversion(found=verification(WEIGHTS_FAIL, worst=worst()))
 
 
@@ -33,6 +34,8 @@ def error_of(path):
         assert (root.get("tests"), root.get("errors"), root.get("failures")) == ("1", "1", "0")
         return root.find("testsuite/testcase/error").get("message")
     assert "no result" in text
+    if path.suffix == ".md":
+        return html.unescape(text.splitlines()[3])
     return text.partition('<section class="verdict fail">')[2].split("<p>")[2].partition("</p>")[0]
 
 
@@ -119,7 +122,7 @@ def test_a_report_that_cannot_be_written_does_not_hinder_the_others(tmp_path, mo
     assert isinstance(error, OutputError)
     assert error.what == "The output cannot be written: the disk is full."
     assert error.where == str(tmp_path / NAMES[option])
-    done = {"r.json": "fail", "r.xml": "weights", "r.html": "not equivalent"}
+    done = {"r.json": "fail", "r.xml": "weights", "r.html": "not equivalent", "r.md": "not equivalent"}
     for name, said in done.items():
         assert (said in (tmp_path / name).read_text(encoding="utf-8")) == (name != NAMES[option])
     remarks = reports.fail(Failure.of(error))

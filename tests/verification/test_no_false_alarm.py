@@ -8,7 +8,7 @@ import onnx
 import pytest
 import torch
 from rounding_nets import NETS, rounding_net
-from small_nets import SMALL, TRANSFORMERS, deep, image, mobilenet, near_100, settled
+from small_nets import SMALL, TRANSFORMERS, deep, image, near_100, settled, vit
 
 from spdexport import pipeline
 from spdexport.errors import ExportError
@@ -94,7 +94,7 @@ def test_activations_in_bfloat16_fail_behind_a_long_sum_too(tmp_path: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "make", [pytest.param(m, marks=pytest.mark.long if m is mobilenet else ()) for m in TRANSFORMERS], ids=name
+    "make", [pytest.param(m, marks=() if m is vit else pytest.mark.long) for m in TRANSFORMERS], ids=name
 )
 def test_a_correct_conversion_of_a_transformers_model_passes(make: Callable[[], Net], tmp_path: Path) -> None:
     module, inputs = make()

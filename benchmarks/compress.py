@@ -1,0 +1,147 @@
+"""Compress trained networks within budgets, beside plain truncation at the same cost, and judge all on test images.
+
+    python benchmarks/compress_nets.py FOLDER
+    python benchmarks/compress.py FOLDER [--net resnet depthwise vit] [--seeds 0] [--results F.md]
+
+The drop is in points of top-1 accuracy on the 10,000 test images, which nothing was chosen by; times are ratios to the
+dense file, taken in pairs, at batch 1 and 64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import spdexport
+from spdexport.ort.installed import versions
+
+FACTORIES = {"resnet": "FashionResNet", "depthwise": "FashionDepthwise", "vit": "FashionTransformer"}
+BUDGETS = (0.005, 0.01, 0.02)
+ENERGIES = (0.95, 0.85)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One file, relative to the dense one."""
+
+    net: str
+    how: str
+    macs: float
+    size: float
+    drop: float
+    interval: str
+    times: tuple[float, ...]
+    seconds: float
+
+
+def accuracy(path: Path, images: np.ndarray, labels: np.ndarray) -> float:
+    """Return the share of samples that a file gets right."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    batches = (session.run(None, {name: images[i : i + 500]})[0] for i in range(0, len(images), 500))
+    return float(np.mean(np.concatenate([b.argmax(axis=1) for b in batches]) == labels))
+
+
+def times(path: Path, dense: Path) -> tuple[float, ...]:
+    """Return the file's time over the dense one's, at batch 1 and 64."""
+    timed = (spdexport.bench(path, against=dense, batch=batch, threads=2, seconds=4) for batch in (1, 64))
+    return tuple(found.ratio.median for found in timed)
+
+
+def rows(net: str, seed: int, folder: Path, out: Path) -> list[Row]:
+    """Compress one network in every way."""
+    model, factory = folder / f"{net}-{seed}.pt", f"{Path(__file__).with_name('compress_nets.py')}:{FACTORIES[net]}"
+    test = np.load(folder / "test.npz")
+    images, labels = test["images"], test["labels"]
+    dense = out / f"{net}-{seed}-dense.onnx"
+    given = {"factory": factory, "input_shape": ("2x1x28x28",)}
+    size = spdexport.convert(model, dense, form="dense", verify=False, **given).outputs[0].stat().st_size
+    right = accuracy(dense, images, labels)
+    found = []
+
+    def row(how: str, made: spdexport.Conversion, seconds: float, interval: str = "") -> None:
+        path = made.outputs[0]
+        found.append(
+            Row(
+                net=f"{net}, seed {seed} ({right:.2%})",
+                how=how,
+                macs=made.plan.macs_after / made.plan.macs_before,
+                size=path.stat().st_size / size,
+                drop=100 * (right - accuracy(path, images, labels)),
+                interval=interval,
+                times=times(path, dense),
+                seconds=seconds,
+            )
+        )
+        print(found[-1], flush=True)
+
+    for budget in BUDGETS:
+        begun = time.monotonic()
+        made = spdexport.compress(
+            model, out / f"{net}-{seed}-{budget}.onnx", data=folder / "held_out.npz", test=folder / "test.npz",
+            max_top1_drop=budget, factory=factory, seed=seed,
+        )  # fmt: skip
+        judged = made.search.test
+        interval = f"{100 * judged.interval.low:.2f} to {100 * judged.interval.high:.2f}" if judged else ""
+        row(f"`compress --max-top1-drop {budget:.1%}`: {made.verdict}", made, time.monotonic() - begun, interval)
+    for energy in ENERGIES:
+        begun = time.monotonic()
+        made = spdexport.convert(model, out / f"{net}-{seed}-e{energy}.onnx", form="auto", energy=energy, **given)
+        row(f"`convert --form auto --energy {energy}`: {made.verdict}", made, time.monotonic() - begun)
+    return found
+
+
+def page(found: list[Row]) -> str:
+    """Return the results as a page."""
+    told = ", ".join(f"{name} {version}" for name, version in versions().items())
+    machine = platform.processor() or platform.machine()
+    lines = [
+        "# Compressing within a budget",
+        "",
+        f"`python benchmarks/compress.py`, {datetime.now(UTC):%Y-%m-%d}, {machine}, 2 threads; {told}.",
+        "",
+        "Networks that `benchmarks/compress_nets.py` trains on Fashion-MNIST; 10,000 images that they were not trained",
+        "on for calibration and selection, and the 10,000 of the test file to judge. Nothing is trained after",
+        "compressing. MACs, size and times are relative to the dense file; the search includes verification.",
+        "",
+        "| network | file | MACs | size | drop, points | 95% interval | time, batch 1 | batch 64 | search, s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r.net} | {r.how} | {r.macs:.2f} | {r.size:.2f} | {r.drop:.2f} | {r.interval} | {r.times[0]:.2f} | "
+        f"{r.times[1]:.2f} | {r.seconds:.0f} |"
+        for r in found
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--net", nargs="+", default=list(FACTORIES), choices=FACTORIES)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--results", type=Path)
+    given = parser.parse_args()
+    found: list[Row] = []
+    with tempfile.TemporaryDirectory() as out:
+        for net in given.net:
+            for seed in given.seeds:
+                found += rows(net, seed, given.folder, Path(out))
+                if given.results:
+                    given.results.write_text(page(found), encoding="utf-8")
+    print(page(found))
+
+
+if __name__ == "__main__":
+    main()
