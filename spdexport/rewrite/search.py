@@ -15,20 +15,25 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Generic
 
+import numpy as np
+
 from spdexport.conv import Skipped
-from spdexport.forms import compose
-from spdexport.forms.base import CannotComposeError
+from spdexport.factors import unit_rounding
+from spdexport.forms import Stage, compose
+from spdexport.forms.base import CannotComposeError, absorbed
 from spdexport.forms.compose import add, appends_pointwise, times
 from spdexport.rewrite.match import Declined, Match, first_known, template_of
-from spdexport.rewrite.stages import Addend, NodeT, ReadStage, Unreadable, ValueT
+from spdexport.rewrite.stages import Addend, Filling, NodeT, ReadStage, Unreadable, ValueT
 from spdexport.rewrite.sums import Paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
     from collections.abc import Set as AbstractSet
 
-    from spdexport.forms import Stage
     from spdexport.rewrite.match import Chain, GraphReader
+
+_ROUNDINGS = 32
+"""Roundings by which a border may differ from the bias that it is filled with."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -216,6 +221,9 @@ class Search(Generic[NodeT, ValueT]):
             if match is None or self.shared(value, {node}):
                 continue
             spec = match.stage.spec
+            filling = None if self.only_undoes else self.graph.filled(node, spec.out_channels, spec.axes)
+            if isinstance(filling, Filling):
+                return self._filled(match, filling)
             link = (
                 self.graph.behind(node, match)
                 if self.only_undoes
@@ -228,6 +236,27 @@ class Search(Generic[NodeT, ValueT]):
             except CannotComposeError:
                 continue  # what comes behind it will tell, if that is a layer
         return None
+
+    def _filled(self, match: Match[NodeT, ValueT], filling: Filling[NodeT, ValueT]) -> Match[NodeT, ValueT] | None:
+        """A match and a padding with its own bias: the bias then is the same everywhere, and the rest meets zeros."""
+        weight, bias = absorbed(match.stage)
+        held = np.zeros(len(filling.values)) if bias is None else bias
+        values = np.asarray(filling.values, dtype=np.float64)
+        size = max(float(np.abs(held).max(initial=0)), float(np.abs(values).max(initial=0)))
+        # The graph computes what it fills with, in its own dtype, from what the bias is computed from here.
+        if np.abs(held - values).max(initial=0) > _ROUNDINGS * unit_rounding(filling.values.dtype) * size:
+            return None
+        try:
+            stage = compose(Stage(spec=match.stage.spec, weight=weight), filling.stage)
+        except CannotComposeError:
+            return None
+        padding = Match(
+            data=filling.data,
+            stage=filling.stage,
+            nodes=frozenset((filling.node, *filling.writers)),
+            last=filling.node,
+        )
+        return padding.behind(match, replace(stage, bias=bias))
 
     # --- sums ---
 
@@ -330,7 +359,8 @@ class Search(Generic[NodeT, ValueT]):
         """Why a value cannot disappear inside ``nodes``, or None if it can."""
         if self._is_output(value):
             return "what is between is an output of the graph"
-        if any(user not in nodes for user in self._users(value)):
+        own = self.matches[value].nodes if value in self.matches else ()
+        if any(user not in nodes and user not in own for user in self._users(value)):
             return "what is between is used elsewhere"
         return None
 

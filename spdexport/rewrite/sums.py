@@ -93,6 +93,18 @@ class Paths(Generic[NodeT, ValueT]):
                 return
             yield further
             match = further
+        self._look_at_border(match)
+
+    def _look_at_border(self, match: Match[NodeT, ValueT]) -> None:
+        """Note a padding in front of a map whose border is filled with what is no bias."""
+        search, spec = self.search, match.stage.spec
+        node = search.graph.producer(match.data)
+        filling = None if node is None else search.graph.filled(node, spec.in_channels, spec.axes)
+        if node is None or filling is None:
+            return
+        earlier = search.matches.get(search.root(search.graph.operands(node)[0]))
+        reason = filling.reason if isinstance(filling, Unreadable) else "its border is filled with other than its bias"
+        self.obstacles.append(Obstacle(first=node, data=earlier.data if earlier else None, reason=reason))
 
     def _further(self, match: Match[NodeT, ValueT]) -> Match[NodeT, ValueT] | None:
         """The match and the node, or match, in front of it; None where that is no part of one map."""

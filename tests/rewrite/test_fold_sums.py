@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from fold_networks import KINDS, Draw, kernel_of, onnx_model
 from onnx import helper, numpy_helper
 from torch import nn
+from torch.nn import functional
 
 from spdexport import verify
 from spdexport.arrays import to_numpy
@@ -210,6 +211,57 @@ def test_a_sum_that_is_written_into_its_input_stays(into: str, folds: bool) -> N
     assert folds or [skipped.reason for skipped in result.declined] == ["it is added in place to its own input"]
     (before,), (after,) = (evaluate(p, (x,)) for p in (program, result.program))
     assert close(to_numpy(after), to_numpy(before))
+
+
+class BiasPadded(nn.Module):
+    """DBB's branch of a 1x1 convolution, a norm whose border is filled with its own bias, and an average pooling."""
+
+    def __init__(self, *, filled_with: float = 1.0, sides: int = 4, read_before: bool = False) -> None:
+        super().__init__()
+        self.square, self.conv = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1, bias=False)
+        self.norm, self.pool, self.last = nn.BatchNorm2d(4), nn.AvgPool2d(3, 1), nn.BatchNorm2d(4)
+        for index, norm in enumerate((self.norm, self.last)):
+            for values in (norm.running_mean, norm.running_var, norm.weight.data, norm.bias.data):
+                values.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(index))
+        self.filled_with, self.sides, self.read_before = filled_with, sides, read_before
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        norm = self.norm
+        y = functional.pad(norm(self.conv(x)), [1] * 4)
+        early = y.sum() if self.read_before else 0.0
+        scale = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)
+        value = ((norm.bias.detach() - norm.running_mean * scale) * self.filled_with).view(1, -1, 1, 1)
+        y[:, :, 0:1, :] = value
+        y[:, :, -1:, :] = value
+        y[:, :, :, 0:1] = value
+        if self.sides == 4:
+            y[:, :, :, -1:] = value
+        return torch.relu(self.square(x) + self.last(self.pool(y))) + early
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({}, None),
+        ({"filled_with": 1.01}, "its border is filled with other than its bias"),
+        ({"sides": 3}, "what is written into the padding between is not one number per channel, all around"),
+        ({"read_before": True}, "what is written into the padding between is not one number per channel, all around"),
+    ],
+)
+def test_a_border_that_is_filled_with_the_bias(options: dict[str, Any], reason: str | None, dtype: torch.dtype) -> None:
+    x = torch.randn(2, 3, 7, 6, dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(
+            BiasPadded(**options).to(dtype).eval(), (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)
+        )
+    result = fold_program(program)
+    calls = [str(n.target) for n in result.program.graph.nodes if n.op == "call_function"]
+    assert (calls.count("aten.conv2d.default") == 1 and "aten.copy_.default" not in calls) is (reason is None)
+    assert [skipped.reason for skipped in result.declined] == ([reason] if reason else [])
+    before, after = (to_numpy(evaluate(p, (x,))[0]) for p in (program, result.program))
+    assert np.abs(after - before).max() <= (1e-6 if dtype is torch.float32 else 1e-13) * np.abs(before).max()
 
 
 # --- what a sum costs ---
