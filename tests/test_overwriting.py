@@ -44,8 +44,8 @@ FILES = {
     "cache": "cache",
     "config": "settings.toml",
 }
-"""A file for each argument that is read. Nothing has to be valid: all is told before the first byte is read, but for the
-settings, of which the command line is made."""
+"""A file for each argument that is read. Nothing has to be valid: all is told before the first byte is read, but
+for the settings, of which the command line is made."""
 
 NEEDED = {
     "convert": ["output"],

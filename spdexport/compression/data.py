@@ -160,7 +160,7 @@ def read_sets(
             + ".",
             where="--calibration-samples" if too_many else str(first.path),
             hint="Give fewer." if too_many else "Give more samples, or sets of their own: --selection and --test.",
-        )  # fmt: skip
+        )
     # What nothing is to be taken from is a part like the others, or there is none.
     sizes = tuple(size for size in _sizes(whole, wanted, max(len(roles), 1)) if size)
     parts = _divided(labels, whole, sizes, rng)
