@@ -55,7 +55,8 @@ def accuracy(path: Path, images: np.ndarray, labels: np.ndarray) -> float:
 
 def times(path: Path, dense: Path) -> tuple[float, ...]:
     """Return the file's time over the dense one's, at batch 1 and 64."""
-    return tuple(spdexport.bench(path, against=dense, batch=batch, threads=2, seconds=4).ratio.median for batch in (1, 64))
+    timed = (spdexport.bench(path, against=dense, batch=batch, threads=2, seconds=4) for batch in (1, 64))
+    return tuple(found.ratio.median for found in timed)
 
 
 def rows(net: str, seed: int, folder: Path, out: Path) -> list[Row]:

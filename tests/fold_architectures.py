@@ -6,6 +6,7 @@ with formulas of its own, against which ``benchmarks/fold.py`` measures.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -150,18 +151,18 @@ def replknet(*, published: bool) -> nn.Module:
     """RepLKNet's block (Ding et al., 2022): 1x1, a depthwise 31x31 beside a 5x5, 1x1, each with a norm."""
     width, large = (128, 31) if published else (6, 13)
     blocks: list[nn.Module] = [normed(nn.Conv2d(3, width, 3, 2, 1, bias=False), channels=width), nn.ReLU()]
-    for _ in range(2 if published else 1):
-        blocks.append(
-            Residual(
-                normed(nn.Conv2d(width, width, 1, bias=False), channels=width),
-                nn.ReLU(),
-                Block(
-                    normed(nn.Conv2d(width, width, large, 1, large // 2, groups=width, bias=False), channels=width),
-                    normed(nn.Conv2d(width, width, 5, 1, 2, groups=width, bias=False), channels=width),
-                ),
-                normed(nn.Conv2d(width, width, 1, bias=False), channels=width),
-            )
+    blocks.extend(
+        Residual(
+            normed(nn.Conv2d(width, width, 1, bias=False), channels=width),
+            nn.ReLU(),
+            Block(
+                normed(nn.Conv2d(width, width, large, 1, large // 2, groups=width, bias=False), channels=width),
+                normed(nn.Conv2d(width, width, 5, 1, 2, groups=width, bias=False), channels=width),
+            ),
+            normed(nn.Conv2d(width, width, 1, bias=False), channels=width),
         )
+        for _ in range(2 if published else 1)
+    )
     return Classifier(*blocks, channels=width, classes=10)
 
 
@@ -203,6 +204,49 @@ def lora_resnet18(*, published: bool) -> nn.Module:
         blocks += [BasicBlock(in_, width, 1 if index == 0 else 2, rank), BasicBlock(width, width, 1, rank)]
         in_ = width
     return Classifier(*blocks, channels=in_, classes=1000 if published else 5)
+
+
+def one_convolution(block: Block) -> nn.Module | None:
+    """What the papers make of a block of trained branches, each a convolution with a norm, or a norm alone.
+
+    A norm is divided out into the weight in front of it, small kernels are set into the middle of the largest, and the
+    input itself is a 1x1 kernel of ones on the diagonal. None for a block with other branches.
+    """
+    parts = [list(branch) if isinstance(branch, nn.Sequential) else [branch] for branch in block.branches]
+    convolutions = [part[0] for part in parts if isinstance(part[0], nn.Conv2d)]
+    kinds = [[type(layer) for layer in part] for part in parts]
+    if not convolutions or any(k not in ([nn.Conv2d, nn.BatchNorm2d], [nn.BatchNorm2d]) for k in kinds):
+        return None
+    groups, stride = convolutions[0].groups, convolutions[0].stride
+    size = [max(conv.kernel_size[axis] for conv in convolutions) for axis in (0, 1)]
+    out, in_ = convolutions[0].out_channels, convolutions[0].in_channels
+    made = nn.Conv2d(in_, out, tuple(size), stride, (size[0] // 2, size[1] // 2), groups=groups)
+    weight, bias = torch.zeros_like(made.weight, dtype=torch.float64), torch.zeros(out, dtype=torch.float64)
+    for part in parts:
+        norm = part[-1]
+        scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+        if isinstance(part[0], nn.Conv2d):
+            kernel = part[0].weight.double()
+        else:
+            kernel = torch.eye(in_ // groups, dtype=torch.float64).repeat(groups, 1).reshape(out, in_ // groups, 1, 1)
+        top, left = (size[0] - kernel.shape[2]) // 2, (size[1] - kernel.shape[3]) // 2
+        kernel = nn.functional.pad(kernel, (left, left, top, top))
+        weight += scale.reshape(-1, 1, 1, 1) * kernel
+        bias += norm.bias.double() - norm.running_mean.double() * scale
+    made.weight.data, made.bias.data = weight.float(), bias.float()
+    return nn.Sequential(made, block.relu)
+
+
+def reparameterized(module: nn.Module) -> nn.Module | None:
+    """A copy of a network with one convolution for each block; None where a block has no such paper's formula."""
+    copy = deepcopy(module)
+    blocks = [(name, block) for name, block in copy.named_modules() if isinstance(block, Block)]
+    for name, block in blocks:
+        made = one_convolution(block)
+        if made is None:
+            return None
+        copy.set_submodule(name, made)
+    return copy.eval() if blocks else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from fold_architectures import ARCHITECTURES
+from fold_architectures import ARCHITECTURES, reparameterized
+from torch import nn
 
 from spdexport.folding import fold
 from spdexport.model_files import save_program
+from spdexport.rewrite.torch_fold import fold_program
+from spdexport.rewrite.torch_graph import list_sites
 from spdexport.verification.result import Status
 
 if TYPE_CHECKING:
@@ -70,3 +74,23 @@ def test_narrow(tmp_path: Path, name: str, ending: str) -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_each(tmp_path: Path, name: str, ending: str, published: bool) -> None:
     check(name, tmp_path, ending, published=published)
+
+
+@pytest.mark.parametrize("name", ["RepVGG-A0", "MobileOne-S0", "ACNet", "RepLKNet"])
+def test_the_folded_weights_are_those_of_the_papers_formulas(name: str) -> None:
+    module, x = ARCHITECTURES[name].make()
+    theirs = reparameterized(module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(module, (x,))
+    ours = fold_program(program).program
+    right = [layer for layer in theirs.modules() if isinstance(layer, nn.Conv2d) and layer.bias is not None]
+    sites = {tuple(site.weight.shape): [] for site in list_sites(ours)[0]}
+    for site in list_sites(ours)[0]:
+        sites[tuple(site.weight.shape)].append(site)
+    assert right
+    for layer in right:
+        found = sites[tuple(layer.weight.shape)]
+        nearest = min(float(np.abs(site.weight - layer.weight.detach().numpy()).max()) for site in found)
+        assert nearest <= 1e-6
+    assert (ours.module()(x) - theirs(x)).abs().max() <= 1e-5

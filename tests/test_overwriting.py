@@ -42,8 +42,10 @@ FILES = {
     "test": "test.npz",
     "metric": "metric.py",
     "cache": "cache",
+    "config": "settings.toml",
 }
-"""A file for each argument that is read. Nothing has to be valid: all is told before the first byte is read."""
+"""A file for each argument that is read. Nothing has to be valid: all is told before the first byte is read, but
+for the settings, of which the command line is made."""
 
 NEEDED = {
     "convert": ["output"],
@@ -75,7 +77,7 @@ def folder(tmp_path, monkeypatch):
     """A folder that is the working directory, with every file of FILES."""
     monkeypatch.chdir(tmp_path)
     for name in FILES.values():
-        Path(name).write_bytes(f"the bytes of {name}".encode())
+        Path(name).write_bytes(f"# the bytes of {name}".encode())
     return tmp_path
 
 

@@ -13,8 +13,8 @@ from torch.fx import Interpreter
 
 from spdexport.reference.decisions_torch import NODES, decided
 from spdexport.reference.noise import Magnitudes, Noise, undisturbed
+from spdexport.reference.operators_torch import DECISIONS
 from spdexport.reference.rounding_torch import (
-    DECISIONS,
     Call,
     array_of,
     is_exact,

@@ -9,6 +9,7 @@ from spdexport.compression.result import Compression
 from spdexport.folding import Folding
 from spdexport.names import count
 from spdexport.pipeline import Conversion, Inspection
+from spdexport.planning import FormChoice, Objective
 from spdexport.recorded import as_options
 from spdexport.report import compression, summary
 from spdexport.report.common import verification_of
@@ -80,7 +81,7 @@ def headline(result: Result) -> Headline:
         exceeded=change.exceeded if change else (),
         changes=tuple(changes),
         files=files,
-        remarks=_renamed(found) if files else (),
+        remarks=(*_larger(result), *_renamed(found)) if files else (),
     )
 
 
@@ -140,6 +141,17 @@ def _converted(result: Conversion) -> list[str]:
 def saved_bytes(result: Conversion) -> int:
     """Bytes that the forms save, and what was trimmed."""
     return result.plan.bytes_saved + (result.trimming.bytes_saved if result.trimming is not None else 0)
+
+
+def _larger(result: Result) -> tuple[str, ...]:
+    """That forms chosen by their cost have made the file larger, for who expects the smallest."""
+    if not isinstance(result, Conversion) or saved_bytes(result) >= 0:
+        return ()
+    options = result.plan.options
+    if options.form is not FormChoice.AUTO or options.optimize_for is Objective.PARAMS:
+        return ()
+    by = options.optimize_for.value.replace("macs", "MACs")
+    return (f"It is larger than with dense layers: forms were chosen by {by}. --optimize-for params chooses by size.",)
 
 
 def _renamed(found: Verification | None) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from spdexport.conv import ConvSpec, Skipped
     from spdexport.forms import Stage
-    from spdexport.rewrite.stages import Addend
+    from spdexport.rewrite.stages import Addend, Filling
 
 Chain: TypeAlias = "tuple[ConvSpec, ...]"
 """The geometries of layers in a row."""
@@ -141,6 +141,9 @@ class GraphReader(Protocol[NodeT, ValueT]):
 
     def pool(self, node: NodeT, channels: int, axes: int) -> ReadStage[NodeT, ValueT] | Unreadable | None:
         """The node as an average pooling; None for others."""
+
+    def filled(self, node: NodeT, channels: int, axes: int) -> Filling[NodeT, ValueT] | Unreadable | None:
+        """The node as a padding with one number for each channel; None for others."""
 
     def passed(self, node: NodeT) -> ValueT | None:
         """The value that the node hands on unchanged; None for a node that may change something."""

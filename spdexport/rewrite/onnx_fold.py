@@ -11,6 +11,7 @@ from spdexport.forms.compose import appends_pointwise
 from spdexport.rewrite.fold_result import chosen, folded_chain, name_of, unfit
 from spdexport.rewrite.onnx_constants import dtype_of
 from spdexport.rewrite.onnx_graph import read_layer
+from spdexport.rewrite.onnx_links import passed
 from spdexport.rewrite.onnx_names import node_name
 from spdexport.rewrite.onnx_place import place_stage
 from spdexport.rewrite.onnx_reader import OnnxReader
@@ -67,6 +68,7 @@ def fold_onnx(
     """
     model = model.clone()
     if lone:
+        _without_passed(model.graph)
         _separate(model.graph)
     search = Search(graph=OnnxReader(sizes=sizes), lone=lone, whole=whole, beyond=beyond)
     for node in model.graph:
@@ -98,6 +100,18 @@ def fold_onnx(
             bias_value=fold.bias,
         )
     return FoldResult(model=model, folded=tuple(folded), declined=search.declined_outside(inside))
+
+
+def _without_passed(graph: ir.Graph) -> None:
+    """Remove the nodes that hand a value on unchanged, but for those that an output of the graph comes from.
+
+    In front of a chain they would go with it, and stay in front of the dense layer in the other file.
+    """
+    for node in list(graph):
+        source = passed(node)
+        if source is not None and not node.outputs[0].is_graph_output():
+            node.outputs[0].replace_all_uses_with(source)
+            graph.remove(node, safe=True)
 
 
 def _separate(graph: ir.Graph) -> None:

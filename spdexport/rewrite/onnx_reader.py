@@ -50,6 +50,9 @@ class OnnxReader:
         """What an Identity, a Dropout at inference, or a Reshape to the shape that was there hands on."""
         return passed(node)
 
+    def filled(self, node: ir.Node, channels: int, axes: int) -> None:
+        """None is recognized: what exporters write for one computes indices from shapes."""
+
     def writes(self, node: ir.Node) -> bool:  # noqa: ARG002 - the protocol's
         """Nothing does, in ONNX."""
         return False

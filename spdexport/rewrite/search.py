@@ -15,20 +15,25 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Generic
 
+import numpy as np
+
 from spdexport.conv import Skipped
-from spdexport.forms import compose
-from spdexport.forms.base import CannotComposeError
+from spdexport.factors import unit_rounding
+from spdexport.forms import Stage, compose
+from spdexport.forms.base import CannotComposeError, absorbed
 from spdexport.forms.compose import add, appends_pointwise, times
 from spdexport.rewrite.match import Declined, Match, first_known, template_of
-from spdexport.rewrite.stages import Addend, NodeT, ReadStage, Unreadable, ValueT, affine_stage
+from spdexport.rewrite.stages import Addend, Filling, NodeT, ReadStage, Unreadable, ValueT
+from spdexport.rewrite.sums import Paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
     from collections.abc import Set as AbstractSet
 
-    from spdexport.conv import ConvSpec
-    from spdexport.forms import Stage
     from spdexport.rewrite.match import Chain, GraphReader
+
+_ROUNDINGS = 32
+"""Roundings by which a border may differ from the bias that it is filled with."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,7 +58,7 @@ class Search(Generic[NodeT, ValueT]):
     declined: list[Declined[NodeT]] = field(default_factory=list)
 
     @property
-    def _only_undoes(self) -> bool:
+    def only_undoes(self) -> bool:
         """Whether only what undoes a factorization is composed."""
         return self.lone and not self.whole
 
@@ -99,7 +104,7 @@ class Search(Generic[NodeT, ValueT]):
 
     def _layer(self, layer: ReadStage[NodeT, ValueT]) -> Match[NodeT, ValueT]:
         single = Match(
-            data=self._root(layer.data),
+            data=self.root(layer.data),
             stage=layer.stage,
             nodes=frozenset((layer.node,)),
             layers=(layer,),
@@ -111,7 +116,7 @@ class Search(Generic[NodeT, ValueT]):
 
     def _decline_unreadable(self, node: NodeT, why: Unreadable) -> None:
         """A layer that cannot be read is worth a word only where it directly follows a layer."""
-        earlier = self.matches.get(self._root(self.graph.operands(node)[0]))
+        earlier = self.matches.get(self.root(self.graph.operands(node)[0]))
         if earlier is not None and earlier.last is not None:
             skipped = Skipped(name=self.graph.node_name(node), kind=self.graph.kind(node), reason=why.reason)
             self.declined.append(Declined(first=earlier.last, second=node, skipped=skipped))
@@ -126,19 +131,19 @@ class Search(Generic[NodeT, ValueT]):
             if node is None:
                 return self._led(match, between)
             link = self.graph.affine(node, spec.in_channels, spec.axes)
-            problem = problem or self._shared(value, nodes)
+            problem = problem or self.shared(value, nodes)
             if value in self.unreadable:
                 self.decline(match, node, f"of the layer in front, {self.unreadable[value].reason}")
                 return self._led(match, between)
             if isinstance(link, ReadStage):
                 between.append(link)
-                value = self._root(link.data)
+                value = self.root(link.data)
             elif isinstance(link, Unreadable) or self.graph.is_product(node):
                 # A mask that is no number per channel. The pair is still named, if a layer is in front of the mask.
                 reason = link.reason if isinstance(link, Unreadable) else "the mask between is not constant"
                 problem = problem or reason
-                operands = [self._root(v) for v in self.graph.operands(node)]
-                layers = [v for v in operands if v in self.matches and not self._shared(v, {node})]
+                operands = [self.root(v) for v in self.graph.operands(node)]
+                layers = [v for v in operands if v in self.matches and not self.shared(v, {node})]
                 if not layers:
                     return self._led(match, between)
                 value = layers[0]
@@ -148,7 +153,7 @@ class Search(Generic[NodeT, ValueT]):
         earlier = self._begun(value, match)
         if earlier.stage.spec.axes != spec.axes:
             return match  # a matrix product over the last axis of a feature map
-        problem = problem or self._shared(value, nodes)
+        problem = problem or self.shared(value, nodes)
         if problem is None:
             try:
                 stage = self._composed(earlier, [link.stage for link in reversed(between)], match)
@@ -179,7 +184,7 @@ class Search(Generic[NodeT, ValueT]):
         return last
 
     def _composed(self, first: Match[NodeT, ValueT], between: list[Stage], second: Match[NodeT, ValueT]) -> Stage:
-        if self._only_undoes and not appends_pointwise(first.stage.spec, second.stage.spec):
+        if self.only_undoes and not appends_pointwise(first.stage.spec, second.stage.spec):
             row = tuple(layer.stage.spec for layer in (*first.layers, *second.layers))
             if self.beyond is None or not self.beyond(row):
                 raise CannotComposeError("the second does more than mix the channels of the first within its groups")
@@ -187,20 +192,20 @@ class Search(Generic[NodeT, ValueT]):
 
     def _led(self, match: Match[NodeT, ValueT], links: Sequence[ReadStage[NodeT, ValueT]]) -> Match[NodeT, ValueT]:
         """The match with those of the links in front of it that are part of the same map, the nearest first."""
-        for link in () if self._only_undoes else links:
+        for link in () if self.only_undoes else links:
             # What is in front of a fold stays, so that nothing may be written to it.
-            if self._shared(match.data, match.nodes) or self.graph.writes(link.node):
+            if self.shared(match.data, match.nodes) or self.graph.writes(link.node):
                 return match
             try:
-                match = match.behind(self._link(link), compose(link.stage, match.stage))
+                match = match.behind(self.link_match(link), compose(link.stage, match.stage))
             except CannotComposeError:
                 return match
         return match
 
-    def _link(self, link: ReadStage[NodeT, ValueT]) -> Match[NodeT, ValueT]:
+    def link_match(self, link: ReadStage[NodeT, ValueT]) -> Match[NodeT, ValueT]:
         """A link, or a pooling, as a match."""
         return Match(
-            data=self._root(link.data),
+            data=self.root(link.data),
             stage=link.stage,
             nodes=frozenset((link.node,)),
             pools=(link,) if any(size > 1 for size in link.stage.spec.kernel) else (),
@@ -211,23 +216,47 @@ class Search(Generic[NodeT, ValueT]):
 
     def _extended(self, node: NodeT) -> Match[NodeT, ValueT] | None:
         """A match and the link behind it."""
-        for value in map(self._root, self.graph.operands(node)):
+        for value in map(self.root, self.graph.operands(node)):
             match = self.matches.get(value)
-            if match is None or self._shared(value, {node}):
+            if match is None or self.shared(value, {node}):
                 continue
             spec = match.stage.spec
+            filling = None if self.only_undoes else self.graph.filled(node, spec.out_channels, spec.axes)
+            if isinstance(filling, Filling):
+                return self._filled(match, filling)
             link = (
                 self.graph.behind(node, match)
-                if self._only_undoes
+                if self.only_undoes
                 else self.graph.affine(node, spec.out_channels, spec.axes)
             )
-            if not isinstance(link, ReadStage) or self._root(link.data) is not value:
+            if not isinstance(link, ReadStage) or self.root(link.data) is not value:
                 continue
             try:
-                return self._link(link).behind(match, compose(match.stage, link.stage))
+                return self.link_match(link).behind(match, compose(match.stage, link.stage))
             except CannotComposeError:
                 continue  # what comes behind it will tell, if that is a layer
         return None
+
+    def _filled(self, match: Match[NodeT, ValueT], filling: Filling[NodeT, ValueT]) -> Match[NodeT, ValueT] | None:
+        """A match and a padding with its own bias: the bias then is the same everywhere, and the rest meets zeros."""
+        weight, bias = absorbed(match.stage)
+        held = np.zeros(len(filling.values)) if bias is None else bias
+        values = np.asarray(filling.values, dtype=np.float64)
+        size = max(float(np.abs(held).max(initial=0)), float(np.abs(values).max(initial=0)))
+        # The graph computes what it fills with, in its own dtype, from what the bias is computed from here.
+        if np.abs(held - values).max(initial=0) > _ROUNDINGS * unit_rounding(filling.values.dtype) * size:
+            return None
+        try:
+            stage = compose(Stage(spec=match.stage.spec, weight=weight), filling.stage)
+        except CannotComposeError:
+            return None
+        padding = Match(
+            data=filling.data,
+            stage=filling.stage,
+            nodes=frozenset((filling.node, *filling.writers)),
+            last=filling.node,
+        )
+        return padding.behind(match, replace(stage, bias=bias))
 
     # --- sums ---
 
@@ -242,19 +271,21 @@ class Search(Generic[NodeT, ValueT]):
         if not known or len(values) < 2:
             return None
         lead = next((match for match in known if match.is_fold), known[-1])
-        paths = [list(self._path(value, lead.stage.spec, adds)) for value in values]
-        chosen = _nearest(paths)
+        paths = Paths(search=self, like=lead.stage.spec, adds=adds)
+        chosen = paths.to_nearest(values)
         if chosen is None:
-            self._decline_mixed(paths, lead, node)
+            if (why := paths.why_none()) is not None:
+                self.decline(lead, why.first, why.reason, second=node)
             return None
         if not any(match.layers for match in chosen):
             return None
         lead = next((match for match in chosen if match.is_fold), [match for match in chosen if match.layers][-1])
         inside = (value for value, match in zip(values, chosen, strict=True) if match.nodes)
-        problem = next(filter(None, (self._shared(value, adds) for value in inside)), None)
-        if any(self.graph.writes(inner) for inner in adds) and not all(match.nodes for match in chosen):
+        problem = next(filter(None, (self.shared(value, adds) for value in inside)), None)
+        written = {self.root(self.graph.operands(inner)[0]) for inner in adds if self.graph.writes(inner)}
+        if any(value in written and not match.nodes for value, match in zip(values, chosen, strict=True)):
             problem = problem or "it is added in place to its own input"
-        if problem is None and self._only_undoes and len({match.stage.spec for match in chosen}) > 1:
+        if problem is None and self.only_undoes and len({match.stage.spec for match in chosen}) > 1:
             problem = "what is added to it has another geometry"
         if problem is None:
             try:
@@ -288,60 +319,18 @@ class Search(Generic[NodeT, ValueT]):
     def _terms(self, node: NodeT, factor: float, adds: set[NodeT]) -> Iterator[Addend[ValueT]]:
         """The values that a node adds; instead of a value that is a sum of no map, the values that that adds."""
         for value, own in self.graph.addends(node) or ():
-            value = self._root(value)
+            value = self.root(value)
             inner = self.graph.producer(value)
-            is_open = value not in self.matches and not self._only_undoes
-            if is_open and inner is not None and self.graph.addends(inner) and not self._shared(value, adds):
+            is_open = value not in self.matches and not self.only_undoes
+            if is_open and inner is not None and self.graph.addends(inner) and not self.shared(value, adds):
                 adds.add(inner)
                 yield from self._terms(inner, factor * own, adds)
             else:
                 yield Addend(value, factor * own)
 
-    def _path(self, value: ValueT, like: ConvSpec, adds: AbstractSet[NodeT]) -> Iterator[Match[NodeT, ValueT]]:
-        """A term of a sum as a map of itself, of what it is computed from, of what that is computed from, and so on."""
-        match: Match[NodeT, ValueT] = Match(data=value, stage=affine_stage(like.out_channels, like.axes))
-        if not self._only_undoes:
-            yield match
-        if value in self.matches:
-            match = self.matches[value]
-            yield match
-        while not self._only_undoes and not self._shared(match.data, match.nodes | adds):
-            further = self._further(match)
-            if further is None:
-                return
-            yield further
-            match = further
-
-    def _further(self, match: Match[NodeT, ValueT]) -> Match[NodeT, ValueT] | None:
-        """The match and the node, or match, in front of it; None where that is no part of one map."""
-        spec, earlier = match.stage.spec, self.matches.get(match.data)
-        if earlier is None:
-            node = self.graph.producer(match.data)
-            if node is None or self.graph.writes(node):
-                return None
-            link = self.graph.affine(node, spec.in_channels, spec.axes) or self.graph.pool(
-                node, spec.in_channels, spec.axes
-            )
-            if not isinstance(link, ReadStage):
-                return None
-            earlier = self._link(link)
-        try:
-            return match.behind(earlier, compose(earlier.stage, match.stage))
-        except CannotComposeError:
-            return None
-
-    def _decline_mixed(
-        self, paths: Sequence[Sequence[Match[NodeT, ValueT]]], lead: Match[NodeT, ValueT], node: NodeT
-    ) -> None:
-        """Tell of maps of the same input that are added up together with something else."""
-        ends = [path[1] for path in paths if len(path) > 1 and path[1].layers]
-        alike = [match for match in ends if sum(match.data is other.data for other in ends) > 1]
-        if alike and alike[0].last is not None:
-            self.decline(lead, alike[0].last, "something of another input is added to it in between", second=node)
-
     # --- values ---
 
-    def _root(self, value: ValueT) -> ValueT:
+    def root(self, value: ValueT) -> ValueT:
         """The value that this one is, seen through nodes that hand it on unchanged."""
         while (node := self.graph.producer(value)) is not None:
             source = self.graph.passed(node)
@@ -366,11 +355,12 @@ class Search(Generic[NodeT, ValueT]):
             if self.graph.passed(user) is value
         )
 
-    def _shared(self, value: ValueT, nodes: AbstractSet[NodeT]) -> str | None:
+    def shared(self, value: ValueT, nodes: AbstractSet[NodeT]) -> str | None:
         """Why a value cannot disappear inside ``nodes``, or None if it can."""
         if self._is_output(value):
             return "what is between is an output of the graph"
-        if any(user not in nodes for user in self._users(value)):
+        own = self.matches[value].nodes if value in self.matches else ()
+        if any(user not in nodes and user not in own for user in self._users(value)):
             return "what is between is used elsewhere"
         return None
 
@@ -386,13 +376,3 @@ class Search(Generic[NodeT, ValueT]):
                     nodes.add(node)
                     pending.append(node)
         return replace(match, nodes=frozenset(nodes))
-
-
-def _nearest(paths: Sequence[Sequence[Match[NodeT, ValueT]]]) -> list[Match[NodeT, ValueT]] | None:
-    """Of each path the map of the value that all of them have, the nearest; None where there is none."""
-    for candidate in paths[0]:
-        found = [next((match for match in path if match.data is candidate.data), None) for path in paths]
-        chosen = [match for match in found if match is not None]
-        if len(chosen) == len(paths):
-            return chosen
-    return None

@@ -59,6 +59,25 @@ class ReadStage(Generic[NodeT, ValueT]):
     is_norm: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Filling(Generic[NodeT, ValueT]):
+    """A padding whose border holds one number for each channel.
+
+    Attributes:
+        node: The padding with zeros.
+        data: Its input.
+        stage: What it does but for the numbers.
+        values: They, shape (channels,).
+        writers: The nodes that put them there.
+    """
+
+    node: NodeT
+    data: ValueT
+    stage: Stage
+    values: Array
+    writers: frozenset[NodeT]
+
+
 def affine_stage(channels: int, axes: int, *, mask: Array | None = None, bias: Array | None = None) -> Stage:
     """The stage ``y = mask * x + bias``: a depthwise pointwise convolution with weight one."""
     spec = ConvSpec.pointwise(channels, channels, axes=axes, groups=channels)

@@ -7,14 +7,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch.fx import Node
 
-from spdexport.rewrite.stages import ReadStage, Unreadable, padding_stage, pool_stage, zero_padding
+from spdexport.rewrite.stages import (
+    Filling,
+    ReadStage,
+    Unreadable,
+    padding_stage,
+    per_channel,
+    pool_stage,
+    zero_padding,
+)
 from spdexport.rewrite.torch_graph import arguments
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+    from spdexport.conv import Array
 
 aten = torch.ops.aten
 
@@ -45,6 +56,9 @@ HANDING_ON = (
 """Operators that hand on what they are given where that already has the shape and dtype of their result."""
 
 PADDINGS = (aten.pad.default, aten.constant_pad_nd.default)
+
+_END = 2**63 - 1
+"""What torch writes for the end of an axis."""
 
 POOLS = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
 
@@ -112,3 +126,90 @@ def _each(given: Any, axes: int) -> Sequence[int]:
     """One number for each axis, of which torch takes a single one for all."""
     numbers = [given] if isinstance(given, int) else list(given)
     return numbers * axes if len(numbers) == 1 else numbers
+
+
+def read_filling(
+    node: Node, channels: int, axes: int, array: Callable[[Any], Array | None]
+) -> Filling[Node, Node] | Unreadable | None:
+    """A padding with zeros whose border is then written over, with one number for each channel: DBB's bias padding.
+
+    Args:
+        node: Any node.
+        channels: Channels of its output.
+        axes: Its spatial axes.
+        array: What is constant.
+
+    Returns:
+        None where nothing is written into the padding; ``Unreadable`` where something else is.
+    """
+    if node.op != "call_function" or node.target not in PADDINGS:
+        return None
+    written = dict(_copies(node))
+    if not written:
+        return None
+    pad = read_pad(node, channels, axes)
+    if isinstance(pad, Unreadable):
+        return pad
+    odd = Unreadable(reason="what is written into the padding between is not one number per channel, all around")
+    sides: set[tuple[int, bool]] = set()
+    values: Array | None = None
+    for copy, chain in written.items():
+        source = copy.args[1]
+        while isinstance(source, Node) and source.target is aten.expand.default:
+            source = source.args[0]
+        numbers = array(source)
+        each = None if numbers is None else per_channel(numbers, channels, axes=axes, rank=axes + 2)
+        side = _side(chain, pad.stage.spec.padding, axes)
+        if each is None or side is None or (values is not None and not np.array_equal(values, each)):
+            return odd
+        sides.add(side)
+        values = each
+    needed = {
+        (axis, after)
+        for axis, pair in enumerate(pad.stage.spec.padding)
+        for after, count in zip((False, True), pair, strict=True)
+        if count
+    }
+    order = {other: index for index, other in enumerate(node.graph.nodes)}
+    inside = {*written, *(part for chain in written.values() for part in chain)}
+    early = any(order[user] < max(order[copy] for copy in written) for user in node.users if user not in inside)
+    if values is None or sides != needed or early:
+        return odd
+    return Filling(node=node, data=pad.data, stage=pad.stage, values=values, writers=frozenset(inside))
+
+
+def _copies(node: Node) -> Iterator[tuple[Node, tuple[Node, ...]]]:
+    """What copies something into a part of a value, and the slices that the part is."""
+    pending: list[tuple[Node, tuple[Node, ...]]] = [(node, ())]
+    while pending:
+        value, chain = pending.pop()
+        for user in value.users:
+            if user.target is aten.slice.Tensor and user.args[0] is value:
+                pending.append((user, (*chain, user)))
+            elif user.target is aten.copy_.default and user.args[0] is value:
+                yield user, chain
+
+
+def _side(chain: Sequence[Node], padding: Sequence[tuple[int, int]], axes: int) -> tuple[int, bool] | None:
+    """The side of the border that slices take whole: its axis, and whether it is the end; None for another part."""
+    found: list[tuple[int, bool]] = []
+    for part in chain:
+        args = arguments(part)
+        dim, start, end = args["dim"], args["start"] or 0, args["end"]
+        rank = part.meta["val"].ndim
+        to_end = end is None or (isinstance(end, int) and end >= _END)
+        if not isinstance(start, int) or args["step"] != 1:
+            return None
+        if start == 0 and to_end:
+            continue
+        axis = dim % rank - (rank - axes)
+        if axis < 0:
+            return None
+        before, after = padding[axis]
+        if start == 0 and end == before:
+            found.append((axis, False))
+        elif to_end and start == -after:
+            found.append((axis, True))
+        else:
+            return None
+    return found[0] if len(found) == 1 else None

@@ -37,7 +37,7 @@ from spdexport.rewrite.torch_graph import (
     operands,
     spatial_axes,
 )
-from spdexport.rewrite.torch_links import PADDINGS, passed, read_pad, read_pool
+from spdexport.rewrite.torch_links import PADDINGS, passed, read_filling, read_pad, read_pool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Array, ConvSpec
     from spdexport.rewrite.match import Match
+    from spdexport.rewrite.stages import Filling
 
 aten = torch.ops.aten
 
@@ -203,6 +204,10 @@ class TorchReader:
     def pool(self, node: Node, channels: int, axes: int) -> TorchStage | Unreadable | None:
         """Average pooling."""
         return read_pool(node, channels, axes)
+
+    def filled(self, node: Node, channels: int, axes: int) -> Filling[Node, Node] | Unreadable | None:
+        """A padding with zeros into whose border something is written in place."""
+        return read_filling(node, channels, axes, self.array)
 
     def writes(self, node: Node) -> bool:
         """Whether it changes its first operand in place."""

@@ -43,6 +43,7 @@ from spdexport.verification.runner import Runner
 from spdexport.verification.sessions import SessionEdges
 from spdexport.verification.tapping import as_it_is, tapping_hides
 from spdexport.verification.trial import rounded
+from spdexport.verification.vacuous import EmptyMaps, shows_nothing
 from spdexport.verification.weights import compare_files
 
 if TYPE_CHECKING:
@@ -314,6 +315,7 @@ class FileRun(Runner[FileCase]):
             ReferenceUnavailable: It cannot be evaluated with any.
         """
         first: ReferenceUnavailable | None = None
+        hollow: tuple[int | None, int, dict[str, int]] | None = None
         batches: list[int | None] = [None]
         if varies_in_batch(self._inputs):
             batches.append(1 if given is None else FileCase(name="", inputs=given, own=True).batch)
@@ -322,20 +324,33 @@ class FileRun(Runner[FileCase]):
                 return sizes, None
             try:
                 cases = file_cases(self._inputs, sizes, given, seed=self._check.seed, batch=batch)
-                self._evaluated.run(next(cases).inputs)
+                maps = EmptyMaps()
+                outputs = self._evaluated.run(next(cases).inputs, watch=maps.watch)
             except ReferenceUnavailable as error:
                 first = first or error
                 if error.is_beyond:
                     # Other sizes would cost as much again.
                     break
                 continue
-            if batch is not None:
-                self._notes.append(f"the batch is {batch}, since with others {first}")
-            if guess is not None:
-                self._notes.append(f"{told(guess, sizes)}: verify --inputs FILE tells other sizes")
-            return sizes, batch
+            if guess is not None and (maps.found or shows_nothing(outputs)):
+                # A pooled map may be empty where an image is too small, and its mean is no number.
+                hollow = hollow or (batch, guess, sizes)
+                continue
+            return self._told_sizes(batch, guess, sizes, first)
+        if hollow is not None:
+            return self._told_sizes(*hollow, first)
         assert first is not None, "some size was tried"
         raise first
+
+    def _told_sizes(
+        self, batch: int | None, guess: int | None, sizes: dict[str, int], first: ReferenceUnavailable | None
+    ) -> tuple[dict[str, int], int | None]:
+        """Sizes that were found, with notes of what was guessed."""
+        if batch is not None:
+            self._notes.append(f"the batch is {batch}, since with others {first}")
+        if guess is not None:
+            self._notes.append(f"{told(guess, sizes)}: verify --inputs FILE tells other sizes")
+        return sizes, batch
 
     def _refuse_given(self, given: Mapping[str, Array], error: ReferenceUnavailable) -> None:
         """Tell that a file does not take the sizes that the user gave, where ONNX Runtime does not take them either.

@@ -8,6 +8,7 @@ so that each is judged by itself: the first that is beyond rounding is wrong, an
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Array
 
-SECOND_LOOK = 16
-"""Further runs with simulated rounding before a decision is called wrong."""
+SECOND_LOOK = (3, 5, 8)
+"""Further runs with simulated rounding before a decision is called wrong, each so many after another look."""
 
 Evaluate = Callable[[Noise | None, Decide], Mapping[str, "Array"]]
 """Gives a model's outputs in float64, with simulated rounding or without, and with what is decided where it chooses."""
@@ -43,12 +44,14 @@ class Choice:
         output: The name of its value.
         number: How many elements were chosen otherwise than float64 does.
         words: One of them in words.
+        is_certain: Whether no amount of rounding explains it.
     """
 
     node: str
     output: str
     number: int
     words: str
+    is_certain: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -130,9 +133,12 @@ def follow(
         else:
             noisy.append(found)
     followed, wrong = watch.judged(u)
-    if wrong is not None and failure is None:
+    further = iter(range(NOISE_RUNS, NOISE_RUNS + sum(SECOND_LOOK)))
+    for number in SECOND_LOOK:
+        if wrong is None or wrong.is_certain or failure is not None:
+            break
         # A few runs may happen to leave alone what rounding moves: what lies behind a Relu in half of them.
-        for run in range(NOISE_RUNS, NOISE_RUNS + SECOND_LOOK):
+        for run in itertools.islice(further, number):
             watch.begin(is_exact=False)
             evaluate(Noise(seed=seed * 1000 + run, unit_rounding=u), watch.decide)
         followed, wrong = watch.judged(u)
@@ -284,7 +290,7 @@ def _add_moves(seen: _Seen, node: Decision) -> None:
 def _choice(node: Decision, output: str, found: Judged) -> Choice:
     where = f"{node.op} node {node.name}"
     if found.fault:
-        return Choice(node=node.name, output=output, number=1, words=f"{where}: {found.fault}")
+        return Choice(node=node.name, output=output, number=1, words=f"{where}: {found.fault}", is_certain=True)
     with np.errstate(all="ignore"):
         ratios = np.nan_to_num(found.margins / found.noises, nan=0.0, posinf=np.finfo(float).max)
     order = np.where(found.wrong, ratios + 1, -1.0) if found.wrong.any() else ratios

@@ -382,8 +382,9 @@ def _key(port: Port, axis: int) -> str | None:
     dim = port.shape[axis] if port.shape is not None else 0
     if isinstance(dim, int):
         return None
-    # Axes without a name are each their own, but for the first ones, which in practice are the batch.
-    return dim or ("?" if axis == 0 else f"{port.name}:{axis}")
+    # Axes without a name are each their own, but for the first ones, which in practice are the batch. Paddle calls all
+    # axes of which it does not know the size alike.
+    return dim if dim not in ("?", "") else "?" if axis == 0 else f"{port.name}:{axis}"
 
 
 def told(size: int, sizes: Mapping[str, int]) -> str:

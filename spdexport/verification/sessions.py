@@ -40,8 +40,12 @@ if TYPE_CHECKING:
 MATRIX_OPERATORS = frozenset(("Conv", "ConvTranspose", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"))
 """What a provider must run itself for its edge to say anything; ONNX Runtime's fused forms included."""
 
-BIASES = "WeightBiasQuantization"
-"""The optimization of ONNX Runtime that quantizes float biases, by the scale of the data times that of the weight."""
+BIASES, FUSION = "WeightBiasQuantization", "QDQSelectorActionTransformer"
+WHOLE_NUMBERS: tuple[tuple[tuple[str, ...], str], ...] = (
+    ((BIASES,), f"{BIASES}, which rounds float biases of quantized layers to whole numbers"),
+    ((BIASES, FUSION), f"{FUSION}, which computes quantized operators in whole numbers and by formulas of their own"),
+)
+"""Optimizations of ONNX Runtime that are no more exact than a quantized file's own steps, and what they do."""
 
 Locate = Callable[[SessionSettings], tuple[str | None, str]]
 """Finds the first layer that diverges under some settings: the layer or None, and a remark."""
@@ -144,7 +148,7 @@ class SessionEdges:
             if found.status is Status.FAIL and running.settings.purpose is Purpose.DEPLOYMENT:
                 found = self._explained(running, trial, inputs, values, found)
             if found.status is Status.FAIL and edge.edge == "optimize" and found.is_value:
-                found = self._explained_by_biases(running.settings, trial, inputs, found, follow)
+                found = self._explained_by_whole_numbers(running, trial, inputs, found, follow)
             if found.status is Status.FAIL and found.is_value and edge.first is None and not edge.remark:
                 edge.first, edge.remark = locate(running.settings)
             self._remember(edge, trial, inputs, values, found)
@@ -289,31 +293,37 @@ class SessionEdges:
         )
         return replace(found, status=Status.INCONCLUSIVE, reason=f"{found.reason}; {reason}")
 
-    def _explained_by_biases(
+    def _explained_by_whole_numbers(
         self,
-        settings: SessionSettings,
+        running: _Running,
         trial: Trial,
         inputs: Mapping[str, Array],
         found: Comparison,
         follow: Follow | None,
     ) -> Comparison:
-        """A failure of an optimized session; no failure of the file's where it is gone without `BIASES` alone."""
+        """A failure of an optimized session; none of the file's where some of `WHOLE_NUMBERS` alone make it.
+
+        Further cases then run without these, so that they tell more.
+        """
         if not _is_quantized(self._file):
             return found
-        settings = replace(settings, without=(BIASES,))
-        try:
-            values = self._ran(open_session(self._file, settings), inputs)
-        except RuntimeFailure:
-            return found
-        other = trial.compare(values)
-        if follow is not None:
-            other = follow(settings, values, other).found
-        if other.status is not Status.PASS:
-            return found
-        reason = (
-            f"not so without ONNX Runtime's {BIASES}, which rounds float biases of quantized layers to whole numbers"
-        )
-        return replace(found, status=Status.INCONCLUSIVE, reason=f"{found.reason}; {reason}")
+        for without, what in WHOLE_NUMBERS:
+            if set(without) <= set(running.settings.without):
+                continue
+            settings = replace(running.settings, without=without)
+            try:
+                session = open_session(self._file, settings)
+                values = self._ran(session, inputs)
+            except RuntimeFailure:
+                return found
+            other = trial.compare(values)
+            if follow is not None:
+                other = follow(settings, values, other).found
+            if other.status is Status.PASS:
+                running.session, running.settings = session, settings
+                reason = f"{found.reason}; not so without ONNX Runtime's {what}"
+                return replace(found, status=Status.INCONCLUSIVE, reason=reason)
+        return found
 
     def _fails_when_coarse(self, settings: SessionSettings, trial: Trial, inputs: Mapping[str, Array]) -> bool:
         """Whether the provider's coarse format alone, with all else as in the check, shows the failure."""

@@ -1,4 +1,4 @@
-"""Whether the outputs react to the inputs: where they do not, that they are equal shows nothing."""
+"""Whether outputs show anything: that they are equal does not where they do not react to inputs, or have no numbers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,31 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Array
     from spdexport.verification.edge import Edge
+
+
+MAP_AXES = 2
+"""Values of more axes than these are maps, of channels by places."""
+
+
+def shows_nothing(outputs: Mapping[str, Array]) -> bool:
+    """Whether no output has a number."""
+    return all(not value.size or (value.dtype.kind in "fc" and np.isnan(value).all()) for value in outputs.values())
+
+
+class EmptyMaps:
+    """The inner maps that have no places; lists that are empty, as of boxes, mean something.
+
+    Attributes:
+        found: Their names.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def watch(self, name: str, value: Array) -> None:
+        """Take in a value."""
+        if value.ndim > MAP_AXES and not value.size and value.dtype.kind == "f":
+            self.found.append(name)
 
 
 class Outputs:

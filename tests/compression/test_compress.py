@@ -17,9 +17,6 @@ from spdexport.errors import ExampleInputError, SourceError, UsageError
 
 FILE = Path(nets.__file__)
 
-FEW = {"calibration_samples": 96, "verify": False}
-"""For what is about the choice alone."""
-
 
 def factory(name):
     return f"{FILE}:{name}"
@@ -98,8 +95,14 @@ def test_an_onnx_source_gives_the_same_choice(planted, folder):
 
 def test_a_budget_of_accuracy_is_kept_on_data_of_its_own(folder):
     found = spdexport.compress(
-        None, folder / "full.onnx", factory=factory("Full"), data=folder / "labelled.npz", max_top1_drop=0.05, **FEW
-    )  # fmt: skip
+        None,
+        folder / "full.onnx",
+        factory=factory("Full"),
+        data=folder / "labelled.npz",
+        max_top1_drop=0.05,
+        calibration_samples=96,
+        verify=False,
+    )
     chosen = found.search.chosen
     assert chosen is not None
     assert chosen.accepted
@@ -154,9 +157,14 @@ def test_tokens_take_biases_and_shared_weights_are_left_alone(tmp_path):
 
 def test_a_file_of_fixed_batch_is_filled_up(folder, tmp_path):
     spdexport.convert(
-        None, tmp_path / "fixed.onnx", factory=factory("Planted"), form="dense", input_shape="7x2x12x12",
-        dynamic_batch=False, verify=False,
-    )  # fmt: skip
+        None,
+        tmp_path / "fixed.onnx",
+        factory=factory("Planted"),
+        form="dense",
+        input_shape="7x2x12x12",
+        dynamic_batch=False,
+        verify=False,
+    )
     found = spdexport.compress(
         tmp_path / "fixed.onnx", tmp_path / "out.onnx", data=folder / "x.npz", max_relative_l2=1e-3, verify=False
     )
@@ -166,9 +174,15 @@ def test_a_file_of_fixed_batch_is_filled_up(folder, tmp_path):
 def test_your_own_metric_is_the_budget(folder, tmp_path):
     (tmp_path / "m.py").write_text("def right(logits, labels):\n    return logits.argmax(1) == labels\n")
     found = spdexport.compress(
-        None, tmp_path / "m.onnx", factory=factory("Full"), data=folder / "labelled.npz",
-        metric=f"{tmp_path / 'm.py'}:right", max_metric_drop=0.05, **FEW,
-    )  # fmt: skip
+        None,
+        tmp_path / "m.onnx",
+        factory=factory("Full"),
+        data=folder / "labelled.npz",
+        verify=False,
+        calibration_samples=96,
+        metric=f"{tmp_path / 'm.py'}:right",
+        max_metric_drop=0.05,
+    )
     assert found.search.loss == "drop of right"
     assert found.search.chosen.bound <= 0.05
 
@@ -184,9 +198,14 @@ def test_a_metric_that_cannot_be_used_is_told(folder, tmp_path, body, said):
     (tmp_path / "m.py").write_text(f"def right(logits, labels):\n    {body}\n")
     with pytest.raises(SourceError, match=said):
         spdexport.compress(
-            None, tmp_path / "m.onnx", factory=factory("Full"), data=folder / "x.npz", verify=False,
-            metric=f"{tmp_path / 'm.py'}:right", max_metric_drop=0.05,
-        )  # fmt: skip
+            None,
+            tmp_path / "m.onnx",
+            factory=factory("Full"),
+            data=folder / "x.npz",
+            verify=False,
+            metric=f"{tmp_path / 'm.py'}:right",
+            max_metric_drop=0.05,
+        )
     assert not (tmp_path / "m.onnx").exists()
 
 
@@ -204,10 +223,25 @@ def test_where_nothing_keeps_the_budget_the_dense_model_is_written(folder, tmp_p
 
 def test_the_command_tells_the_search_in_80_columns(folder, tmp_path):
     result = command(
-        "compress", "--factory", factory("Full"), "--data", folder / "labelled.npz", "--max-top1-drop", "5%",
-        "--exclude", "stem", "-o", tmp_path / "c.onnx", "--no-verify", "--report", tmp_path / "c.json",
-        "--html", tmp_path / "c.html", "--calibration-samples", 96,
-    )  # fmt: skip
+        "compress",
+        "--factory",
+        factory("Full"),
+        "--data",
+        folder / "labelled.npz",
+        "--max-top1-drop",
+        "5%",
+        "--calibration-samples",
+        96,
+        "--exclude",
+        "stem",
+        "-o",
+        tmp_path / "c.onnx",
+        "--no-verify",
+        "--report",
+        tmp_path / "c.json",
+        "--html",
+        tmp_path / "c.html",
+    )
     assert result.exit_code == 0, result.output
     assert "loss against cost, of all choices that were tried" in result.stdout
     assert "taken" in result.stdout
@@ -265,19 +299,26 @@ def test_an_output_never_replaces_what_is_read(folder, tmp_path):
     shutil.copy(folder / "x.npz", tmp_path / "x.npz")
     with pytest.raises(UsageError, match="overwrite"):
         spdexport.compress(
-            folder / "dense.onnx", tmp_path / "o.onnx", data=tmp_path / "x.npz", macs=0.5,
+            folder / "dense.onnx",
+            tmp_path / "o.onnx",
+            data=tmp_path / "x.npz",
+            macs=0.5,
             save_components=tmp_path / "x.npz",
-        )  # fmt: skip
+        )
 
 
 def test_layers_inside_of_an_if_are_left_alone_with_the_reason(tmp_path):
     helper, random = onnx.helper, np.random.default_rng(0)
     weight = {n: onnx.numpy_helper.from_array(random.standard_normal((16, 16)).astype(np.float32), n) for n in "ab"}
     branch = [
-        helper.make_graph([helper.make_node("MatMul", ["h", "b"], [f"{side}_y"])], side, [],
-                          [helper.make_tensor_value_info(f"{side}_y", 1, ["n", 16])])
+        helper.make_graph(
+            [helper.make_node("MatMul", ["h", "b"], [f"{side}_y"])],
+            side,
+            [],
+            [helper.make_tensor_value_info(f"{side}_y", 1, ["n", 16])],
+        )
         for side in ("then", "else")
-    ]  # fmt: skip
+    ]
     nodes = [
         helper.make_node("MatMul", ["x", "a"], ["h"]),
         helper.make_node("ReduceSum", ["h"], ["s"], keepdims=0),
@@ -293,13 +334,17 @@ def test_layers_inside_of_an_if_are_left_alone_with_the_reason(tmp_path):
         [helper.make_tensor_value_info("x", 1, ["n", 16])],
         [helper.make_tensor_value_info("y", 1, ["n", 16])],
         [*weight.values(), zero],
-    )  # fmt: skip
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, tmp_path / "if.onnx")
     found = spdexport.compress(
-        tmp_path / "if.onnx", tmp_path / "o.onnx", data=random.standard_normal((90, 16)).astype(np.float32), size=0.9,
-        lane_width=1, verify=False,
-    )  # fmt: skip
+        tmp_path / "if.onnx",
+        tmp_path / "o.onnx",
+        data=random.standard_normal((90, 16)).astype(np.float32),
+        size=0.9,
+        lane_width=1,
+        verify=False,
+    )
     assert [layer.name for layer in found.search.layers] == ["h"]
     assert any("inside If" in skipped.reason for skipped in found.plan.skipped)
 
@@ -308,7 +353,13 @@ def test_interrupted_work_resumes_and_gives_the_same_bytes(folder, tmp_path, mon
     from spdexport.compression import search
 
     steps = []
-    wanted = {"factory": factory("Full"), "data": folder / "labelled.npz", "max_top1_drop": 0.05, **FEW}
+    wanted = {
+        "factory": factory("Full"),
+        "data": folder / "labelled.npz",
+        "max_top1_drop": 0.05,
+        "calibration_samples": 96,
+        "verify": False,
+    }
     whole = spdexport.compress(None, tmp_path / "a.onnx", cache=tmp_path / "cache", progress=steps.append, **wanted)
     assert len(whole.search.points) > 1
     assert [step for step in steps if step.startswith("trial 1 done, top-1 drop")]

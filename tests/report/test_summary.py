@@ -62,3 +62,17 @@ def test_each_layer_has_its_reason(tmp_path):
     )
     assert " rank 12 " in text
     assert "Exact pruning gains nothing" not in text
+
+
+def test_a_file_that_auto_makes_larger_is_told_with_what_chooses_by_size(tmp_path):
+    file = tmp_path / "m.onnx"
+    file.write_bytes(bytes(5_700))
+
+    def said(**options):
+        larger = conversion(layer(params_after=5_700), outputs=[file])
+        return joined(shown(replace(larger, plan=replace(larger.plan, options=PlanOptions(**options)))))
+
+    told = "It is larger than with dense layers: forms were chosen by MACs. --optimize-for params chooses by size."
+    assert told in said(form=FormChoice.AUTO)
+    assert told not in said(form=FormChoice.AUTO, optimize_for=Objective.PARAMS)
+    assert told not in said()

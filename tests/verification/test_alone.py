@@ -180,3 +180,24 @@ def test_files_that_cannot_be_used_are_errors(file: Path, tmp_path: Path) -> Non
 def test_options_about_a_source_need_one(file: Path) -> None:
     with pytest.raises(UsageError, match="masks tells something about a source, and there is none"):
         pipeline.verify(file, masks="masks.npz")
+
+
+@pytest.mark.parametrize("axes", [["batch", 3, "?", "?"], ["batch", 3, "height", "width"]])
+def test_sizes_for_which_a_pooled_map_is_empty_are_not_taken(axes: list[int | str], tmp_path: Path) -> None:
+    pool = {"kernel_shape": [2, 2], "strides": [2, 2]}
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "w"], ["c0"], strides=[4, 4], pads=[1, 1, 1, 1]),
+        *(onnx.helper.make_node("MaxPool", [f"c{step}"], [f"c{step + 1}"], **pool) for step in range(4)),
+        onnx.helper.make_node("GlobalAveragePool", ["c4"], ["y"]),
+    ]
+    kernel = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0)).numpy()
+    file = tmp_path / "m.onnx"
+    graph = onnx.helper.make_graph(
+        nodes, "pooled", [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, axes)],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["batch", 4, 1, 1])],
+        [onnx.numpy_helper.from_array(kernel, "w")],
+    )  # fmt: skip
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), file)
+    found = pipeline.verify(file)
+    assert found.verdict is Status.PASS, found.edges
+    assert any(note.startswith("64 was taken as the size of") for note in found.notes)
