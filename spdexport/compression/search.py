@@ -16,7 +16,7 @@ from spdexport.compression.budgets import CostKind
 from spdexport.compression.candidates import Candidate, layer_candidates
 from spdexport.compression.execution import CutGraph, Shelf, Walk
 from spdexport.compression.losses import Lost, measured
-from spdexport.compression.moments import Moments, locations_per_sample, moments_of
+from spdexport.compression.moments import ROWS, Moments, locations_per_sample, moments_of
 from spdexport.compression.refit import last_stage_refitted, refitted
 from spdexport.compression.running import DenseAnswers, Network, batches_of
 from spdexport.cost import dense_shape, shape_macs, shape_parameters
@@ -48,8 +48,9 @@ STEP = 0.01
 WHOLE_PATCH = 2304
 """The longest patch of which a whole layer is fitted anew; of longer ones its last stage is."""
 
-LIKE = 1e-9
-"""Costs that differ by less of the dense model's are equal."""
+LEAST_ROWS, ROWS_PER_COLUMN = 16_384, 8
+"""Rows that the moments of a layer are taken from: so many, and so many for each column of its patches, up to ``ROWS``.
+Sums over them are most of the work of a large network, and more of them change nothing that is measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -302,7 +303,8 @@ class Search:
     def _moments(self, site: ConvSite, spec: ConvSpec, pairs: Iterable[tuple[Array, Array | None]]) -> Moments:
         """The moments of what a layer, or one stage of its form, reads, and of what it is to give."""
         rng = np.random.default_rng(self._seed)
-        per_sample = locations_per_sample(len(self._sets.calibration))
+        rows = min(max(LEAST_ROWS, ROWS_PER_COLUMN * spec.patch), ROWS)
+        per_sample = locations_per_sample(len(self._sets.calibration), rows=rows)
         found: Moments | None = None
         for x, y in pairs:
             part = moments_of(spec, x, y, rng=rng, per_sample=per_sample)
