@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from spdexport.cli_help import command
 from spdexport.cli_options import (
     OBJECTIVES,
     keyword,
@@ -39,7 +40,10 @@ class Share(click.ParamType[float]):
             self.fail(f"{value!r} is neither a number nor a percentage, such as 0.01 or 1%.", param, ctx)
 
 
-@click.command(short_help="Find the smallest, fastest forms of SOURCE within a budget, and convert it to them.")
+@command(
+    "Find the smallest, fastest forms of SOURCE within a budget, and convert it to them.",
+    "spdexport compress model.onnx --data data.npz --max-top1-drop 1% -o small.onnx",
+)
 @source_argument
 @click.option(
     "-o", "--output", multiple=True, required=True, type=_PATH, help="What to write: OUT.onnx, OUT.pt2. Repeatable."
