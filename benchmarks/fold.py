@@ -81,8 +81,8 @@ def main() -> None:
     print("# Folding published architectures\n")
     print(
         f"`python benchmarks/fold.py`, {date.today().isoformat()}, {cpu_name()}, one thread, ONNX Runtime "
-        f"{versions()['onnxruntime']}, torch {torch.__version__}. Times are ratios to the file as exported, whose own is "
-        "given; the last column is what the paper's formulas make of the model, where they cover all blocks.\n"
+        f"{versions()['onnxruntime']}, torch {torch.__version__}. Times are ratios to the file as exported, whose own "
+        "is given; the last column is what the paper's formulas make of the model, where they cover all blocks.\n"
     )
     print("| network | input | convolutions | verdict | as exported | folded | re-parameterized |")
     print("|---|---:|---:|---|---:|---:|---:|")
