@@ -384,7 +384,7 @@ def _key(port: Port, axis: int) -> str | None:
         return None
     # Axes without a name are each their own, but for the first ones, which in practice are the batch. Paddle calls all
     # axes of which it does not know the size alike.
-    return dim if dim not in ("?", "") else "?" if axis == 0 else f"{port.name}:{axis}"
+    return dim if dim not in ("?", "", None) else "?" if axis == 0 else f"{port.name}:{axis}"
 
 
 def told(size: int, sizes: Mapping[str, int]) -> str:

@@ -182,8 +182,8 @@ def test_options_about_a_source_need_one(file: Path) -> None:
         pipeline.verify(file, masks="masks.npz")
 
 
-@pytest.mark.parametrize("axes", [["batch", 3, "?", "?"], ["batch", 3, "height", "width"]])
-def test_sizes_for_which_a_pooled_map_is_empty_are_not_taken(axes: list[int | str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("axes", [["batch", 3, "?", "?"], ["batch", 3, "height", "width"], [None, 3, None, None]])
+def test_sizes_for_which_a_pooled_map_is_empty_are_not_taken(axes: list[int | str | None], tmp_path: Path) -> None:
     pool = {"kernel_shape": [2, 2], "strides": [2, 2]}
     nodes = [
         onnx.helper.make_node("Conv", ["x", "w"], ["c0"], strides=[4, 4], pads=[1, 1, 1, 1]),
