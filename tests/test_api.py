@@ -16,7 +16,7 @@ NAMES = {
     "ComponentSet", "Factors", "ConvSpec", "Plan", "LayerPlan",
     "SpdExportError", "UsageError", "RuntimeMissingError", "InputError", "SourceError", "PickleRefusedError",
     "ComponentsError", "MaskError", "PlanError", "ExampleInputError", "ModelError", "CaptureError", "ExportError",
-    "OutputError", "reading_limits",
+    "IncompleteError", "OutputError", "reading_limits",
     "__version__",
 }  # fmt: skip
 

@@ -262,7 +262,9 @@ class Search:
         )
         self._trials[point.chosen] = trial
         verdict = "" if limit is None else (": within the budget" if trial.accepted else ": beyond the budget")
-        self._progress(Remark(f"trial {number} done, {self._loss.title} {lost.value:.4g}, at most {bound:.4g}{verdict}"))
+        self._progress(
+            Remark(f"trial {number} done, {self._loss.title} {lost.value:.4g}, at most {bound:.4g}{verdict}")
+        )
         return trial
 
     def _fitted(self, taken: Sequence[Candidate], told: str) -> dict[str, Form]:

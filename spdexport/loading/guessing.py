@@ -54,6 +54,8 @@ def work_out_inputs(module: nn.Module, *, shapes: Sequence[str] = (), seed: int)
         shapes: As those of ``--input-shape``, from the file that is checked.
         seed: Of their values.
     """
+    if isinstance(module, torch.jit.ScriptModule):
+        return None  # a program of the file's own, which runs when somebody gives it inputs
     if shapes:
         made = replace(inputs_from_shapes(shapes, seed), origin="the file's inputs")
         return made, f"the shapes of the example inputs are those of the file: {', '.join(shapes)}"

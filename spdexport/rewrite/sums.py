@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic
+from typing import TYPE_CHECKING, Generic, Protocol
 
 from spdexport.forms import compose
 from spdexport.forms.base import CannotComposeError
@@ -11,11 +11,37 @@ from spdexport.rewrite.match import Match
 from spdexport.rewrite.stages import NodeT, Unreadable, ValueT, affine_stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from spdexport.conv import ConvSpec
-    from spdexport.rewrite.search import Search
+    from spdexport.rewrite.match import Declined, GraphReader
+    from spdexport.rewrite.stages import ReadStage
+
+
+class KnownGraph(Protocol[NodeT, ValueT]):
+    """What the search knows of a graph, as far as the terms of a sum are concerned; ``search.Search`` has the words."""
+
+    graph: GraphReader[NodeT, ValueT]
+    unreadable: dict[ValueT, Unreadable]
+    declined: list[Declined[NodeT]]
+
+    @property
+    def matches(self) -> Mapping[ValueT, Match[NodeT, ValueT]]:
+        """The matches found so far, by the value they compute."""
+
+    @property
+    def only_undoes(self) -> bool:
+        """Whether only what undoes a factorization is composed."""
+
+    def root(self, value: ValueT) -> ValueT:
+        """Return the value that this one is, seen through nodes that hand it on unchanged."""
+
+    def shared(self, value: ValueT, nodes: AbstractSet[NodeT]) -> str | None:
+        """Return why a value cannot disappear inside ``nodes``, or None if it can."""
+
+    def link_match(self, link: ReadStage[NodeT, ValueT]) -> Match[NodeT, ValueT]:
+        """Return a link, or a pooling, as a match."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -45,7 +71,7 @@ class Paths(Generic[NodeT, ValueT]):
         obstacles: Where paths ended early.
     """
 
-    search: Search[NodeT, ValueT]
+    search: KnownGraph[NodeT, ValueT]
     like: ConvSpec
     adds: AbstractSet[NodeT]
     found: list[list[Match[NodeT, ValueT]]] = field(default_factory=list)
