@@ -10,19 +10,16 @@ has no part in the ratios.
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import statistics
 import tempfile
 import time
-import warnings
 from collections import defaultdict
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from zoo_models import ZOO
+from zoo_rows import add_arguments, measured_rows
 
 from spdexport import pipeline
 from spdexport.errors import SpdExportError
@@ -37,32 +34,24 @@ PARTS = {"comparing weights": "weights", "comparing outputs": "outputs", "follow
 def main() -> None:
     """Measure what was asked for, and print the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="architectures; all where none is named")
-    parser.add_argument("--rows", type=Path, help="a file of results, which grows by those that it lacks")
+    add_arguments(parser)
     parser.add_argument("--output", type=Path, help="a page for the results; without it they are printed")
     options = parser.parse_args()
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    rows: dict[str, dict[str, Any]] = {}
-    if options.rows and options.rows.exists():
-        rows = {row["name"]: row for row in map(json.loads, options.rows.read_text().splitlines())}
-    for entry in ZOO:
-        if entry.name in rows or (options.names and entry.name not in options.names):
-            continue
-        try:
-            rows[entry.name] = measured(entry)
-        except SpdExportError as error:
-            print(f"{entry.name}: {error.what}")
-            continue
-        if options.rows:
-            with options.rows.open("a") as file:
-                file.write(json.dumps(rows[entry.name]) + "\n")
-    text = page([rows[entry.name] for entry in ZOO if entry.name in rows])
+    text = page(measured_rows(options, measured_or_told))
     if options.output is None:
         print(text)
     else:
         options.output.write_text(text, encoding="utf-8")
+
+
+def measured_or_told(entry: Entry) -> dict[str, Any] | None:
+    """Return what was measured; of an architecture that does not convert, tell why."""
+    try:
+        return measured(entry)
+    except SpdExportError as error:
+        print(f"{entry.name}: {error.what}")
+        return None
 
 
 def measured(entry: Entry) -> dict[str, Any]:

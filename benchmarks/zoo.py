@@ -11,18 +11,15 @@ where one verdict is "pass" and the other "fail", they contradict each other.
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import tempfile
 import time
-import warnings
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 import torch
-from zoo_models import ZOO
+from zoo_rows import add_arguments, measured_rows
 
 from spdexport import pipeline
 from spdexport.errors import SpdExportError
@@ -35,22 +32,8 @@ if TYPE_CHECKING:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help="architectures; all where none is named")
-    parser.add_argument("--rows", type=Path, help="a file of results, which grows by those that it lacks")
-    options = parser.parse_args()
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
-    rows: dict[str, dict[str, Any]] = {}
-    if options.rows and options.rows.exists():
-        rows = {row["name"]: row for row in map(json.loads, options.rows.read_text().splitlines())}
-    for entry in ZOO:
-        if entry.name in rows or (options.names and entry.name not in options.names):
-            continue
-        rows[entry.name] = row = measure(entry)
-        if options.rows:
-            with options.rows.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-    print_table([rows[entry.name] for entry in ZOO if entry.name in rows])
+    add_arguments(parser)
+    print_table(measured_rows(parser.parse_args(), measure))
 
 
 def measure(entry: Entry) -> dict[str, Any]:

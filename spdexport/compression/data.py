@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from spdexport.conv import Array
 
 CALIBRATION = 512
-"""Samples that weights are fitted on, at most: 128, 512 and 2,048 images of a small ResNet gave the same."""
+"""Samples that weights are fitted on, at most, where ``--calibration-samples`` says nothing: with 128 a small ResNet
+lost 2.4 points, with 512 1.5, and with 2,048 1.3, at four times the work."""
 
 SHARE = 0.25
 """Of a set that is divided, the part that is fitted on, where that is no more than ``CALIBRATION``."""

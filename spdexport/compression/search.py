@@ -50,7 +50,7 @@ WHOLE_PATCH = 2304
 
 LEAST_ROWS, ROWS_PER_COLUMN = 16_384, 8
 """Rows that the moments of a layer are taken from: so many, and so many for each column of its patches, up to ``ROWS``.
-Sums over them are most of the work of a large network, and more of them change nothing that is measured."""
+Sums over them are most of the work of a large network; on a small ResNet 8,192 rows and more lost alike, to noise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -34,17 +34,18 @@ def words(status: Status) -> str:
     return status.value.replace("_", " ")
 
 
+_LAYER = (Column(header="layer", least=_UNFOLDED), Column(header="geometry", least=0, rank=4))
+_COMPONENTS = (Column(header="C", rank=3), Column(header="live", rank=2), Column(header="even", rank=5))
+
+
 def converted_layers(layers: Sequence[LayerPlan], *, verbose: bool) -> FittingTable:
     """What became of each layer that has components; of very many those whose cost changes most."""
     forms = {_form(layer) for layer in layers}
     fates = {layer.delta for layer in layers} - {"none"}
     table = FittingTable(
-        Column(header="layer", least=_UNFOLDED),
-        Column(header="geometry", least=0, rank=4),
+        *_LAYER,
         *([Column(header="form", least=0, rank=1)] if len(forms) > 1 else []),
-        Column(header="C", rank=3),
-        Column(header="live", rank=2),
-        Column(header="even", rank=5),
+        *_COMPONENTS,
         Column(header="MACs", rank=1),
         Column(header="now"),
         Column(header="params", rank=6, told="params"),
@@ -92,11 +93,8 @@ def legend(layers: Sequence[LayerPlan]) -> str:
 def inspected_layers(layers: Sequence[LayerPlan]) -> FittingTable:
     """Every layer that could be decomposed, with what decides whether V and U pay."""
     table = FittingTable(
-        Column(header="layer", least=_UNFOLDED),
-        Column(header="geometry", least=0, rank=4),
-        Column(header="C", rank=3),
-        Column(header="live", rank=2),
-        Column(header="even", rank=5),
+        *_LAYER,
+        *_COMPONENTS,
         Column(header="delta", rank=6),
         Column(header="dense", rank=1),
         Column(header="factors"),

@@ -15,7 +15,7 @@ is which, and which way round, is told by the shapes where only one reading of t
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -307,9 +307,7 @@ def _composed(weights: list[FloatArray], spec: ConvSpec) -> FloatArray:
     axes, stage = spec.axes, None
     for weight in weights:
         full = weight if weight.ndim == axes + 2 else weight.reshape(*weight.shape[:2], *(1,) * axes)
-        own = ConvSpec.pointwise(full.shape[1], full.shape[0], axes=axes)
-        own = ConvSpec(in_channels=own.in_channels, out_channels=own.out_channels, kernel=full.shape[2:],
-                       stride=own.stride, padding=own.padding, dilation=own.dilation)  # fmt: skip
+        own = replace(ConvSpec.pointwise(full.shape[1], full.shape[0], axes=axes), kernel=full.shape[2:])
         further = Stage(spec=own, weight=full)
         stage = further if stage is None else compose(stage, further)
     assert stage is not None, "an adapter has factors"
