@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from spdexport.folding import Folding, fold
     from spdexport.importance.derive import derive_masks
     from spdexport.importance.result import DerivedMasks
+    from spdexport.lab_folder import lab
+    from spdexport.laboratory.result import Lab
     from spdexport.measuring.bench import Bench, bench
     from spdexport.options import Options, OptionsDict
     from spdexport.pipeline import Conversion, Inspection, convert, factorize, inspect, verify
@@ -64,6 +66,7 @@ __all__ = [
     "IncompleteError",
     "InputError",
     "Inspection",
+    "Lab",
     "LayerPlan",
     "MaskError",
     "ModelError",
@@ -88,6 +91,7 @@ __all__ = [
     "factorize",
     "fold",
     "inspect",
+    "lab",
     "load_components",
     "reading_limits",
     "verify",
@@ -111,6 +115,7 @@ _HOME = {
     "IncompleteError": "errors",
     "InputError": "errors",
     "Inspection": "pipeline",
+    "Lab": "laboratory.result",
     "LayerPlan": "planning",
     "MaskError": "errors",
     "ModelError": "errors",
@@ -134,6 +139,7 @@ _HOME = {
     "factorize": "pipeline",
     "fold": "folding",
     "inspect": "pipeline",
+    "lab": "lab_folder",
     "load_components": "sources.spd",
     "reading_limits": "files.limits",
     "verify": "pipeline",

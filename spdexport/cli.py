@@ -21,6 +21,7 @@ from spdexport.commands.compress import compress
 from spdexport.commands.convert import convert
 from spdexport.commands.fold import fold
 from spdexport.commands.inspect import inspect
+from spdexport.commands.lab import lab
 from spdexport.commands.masks import masks
 from spdexport.commands.misspelt import meant
 from spdexport.commands.running import REPORTS
@@ -245,6 +246,6 @@ def main() -> None:
     """
 
 
-_COMMANDS: tuple[click.Command, ...] = (convert, compress, verify, fold, inspect, bench, masks, ablate)
+_COMMANDS: tuple[click.Command, ...] = (convert, compress, verify, fold, inspect, bench, masks, ablate, lab)
 for subcommand in _COMMANDS:
     main.add_command(subcommand)

@@ -247,6 +247,8 @@ READS: Mapping[str, Callable[[object], Iterator[Read]]] = {
     "plan": _file("--plan"),
     "sets": _file("--sets"),
     "baseline": _baseline,
+    "dense": _file("--dense"),
+    "runtime": _data("--runtime"),
     "config": _file("--config"),
 }
 """What is read, by the names of arguments."""

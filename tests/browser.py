@@ -36,9 +36,10 @@ class Browser:
         os.close(ours)
         self._number, self._buffer, self._session = 0, b"", ""
         self.errors: list[str] = []
+        self.requests: list[str] = []
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log"):
+        for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
         return self
 
@@ -71,20 +72,30 @@ class Browser:
         found: dict[str, Any] = json.loads(whole)
         if found.get("method") == "Runtime.exceptionThrown":
             self.errors.append(str(found["params"]["exceptionDetails"]))
+        if found.get("method") == "Runtime.consoleAPICalled" and found["params"]["type"] in ("error", "warning"):
+            self.errors.append(str(found["params"]["args"]))
+        if found.get("method") == "Network.requestWillBeSent":
+            self.requests.append(found["params"]["request"]["url"])
         if found.get("method") == "Log.entryAdded" and found["params"]["entry"]["level"] == "error":
             self.errors.append(found["params"]["entry"]["text"])
         return found
 
-    def open(self, page: Path, size: tuple[int, int] = DESKTOP, *, dark: bool = False, print_: bool = False) -> None:
-        """Show a file at a size of the window, and wait until it is loaded."""
+    def open(
+        self, page: Path | str, size: tuple[int, int] = DESKTOP, *, dark: bool = False, print_: bool = False
+    ) -> None:
+        """Show a file, or what a server has, at a size of the window, and wait until it is loaded."""
+        address = page if isinstance(page, str) else page.resolve().as_uri()
+        self.send("Page.navigate", url="about:blank")  # another hash alone would load nothing
         self.errors.clear()
+        self.requests.clear()
         screen = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE}
         self.send("Emulation.setDeviceMetricsOverride", **screen)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.send("Emulation.setEmulatedMedia", media="print" if print_ else "", features=scheme)
-        self.send("Page.navigate", url=page.resolve().as_uri())
+        self.send("Page.navigate", url=address)
+        scheme_of = address.partition(":")[0]
         while self.evaluate("document.readyState") != "complete" or not self.evaluate("location.href").startswith(
-            "file"
+            scheme_of
         ):
             pass
 

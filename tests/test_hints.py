@@ -28,6 +28,8 @@ SHOWN_BY = {
     "files/limits.py": tuple(COMMANDS),
     "folding.py": ("fold",),
     "importance": ("masks",),
+    "lab_folder.py": ("lab",),
+    "laboratory": ("lab",),
     "loading": SOURCES,
     "masks.py": ("convert", "verify", "inspect"),
     "measuring": ("bench",),

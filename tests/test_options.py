@@ -32,6 +32,7 @@ ARGUMENTS = {
     "masks": ["-o", "o"],
     "ablate": ["--inputs", "x"],
     "compress": ["-o", "o.onnx", "--data", "x"],
+    "lab": ["-o", "o", "--data", "x"],
 }
 """What a command is not without, beside the file."""
 

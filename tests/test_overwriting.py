@@ -43,6 +43,8 @@ FILES = {
     "metric": "metric.py",
     "cache": "cache",
     "config": "settings.toml",
+    "dense": "dense.onnx",
+    "runtime": "package.tgz",
 }
 """A file for each argument that is read. Nothing has to be valid: all is told before the first byte is read, but
 for the settings, of which the command line is made."""
@@ -53,6 +55,7 @@ NEEDED = {
     "masks": ["output", "inputs"],
     "ablate": ["inputs"],
     "compress": ["output", "data"],
+    "lab": ["output", "data"],
 }
 """What a command does not begin without."""
 

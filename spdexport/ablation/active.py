@@ -25,10 +25,12 @@ class Active:
     Attributes:
         has_gates: Whether the file computes masks itself, which those from outside multiply.
         told: Clauses for the reports; empty where the masks from outside are all there is.
+        is_changed: Whether fixed masks or edits changed the model before it became this file.
     """
 
     has_gates: bool
     told: tuple[str, ...]
+    is_changed: bool = False
 
 
 def read_active(model: ir.Model, masked: Collection[str]) -> Active:
@@ -46,16 +48,14 @@ def read_active(model: ir.Model, masked: Collection[str]) -> Active:
     told = []
     if has_gates:
         told.append(f"the file's gates{_kind(options)}, which the masks multiply")
-    layers = _layers(metadata)
+    layers = recorded_layers(metadata)
     kept = [name for name in masked if layers.get(name, {}).get("delta") == "kept"]
     if kept:
         told.append(f"the weight delta of {some(kept)}, which no ablation of components removes")
     hashes = metadata.get("sha256")
-    if isinstance(hashes, dict) and "masks" in hashes:
-        told.append("the fixed masks that the file was made with")
-    if isinstance(hashes, dict) and "edit" in hashes:
-        told.append("the edits that the file was made with")
-    return Active(has_gates=has_gates, told=tuple(told))
+    what = {"masks": "the fixed masks that the file was made with", "edit": "the edits that the file was made with"}
+    changes = [said for name, said in what.items() if isinstance(hashes, dict) and name in hashes]
+    return Active(has_gates=has_gates, told=(*told, *changes), is_changed=bool(changes))
 
 
 def _kind(options: Mapping[str, Any]) -> str:
@@ -66,7 +66,8 @@ def _kind(options: Mapping[str, Any]) -> str:
     return f" ({kind}{above})"
 
 
-def _layers(metadata: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def recorded_layers(metadata: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return what the plan in a file's metadata says of each layer, by name; nothing of it was checked."""
     plan = metadata.get("plan")
     listed = plan.get("layers") if isinstance(plan, dict) else None
     found = [x for x in listed if isinstance(x, dict)] if isinstance(listed, list) else []

@@ -27,22 +27,26 @@ def writing_scratch(path: Path) -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def scratch_folder() -> Iterator[Path]:
-    """Yield a new, empty folder among the system's temporary ones, and remove it with all that is in it.
+def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
+    """Yield a new, empty folder, and remove it with all that is in it.
 
     The folder is locked, which tells it from those whose process is gone. They are removed, too, if they are the
     user's own.
 
+    Args:
+        parent: Where it is made: beside what it is to become. None for the system's temporary folders.
+
     Raises:
         OutputError: The system does not let it be made. What the block writes into it is the block's to guard.
     """
-    parent = Path(tempfile.gettempdir())
+    guard = writing_scratch if parent is None else writing
+    parent = parent or Path(tempfile.gettempdir())
     _remove_unlocked(parent)
     # The name is known before the folder is there, so that a signal in between leaves nothing.
     folder = parent / f"{_PREFIX}{secrets.token_hex(8)}"
     descriptor = None
     try:
-        with writing_scratch(parent):
+        with guard(parent):
             descriptor = _made(folder)
         yield folder
     finally:

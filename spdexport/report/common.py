@@ -7,11 +7,12 @@ from typing import TypeAlias
 from spdexport.ablation.ablate import Ablations
 from spdexport.folding import Folding
 from spdexport.importance.result import DerivedMasks
+from spdexport.laboratory.result import Lab
 from spdexport.measuring.bench import Bench
 from spdexport.pipeline import Conversion, Inspection
 from spdexport.verification.result import Verification
 
-Result: TypeAlias = Conversion | Inspection | Folding | Verification | Bench | DerivedMasks | Ablations
+Result: TypeAlias = Conversion | Inspection | Folding | Verification | Bench | DerivedMasks | Ablations | Lab
 """What the commands give."""
 
 
@@ -30,7 +31,7 @@ def names_of(result: Result) -> str:
     names = list(result.artifacts) if isinstance(result, Verification) else []
     if isinstance(result, Conversion | Folding | DerivedMasks):
         names = [path.name for path in result.outputs]
-    if isinstance(result, Ablations):
+    if isinstance(result, Ablations | Lab):
         names = [result.file]
     if isinstance(result, Bench):
         names = [file.name for file in result.files]

@@ -12,12 +12,14 @@ from spdexport.ablation.ablate import Ablations
 from spdexport.compression.result import Compression
 from spdexport.folding import Folding
 from spdexport.importance.result import DerivedMasks
+from spdexport.laboratory.result import Lab
 from spdexport.measuring.bench import Bench
 from spdexport.pipeline import Conversion, Inspection
 from spdexport.ranges import ranges_json
 from spdexport.report.ablations import ablations_json
 from spdexport.report.bench import bench_json
 from spdexport.report.derived import masks_json
+from spdexport.report.lab import lab_json
 from spdexport.report.unfinished import SCHEMA_VERSION
 from spdexport.text import json_text
 from spdexport.verification.result import Status, Verification
@@ -61,6 +63,8 @@ def to_json(result: Result) -> dict[str, Any]:
             report = masks_json(result)
         case Ablations():
             report = ablations_json(result)
+        case Lab():
+            report = lab_json(result)
         case Inspection():
             report = _verified(None, result.hashes, result.versions, result.seed, notes=result.notes)
             report |= {"components": result.components, **_planned(result.plan, None)}

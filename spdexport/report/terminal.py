@@ -14,10 +14,11 @@ from spdexport.ablation.ablate import Ablations
 from spdexport.compression.result import Compression
 from spdexport.folding import Folding
 from spdexport.importance.result import DerivedMasks
+from spdexport.laboratory.result import Lab
 from spdexport.measuring.bench import Bench
 from spdexport.names import count, some
 from spdexport.pipeline import Conversion, Inspection
-from spdexport.report import ablations, bench, compression, derived, summary, tables
+from spdexport.report import ablations, bench, compression, derived, lab, summary, tables
 from spdexport.report.console import SafeConsole, standard_console
 from spdexport.report.explain import advice, failing_layers, layer_reason, tolerance
 from spdexport.report.headline import Headline, headline, origin
@@ -86,6 +87,9 @@ def show(result: Result, *, verbose: bool = False, quiet: bool = False, console:
         return
     if isinstance(result, Ablations):
         _ablations(page, result, quiet=quiet)
+        return
+    if isinstance(result, Lab):
+        _lab(page, result, quiet=quiet)
         return
     if isinstance(result, DerivedMasks):
         _derived(page, result, quiet=quiet)
@@ -206,6 +210,20 @@ def _derived(page: _Page, result: DerivedMasks, *, quiet: bool) -> None:
         page.heading("files")
     for path in result.outputs:
         page.literal(f"{path}, {size(path.stat().st_size)}")
+
+
+def _lab(page: _Page, result: Lab, *, quiet: bool) -> None:
+    page.line(lab.title(result), "bold")
+    if not quiet:
+        page.console.print()
+        page.write(lab.table(result))
+        for remark in lab.remarks(result):
+            page.line(remark, "dim")
+        _notes(page, result.notes)
+        if page.verbose:
+            _provenance(page, result.hashes, result.versions, 0)
+        page.heading("to see it")
+    page.literal(f"{lab.SERVE} {shlex.quote(str(result.folder))}")
 
 
 def _folding(page: _Page, result: Folding) -> None:

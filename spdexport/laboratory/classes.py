@@ -1,0 +1,31 @@
+"""The names of classes, from a file that people write."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from spdexport.errors import InputError
+from spdexport.files.reading import reading
+from spdexport.files.sniff import read_text
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_WHAT, _HINT = "The names of the classes cannot be read", "Write one name a line, or a JSON list of names."
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Read the names of classes: a JSON list of texts, or a text with a name on each line.
+
+    Raises:
+        InputError: The file cannot be read, or holds something else.
+    """
+    text = read_text(path, error=InputError, what=_WHAT, hint=_HINT)
+    if not text.lstrip().startswith(("[", "{")):
+        return tuple(line.strip() for line in text.splitlines() if line.strip())
+    with reading(path, error=InputError, what=_WHAT, hint=_HINT):
+        names = json.loads(text)
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{_WHAT}: it is no list of texts.", where=str(path), hint=_HINT)
+    return tuple(names)
