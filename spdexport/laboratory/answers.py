@@ -112,15 +112,21 @@ def own_answers(model: ir.Model, copy: Copied, active: Active) -> Dense:
         return _own("fixed masks, edits or ranks changed the model before it became this file")
     if all(layer.routing is not None for layer in copy.layers):
         return Dense(told="the original layers, which the file has", is_dense=True, routed=True, outputs={})
-    uses = {layer.delta_use for layer in copy.layers}
+    gates = [layer.threshold for layer in copy.layers if layer.threshold is not None]
+    if active.has_gates and len(gates) < len(copy.layers):
+        return _own("gates are at work that cannot be switched off")
+    uses, on = {layer.delta_use for layer in copy.layers}, _ON_GATED if gates else _ON
     if uses <= {"kept", "none"}:
-        return Dense(told="all components on: the dense model", is_dense=True, routed=False, outputs={})
-    return _own("the weight delta is left out" if "dropped" in uses else "the file has no record of its weight delta")
+        return Dense(told=f"{on}: the dense model", is_dense=True, routed=False, outputs={})
+    why = "the weight delta is left out" if "dropped" in uses else "the file has no record of its weight delta"
+    return _own(why, on)
 
 
-def _own(why: str) -> Dense:
-    told = f"all components on; {why}, so that this is not the dense model"
-    return Dense(told=told, is_dense=False, routed=False, outputs={})
+_ON, _ON_GATED = "all components on", "all components on and no gates"
+
+
+def _own(why: str, on: str = _ON) -> Dense:
+    return Dense(told=f"{on}; {why}, so that this is not the dense model", is_dense=False, routed=False, outputs={})
 
 
 def dense_answers(path: Path, copy: Copied, samples: Samples) -> Dense:

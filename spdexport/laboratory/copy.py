@@ -219,7 +219,7 @@ def _gate(shown: ir.Value) -> _Gate | None:
     products = tuple(_uses(casts[0][0].outputs[0]))
     if not products or not all(is_operator(node, "Mul") for node, _ in products):
         return None
-    return _Gate(importances=source, readers=products, value=float(number.reshape(-1)[0]))
+    return _Gate(importances=source, readers=products, value=float(str(number.reshape(-1)[0])))  # 0.1, and not what float32 makes of it
 
 
 def _uses(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:

@@ -15,6 +15,9 @@ export function element(tag, properties = {}, ...children) {
 export const button = (text, act, properties = {}) =>
   element("button", { type: "button", class: "action", onclick: act, ...properties }, text);
 
+// What belongs together stays on one line.
+export const group = (...parts) => element("span", { class: "group" }, ...parts);
+
 export const labelled = (text, input, after = "") => element("label", {}, text, input, after);
 
 // Characters that turn text around or command terminals stand as what they are, as everywhere in spdexport.
@@ -36,8 +39,6 @@ export function bytes(count) {
   for (; count >= 1000 && unit < 3; unit += 1) count /= 1000;
   return `${Number(count.toPrecision(3))} ${units[unit]}`;
 }
-
-export const counted = (number, what) => `${number} ${what}${number === 1 ? "" : "s"}`;
 
 // Draw numbers from low to high as grey or as colours; value(channel, row, column) gives them.
 export function draw(canvas, { width, height, channels, low, high }, value) {

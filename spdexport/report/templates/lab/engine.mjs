@@ -86,7 +86,7 @@ export class Engine {
   }
 }
 
-async function load(name) {
+export async function load(name) {
   const answer = await fetch(new URL(name, document.baseURI));
   if (!answer.ok) throw new Error(`${name} cannot be loaded: ${answer.status} ${answer.statusText}`);
   return answer.arrayBuffer();

@@ -1,7 +1,7 @@
 // The page: loads what is beside it, runs the copy whenever something was changed, and shows what comes of it.
 
-import { button, bytes, element, labelled, shown } from "./elements.mjs";
-import { Engine } from "./engine.mjs";
+import { button, bytes, element, group, labelled, shown } from "./elements.mjs";
+import { Engine, load } from "./engine.mjs";
 import { Layer, gateOf } from "./layers.mjs";
 import { Outputs } from "./outputs.mjs";
 import { Samples } from "./samples.mjs";
@@ -61,8 +61,8 @@ class Page {
     const rows = [
       [labelled("Filter", this.search), this.kind, this.seen],
       [button("all on", () => every(switched(() => []))), button("all off", () => every(switched(numbers))),
-        ...(shows ? [button("only importance above", important), above] : [])],
-      gated && ["gates:", button("importances", () => gates("soft")), button("none", () => gates("off")), button("1 above", () => gates("hard")), threshold],
+        ...(shows ? [group(button("only importance above", important), above)] : [])],
+      gated && ["gates:", button("importances", () => gates("soft")), button("none", () => gates("off")), group(button("1 above", () => gates("hard")), threshold)],
       [button("as the file is", () => this.change((state) => state.reset())), button("save masks", () => this.#save(), { title: "as spdexport convert --masks reads them" }), this.link],
     ];
     const keys = [["importance", lab.layers.some((l) => l.importance)], ["activation", lab.layers.some((l) => l.activation)]]
@@ -163,7 +163,7 @@ class Page {
 
 async function start() {
   tell("not_run", "loading", "the description of the lab");
-  const lab = await (await fetch(new URL("lab.json", document.baseURI))).json();
+  const lab = JSON.parse(new TextDecoder().decode(await load("lab.json")));
   const engine = await Engine.open(lab, (what) => tell("not_run", "loading", what));
   tell("not_run", "loading", "the first run");
   new Page(lab, engine);

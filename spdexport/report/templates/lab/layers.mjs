@@ -1,6 +1,6 @@
 // The layers, each with its components as buttons: how important and how active each is, and whether it is on.
 
-import { button, counted, draw, element, labelled, short, shown } from "./elements.mjs";
+import { button, draw, element, group, labelled, short, shown } from "./elements.mjs";
 
 // Of an output (1, *locations, C): for each component the greatest size of any location, and the mean of sizes.
 function summary(output, components) {
@@ -22,7 +22,7 @@ export class Layer {
     this.cells[0].tabIndex = 0;
     this.grid = element("div", { class: "cells", role: "group", "aria-label": `components of ${layer.name}`, onkeydown: (event) => this.#move(event) },
       ...this.cells);
-    this.detail = element("div", { class: "detail soft" }, element("p", {}, "Point at a component, or go to it with Tab and the arrows."));
+    this.detail = element("div", { class: "detail soft" });
     this.gate = this.#gate();
     this.delta = this.#switch("weight delta", layer.delta, (state, on) => { state.delta[index] = on; });
     this.original = this.#switch("original layer", layer.routing, (state, on) => { state.original[index] = on; });
@@ -36,19 +36,20 @@ export class Layer {
 
   #cell(component) {
     const cell = element("button", { type: "button", class: "cell", "aria-pressed": "true", tabindex: -1, disabled: !this.layer.mask },
-      element("span", { class: "tower" }, ...this.#towers()), element("span", { class: "index" }, component));
+      ...this.#towers(), element("span", { class: "index" }, component));
     cell.dataset.component = component;
     cell.addEventListener("click", () => this.changed((state) => {
       const off = state.off[this.index];
       if (!off.delete(component)) off.add(component);
     }));
+    cell.addEventListener("focus", () => this.#stop(cell));
     for (const event of ["focus", "pointerenter"]) cell.addEventListener(event, () => this.#show(component));
     return cell;
   }
 
   #towers() {
     const kinds = ["importance", "activation"].filter((kind) => this.layer[kind]);
-    return kinds.map((kind) => element("span", { class: `mark-${kind}` }));
+    return kinds.length ? [element("span", { class: "tower" }, ...kinds.map((kind) => element("span", { class: `mark-${kind}` })))] : [];
   }
 
   // One stop of the tab key for each layer; the arrows go from component to component, over rows too.
@@ -87,7 +88,7 @@ export class Layer {
     const set = () => this.changed((state) => { state.gates[this.index] = gateOf(choose.value, number); });
     choose.addEventListener("change", set);
     number.addEventListener("change", set);
-    return { choose, number, label: element("span", { class: "controls" }, labelled("gate", choose), number) };
+    return { choose, number, label: group(labelled("gate", choose), number) };
   }
 
   #switch(text, present, act) {
@@ -119,7 +120,7 @@ export class Layer {
       cell.setAttribute("aria-pressed", on);
       cell.classList.toggle("closed", Boolean(closed));
       cell.setAttribute("aria-label", this.#told(component, closed));
-      [...cell.firstChild.children].forEach((tower, i) => { tower.style.height = `${(100 * parts[i].peak[component]) / tops[i]}%`; });
+      cell.querySelectorAll(".tower span").forEach((tower, i) => { tower.style.height = `${(100 * parts[i].peak[component]) / tops[i]}%`; });
     });
     this.count.textContent = `${layer.components - off.size} of ${layer.components} on`
       + (layer.threshold && gate !== -Infinity ? `, ${open} through the gate` : "");
@@ -130,7 +131,12 @@ export class Layer {
     }
     if (this.delta) this.delta.input.checked = state.delta[index];
     if (this.original) this.original.input.checked = state.original[index];
-    if (this.pointed !== undefined) this.#show(this.pointed);
+    // Before anybody points at one, the most active of the most important ones.
+    if (parts.length) {
+      const weight = (component) => parts.reduce((product, part) => product * part.mean[component], 1);
+      this.pointed ??= this.cells.map((_, component) => component).reduce((top, one) => (weight(one) > weight(top) ? one : top), 0);
+      this.#show(this.pointed);
+    }
   }
 
   #told(component, closed) {
@@ -154,16 +160,16 @@ export class Layer {
 
   #show(component) {
     this.pointed = component;
-    if (!this.results) return;
-    const parts = [element("p", {}, `${shown(this.layer.name)}:${component}`)];
+    if (!this.results || !(this.importance || this.activation)) return;
+    const parts = [element("p", { class: "name" }, `${shown(this.layer.name)}:${component}`)];
     for (const [kind, name, found] of [["importance", this.layer.importance, this.importance], ["activation", this.layer.activation, this.activation]]) {
       if (!name) continue;
       const mean = found.locations > 1 ? `, mean ${short(found.mean[component])}` : "";
       const dense = summary(this.results.dense.get(name), this.layer.components).peak[component];
       const beside = kind === "activation" && short(dense) !== short(found.peak[component]) ? ` (all on: ${short(dense)})` : "";
-      parts.push(element("p", {}, `${kind} ${short(found.peak[component])}${found.locations > 1 ? " at most" : ""}${mean}${beside}`));
+      const text = `${kind} ${short(found.peak[component])}${found.locations > 1 ? " at most" : ""}${mean}${beside}`;
       const map = this.#map(kind, this.results.now.get(name), component);
-      if (map) parts.push(map);
+      parts.push(map ? element("figure", {}, map.canvas, element("figcaption", {}, text, element("br"), map.scale)) : element("p", {}, text));
     }
     this.detail.replaceChildren(...parts);
   }
@@ -182,7 +188,7 @@ export class Layer {
     }
     const canvas = element("canvas", { role: "img", "aria-label": `${kind} at each location` });
     draw(canvas, { width, height, channels: 1, low, high }, (_, row, column) => at(row, column));
-    return element("figure", {}, canvas, element("figcaption", {}, `${kind}: black ${short(low)}, white ${short(high)}`));
+    return { canvas, scale: `black ${short(low)}, white ${short(high)}` };
   }
 }
 
@@ -192,5 +198,3 @@ export function gateOf(choice, number) {
   if (choice === "off") return -Infinity;
   return Number.isFinite(number.valueAsNumber) ? number.valueAsNumber : 0;
 }
-
-export const told = (layers) => counted(layers, "layer");

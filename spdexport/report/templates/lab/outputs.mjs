@@ -31,6 +31,7 @@ export class Outputs {
       ...lab.outputs.map((name) => element("option", {}, name)));
     this.which = labelled("output", this.output);
     this.which.hidden = lab.outputs.length < 2;
+    this.brief = document.getElementById("brief");
     this.timed = element("span", { id: "timed" });
     this.bars = element("div", { class: "bars", id: "bars" });
     this.told = element("p", { class: "soft" });
@@ -87,6 +88,7 @@ export class Outputs {
       `one run ${short(milliseconds)} ms`,
     ];
     this.facts.replaceChildren(...facts.map((fact) => element("p", {}, fact)));
+    this.brief.textContent = `${this.title.textContent} · ${facts.at(-2)}`;
     this.verdict.dataset.top = top;
     this.verdict.dataset.dense = before;
   }
