@@ -22,7 +22,6 @@ from spdexport.laboratory.copy import copied
 from spdexport.laboratory.result import Lab
 from spdexport.laboratory.runtime import NAME, find_runtime
 from spdexport.laboratory.samples import SAMPLES, read_samples
-from spdexport.names import count
 from spdexport.ort.installed import versions
 from spdexport.overwriting import check_overwriting
 from spdexport.report.lab_page import PAGE, page_files
@@ -102,7 +101,11 @@ def lab(
         hashes = {path.name: sha256_file(path), **{f"data {f.name}": sha256_file(f) for f in taken.files}}
         if dense is not None:
             hashes[f"dense {Path(dense).name}"] = sha256_file(dense)
-        files = {MODEL: content, **{f"{RUNTIME}/{name}": part for name, part in web.files.items()}, **page_files(path.name)}
+        files = {
+            MODEL: content,
+            **{f"{RUNTIME}/{name}": part for name, part in web.files.items()},
+            **page_files(path.name),
+        }
         notes = [*taken.notes, *copy.notes, *_advice(copy), *_runtime_notes(web.version, is_known=web.is_known)]
         text, arrays = described(
             file=path.name,

@@ -66,7 +66,9 @@ def _check(target: Path, path: Path, manifest: str, reads: Iterable[Path]) -> No
         if Path(os.path.realpath(read)).is_relative_to(target):
             raise UsageError(f"The output would replace {read}, which is read.", where=str(path), hint=_HINT)
     with writing(path):
-        present = sorted(p.relative_to(target).as_posix() for p in target.rglob("*") if not p.is_dir() or p.is_symlink())
+        present = sorted(
+            p.relative_to(target).as_posix() for p in target.rglob("*") if not p.is_dir() or p.is_symlink()
+        )
     ours = _listed(target / manifest) if present else set()
     if foreign := [name for name in present if name not in ours]:
         raise UsageError(

@@ -80,8 +80,9 @@ def copied(model: ir.Model, path: Path) -> Copied:
     metadata = read_metadata(model)
     _check_dtypes(model, path)
     for value in model.graph.inputs:
-        if (value.name or "").startswith(BESIDE) and value.name in model.graph.initializers:
-            model.graph.initializers.pop(value.name)
+        name = value.name or ""
+        if name.startswith(BESIDE) and name in model.graph.initializers:
+            model.graph.initializers.pop(name)
             value.const_value = None
     layers, notes = _layers(model, recorded_layers(metadata))
     if not layers:
@@ -214,12 +215,20 @@ def _gate(shown: ir.Value) -> _Gate | None:
     compare = uses[0][0]
     number = constant(compare.inputs[1])
     casts = list(_uses(compare.outputs[0]))
-    if number is None or number.size != 1 or not np.isfinite(number).all() or len(casts) != 1 or not is_operator(casts[0][0], "Cast"):
+    if (
+        number is None
+        or number.size != 1
+        or not np.isfinite(number).all()
+        or len(casts) != 1
+        or not is_operator(casts[0][0], "Cast")
+    ):
         return None
     products = tuple(_uses(casts[0][0].outputs[0]))
     if not products or not all(is_operator(node, "Mul") for node, _ in products):
         return None
-    return _Gate(importances=source, readers=products, value=float(str(number.reshape(-1)[0])))  # 0.1, and not what float32 makes of it
+    return _Gate(
+        importances=source, readers=products, value=float(str(number.reshape(-1)[0]))
+    )  # 0.1, and not what float32 makes of it
 
 
 def _uses(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:

@@ -44,7 +44,7 @@ class LabLayer:
         threshold: Of the gate; None without a gate, or where the file does not give its importances out.
         importance: The output with the importances, (1, *locations, C), or None.
         activation: The output with the activations of V, or None.
-        delta_use: What the file's own record says of the delta: ``kept``, ``dropped``, or another word; empty for nothing.
+        delta_use: What the file says of its delta: ``kept``, ``dropped`` or another word; empty for nothing.
     """
 
     name: str

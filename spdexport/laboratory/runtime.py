@@ -1,7 +1,8 @@
 """ONNX Runtime for browsers: found where npm put it, and its files held against those that are known.
 
 It is megabytes of WebAssembly, so that it is no part of this package. Of its builds the plain one is taken: it has the
-kernels of the CPU, no others, and runs on one thread, which needs no headers that ``python -m http.server`` does not send.
+kernels of the CPU, no others, and runs on one thread, which needs no headers that ``python -m http.server`` does not
+send.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING
 
 from spdexport.errors import InputError, RuntimeMissingError
 from spdexport.files.reading import reading
@@ -81,7 +82,7 @@ def find_runtime(given: str | Path | None) -> WebRuntime:
             f"The lab needs {NAME}, which runs the file in the browser, and there is none"
             + ("." if path is None else " at this path."),
             where=f"the working directory, {Path.cwd()}" if path is None else f"--runtime {path}",
-            hint=f"Get it into the working directory: {GET}. Or name the unpacked package, or its .tgz, with --runtime.",
+            hint=f"Get it into the working directory: {GET}. Or name the package, unpacked or as .tgz, with --runtime.",
         )
     found = _from_folder(path) if path.is_dir() else _from_archive(path)
     return _checked(path, found)
@@ -132,8 +133,8 @@ def _from_archive(path: Path) -> dict[str, bytes]:
     return found
 
 
-def _bounded(file: BinaryIO | object, path: Path) -> bytes:
-    content: bytes = file.read(_LARGEST + 1)  # type: ignore[attr-defined]  # what tarfile gives is typed as IO[bytes]
+def _bounded(file: IO[bytes], path: Path) -> bytes:
+    content = file.read(_LARGEST + 1)
     if len(content) > _LARGEST:
         raise _not_the_package(path, "a file is larger than any of it is")
     return content
@@ -160,5 +161,7 @@ def _checked(path: Path, found: Mapping[str, bytes]) -> WebRuntime:
 
 def _not_the_package(path: Path, why: str) -> InputError:
     return InputError(
-        f"This is not the npm package {NAME}: {why}.", where=str(path), hint=f"Get it: {GET}, and name it with --runtime."
+        f"This is not the npm package {NAME}: {why}.",
+        where=str(path),
+        hint=f"Get it: {GET}, and name it with --runtime.",
     )

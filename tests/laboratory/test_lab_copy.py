@@ -16,7 +16,14 @@ from spdexport.laboratory.copy import copied
 from spdexport.ort.sessions import SessionSettings, open_session
 
 LIVE = {"runtime_masks": ["all"], "gate_outputs": True, "activation_outputs": True, "verify": False}
-CASES = {"conv_mlp": "CNN", "vector_mlp": "MLP", "shared_seq": "MLP", "global_mlp": "MLP", "global_tf": "MLP", "embed": "Emb"}
+CASES = {
+    "conv_mlp": "CNN",
+    "vector_mlp": "MLP",
+    "shared_seq": "MLP",
+    "global_mlp": "MLP",
+    "global_tf": "MLP",
+    "embed": "Emb",
+}
 
 
 def prepared(path):

@@ -50,7 +50,7 @@ def test_it_is_found_in_node_modules_above_and_else_as_npm_packs_it(here):
 def test_where_there_is_none_the_command_is_told(here):
     with pytest.raises(RuntimeMissingError) as caught:
         find_runtime(None)
-    assert GET == f"npm pack onnxruntime-web@{VERSION}"
+    assert f"npm pack onnxruntime-web@{VERSION}" == GET
     assert GET in caught.value.hint
     assert str(here) in caught.value.where
     with pytest.raises(RuntimeMissingError, match="none at this path") as caught:

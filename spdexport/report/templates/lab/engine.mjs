@@ -29,7 +29,7 @@ export class Engine {
     told("loading the model");
     const model = await load(lab.model.file);
     const session = await ort.InferenceSession.create(new Uint8Array(model), {
-      executionProviders: ["wasm"], graphOptimizationLevel: "all",
+      executionProviders: ["wasm"], graphOptimizationLevel: "all", logSeverityLevel: 3, // errors alone
     });
     return new Engine(lab, session, content);
   }
