@@ -6,6 +6,7 @@
 # make fuzz   thousands of damaged files; ARGS="--only KIND:SEED" for one of them
 # make test-long   all tests, the long ones too, which do not fit the time of continuous integration
 # make test-openvino   the tests of a provider beside the CPU's, in an environment of its own: OpenVINO runs on any x86-64
+# make lab-runtime     gets onnxruntime-web through npm, which the tests of labs in a browser need, into build/
 # make release-check   builds the distributions, and tests the source distribution in an environment of its own
 # make gpu-evidence    on a machine with a GPU: all that is to be known of CUDA, into benchmarks/results/cuda.md
 
@@ -16,7 +17,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 OPENVINO_VENV ?= .venv-openvino
 
-.PHONY: demo docs release-check test test-long test-openvino gpu-evidence check quick fuzz clean
+.PHONY: demo docs release-check test test-long test-openvino gpu-evidence check quick fuzz lab-runtime clean
 
 demo: $(VENV)/.demo
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/01_digits/demo.sh
@@ -43,6 +44,15 @@ test-openvino: $(OPENVINO_VENV)/.dev
 
 gpu-evidence: $(VENV)/.dev
 	$(BIN)/python benchmarks/gpu_evidence.py --provider cuda --output benchmarks/results/cuda.md
+
+# The version that the package knows the hashes of; what npm packs is not committed.
+lab-runtime: build/lab-runtime/package/package.json
+
+build/lab-runtime/package/package.json: spdexport/laboratory/runtime.py
+	rm -rf build/lab-runtime
+	mkdir -p build/lab-runtime
+	cd build/lab-runtime && npm pack --silent onnxruntime-web@$$(sed -n 's/^VERSION = "\(.*\)"/\1/p' ../../$<)
+	tar -xzmf build/lab-runtime/onnxruntime-web-*.tgz -C build/lab-runtime
 
 RELEASE := build/release
 

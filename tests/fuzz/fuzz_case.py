@@ -270,8 +270,12 @@ def file_faults(kind: Kind, folder: Path, before: dict[str, str], status: int | 
                 faults.append(f"no output {name}")
         elif now.get(name) != content and not (is_cache(kind) and name.startswith("cache/")):
             faults.append(f"{name} {'is gone' if name not in now else 'was changed'}")
+    if done:
+        faults += [f"no output {one}" for one in kind.folders if not any(name.startswith(f"{one}/") for name in now)]
     for name in now.keys() - before.keys():
         path = Path(name)
+        if done and any(name.startswith(f"{one}/") for one in kind.folders):
+            continue
         is_beside = name.startswith(f"{OUT}/") and done and path.name.endswith((".data", ".importances.safetensors"))
         is_failed = name.startswith(f"{OUT}/") and status == 1 and ".failed." in path.name
         if not (

@@ -59,7 +59,12 @@ class Kind:
     @property
     def outputs(self) -> tuple[str, ...]:
         """The files that the command writes."""
-        return tuple(word for word in self.command if word.startswith(f"{OUT}/"))
+        return tuple(word for word in self.command if word.startswith(f"{OUT}/") and Path(word).suffix)
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The folders that the command writes, which have no ending."""
+        return tuple(word for word in self.command if word.startswith(f"{OUT}/") and not Path(word).suffix)
 
 
 def _kind(name: str, damaged: str, *command: str, needs: tuple[str, ...] = (), share: float = 1.0) -> Kind:
@@ -68,6 +73,7 @@ def _kind(name: str, damaged: str, *command: str, needs: tuple[str, ...] = (), s
 
 QUICK = ("--no-verify", "-o", f"{OUT}/m.onnx")
 TORCH = ("model.py",)
+LAB = ("--runtime", "package", "-o", f"{OUT}/lab")
 
 
 def _sources() -> list[Kind]:
@@ -148,6 +154,10 @@ def _beside() -> list[Kind]:
               f"{OUT}/masks.safetensors", needs=("run",), share=0.5),
         _kind("names-masks", "names.json", "masks", "run", "--names", "names.json", "-o",
               f"{OUT}/masks.safetensors", needs=("run",), share=0.2),
+        _kind("classes-lab", "classes.json", "lab", "runtime.onnx", "--data", "data.npy", "--labels", "classes.json", *LAB,
+              needs=("runtime.onnx", "data.npy", "package"), share=0.3),
+        _kind("package-lab", "package/package.json", "lab", "runtime.onnx", "--data", "data.npy", *LAB,
+              needs=("runtime.onnx", "data.npy", "package"), share=0.3),
         _kind("sets-ablate", "sets.json", "ablate", "runtime.onnx", "--inputs", "data.npy", "--sets", "sets.json",
               needs=("runtime.onnx", "data.npy")),
     ]  # fmt: skip
@@ -160,6 +170,8 @@ def _data() -> list[Kind]:
         file = f"data.{ending}"
         ablated = ("ablate", "runtime.onnx", "--inputs", file)
         found.append(_kind(f"{ending}-data-ablate", file, *ablated, needs=("runtime.onnx",)))
+        shown = ("lab", "runtime.onnx", "--data", file, *LAB)
+        found.append(_kind(f"{ending}-data-lab", file, *shown, needs=("runtime.onnx", "package"), share=0.3))
         derived = ("masks", "run", *MAKE, "--inputs", file, "-o", f"{OUT}/masks.safetensors")
         found.append(_kind(f"{ending}-data-masks", file, *derived, needs=("run", *TORCH), share=0.5))
     for name, command, needs in (
@@ -206,6 +218,8 @@ def _onnx() -> list[Kind]:
         _kind("own-bench-against", "masked.onnx", "bench", "net.onnx", "--against", "masked.onnx", "--rounds", "2",
               needs=("net.onnx",), share=0.2),
         _kind("runtime-ablate", "runtime.onnx", "ablate", "runtime.onnx", "--inputs", "data.npy", needs=("data.npy",)),
+        _kind("runtime-lab", "runtime.onnx", "lab", "runtime.onnx", "--data", "data.npy", *LAB,
+              needs=("data.npy", "package")),
         _kind("runtime-verify", "runtime.onnx", "verify", "runtime.onnx", share=0.5),
         _kind("runtime-against", "runtime.onnx", "verify", "runtime.onnx", "--against", "run", *MAKE,
               needs=("run", *TORCH), share=0.2),

@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 from torch import nn
 
 import spdexport
+from spdexport.laboratory import runtime
 from spdexport.latency import CACHE_VARIABLE
 
 if TYPE_CHECKING:
@@ -295,6 +296,11 @@ def _write_arrays(folder: Path) -> None:
     (folder / "model.py").write_text(MODEL)
     made = {"tuple": [{"tiny": True}, {"tuple": [{"tensor": [2, 1, 4, 4], "dtype": "float32"}]}]}
     (folder / "made.json").write_text(json.dumps(made))
+    (folder / "classes.json").write_text(json.dumps(["zero", "one"]))
+    (folder / "package" / "dist").mkdir(parents=True)
+    (folder / "package" / "package.json").write_text(json.dumps({"name": runtime.NAME, "version": "0.0.1"}))
+    for name in runtime.FILES:
+        (folder / "package" / "dist" / name).write_text("// not run")
     (folder / "names.json").write_text(json.dumps({"some": ["conv:0", "fc:1"], "fc": [2, 3]}))
     with contextlib.closing(sqlite3.connect(folder / "harvest.bin")) as database:
         database.execute("CREATE TABLE components (component_key TEXT PRIMARY KEY, firing_density REAL, mean_ci REAL)")

@@ -13,7 +13,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from fuzz_case import Outcome, contents, contents_of, file_faults, run_command, said_faults
-from fuzz_kinds import MAKE, OUT, QUICK, Kind
+from fuzz_kinds import LAB, MAKE, OUT, QUICK, Kind
 from payload import Hostile
 from payload_onnx import CLAIMS, INJECTIONS, LARGE, OUTSIDE, WORK
 from payload_pickles import PICKLES, PROGRAMS
@@ -55,6 +55,11 @@ PLACES = {
     "bench": ("bench", FILE, "--rounds", "2", *REPORT),
     "bench --against": ("bench", "net.onnx", "--against", FILE, "--rounds", "2", *REPORT),
     "ablate": ("ablate", FILE, "--inputs", "data.npy", *REPORT, "--html", f"{OUT}/r.html"),
+    "lab": ("lab", FILE, "--data", "data.npy", *LAB, *REPORT),
+    "lab --data": ("lab", "runtime.onnx", "--data", FILE, *LAB, *REPORT),
+    "lab --dense": ("lab", "runtime.onnx", "--data", "data.npy", "--dense", FILE, *LAB, *REPORT),
+    "lab --labels": ("lab", "runtime.onnx", "--data", "data.npy", "--labels", FILE, *LAB, *REPORT),
+    "lab --runtime": ("lab", "runtime.onnx", "--data", "data.npy", "--runtime", FILE, "-o", f"{OUT}/lab", *REPORT),
     "masks": ("masks", FILE, *MAKE, "--inputs", "data.npy", *_MASKS),
     "--components": ("convert", "net.onnx", "--components", FILE, *QUICK),
     "inspect --components": ("inspect", "net.onnx", "--components", FILE, *REPORT),
