@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def timed(file: Path, folder: Path) -> tuple[float, float, float]:
-    """Seconds from opening the page to the first answer, and milliseconds of a run in the page and in Python, in turn."""
+    """Seconds from opening the page to the first answer; milliseconds of a run in the page and in Python, in turn."""
     from browser import Browser
     from lab_pages import LabPage, Served
 
@@ -111,9 +111,8 @@ def told(result, rows) -> None:
         names = [name for name in left if name.startswith(start)]
         print(f"| {what} | {size(sum(left.pop(name) for name in names))} |")
     print(f"| the page, its scripts and its description | {size(sum(left.values()))} |\n")
-    print(
-        f"One run of one sample with all outputs, medians of {ROUNDS} rounds of {RUNS} runs, the two in turn on one thread:\n"
-    )
+    how = f"medians of {ROUNDS} rounds of {RUNS} runs, the two in turn on one thread"
+    print(f"One run of one sample with all outputs, {how}:\n")
     print("| file | to the first answer, s | in the page, ms | in Python, ms | ratio |\n|---|---|---|---|---|")
     for title, loading, page, own in rows:
         print(f"| {title} | {loading:.1f} | {page:.1f} | {own:.2f} | {page / own:.1f} |")
