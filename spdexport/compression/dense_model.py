@@ -19,10 +19,11 @@ from spdexport.errors import UsageError
 from spdexport.forms import Form, FormKind, factorized
 from spdexport.masks import fit_masks, read_masks
 from spdexport.names import layer_of_call
-from spdexport.onnx_prepare import read_source, value_sizes
+from spdexport.onnx_prepare import read_source
 from spdexport.ort.installed import require_torch
 from spdexport.planning import check_patterns, matches
 from spdexport.prepare import components_of
+from spdexport.rewrite.onnx_shapes import value_sizes
 from spdexport.rewrite.onnx_sites import list_onnx_sites
 from spdexport.routes import is_onnx
 from spdexport.sources.match import match_components

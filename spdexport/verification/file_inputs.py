@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -82,11 +82,20 @@ class FileCase:
         name: In words.
         inputs: By name.
         own: Whether they are the user's rather than generated.
+        plain: The same without run-time masks; None for a model that has none.
+        given: The run-time masks by name; all ones where the file is run without them.
     """
 
     name: str
     inputs: Mapping[str, Array]
     own: bool
+    plain: Mapping[str, Array] | None = None
+    given: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def unmasked(self) -> Mapping[str, Array]:
+        """The inputs of the model without run-time masks."""
+        return self.inputs if self.plain is None else self.plain
 
     @property
     def batch(self) -> int:
