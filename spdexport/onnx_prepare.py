@@ -26,7 +26,8 @@ from spdexport.rewrite.onnx_ports import name_inputs
 from spdexport.rewrite.onnx_rewrite import place_onnx_forms
 from spdexport.rewrite.onnx_shapes import live_sizes, value_sizes
 from spdexport.rewrite.onnx_sites import LAYERS, list_onnx_sites, node_keys, source_of
-from spdexport.verification.file_inputs import given_tensors, input_ports
+from spdexport.verification.file_inputs import given_tensors
+from spdexport.verification.ports import input_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -55,7 +55,7 @@ def place_onnx_forms(
         raise UsageError(
             f"The source is of opset {opset}, and masks at run time are placed from opset {LIVE_OPSET} on.",
             where="--runtime-masks, --gates, --activation-outputs or --masks",
-            hint=f"Give --opset {LIVE_OPSET} with it.",
+            hint="Give --opset 18 with it.",
         )
     edit = OnnxEdit(model, sizes or {})
 

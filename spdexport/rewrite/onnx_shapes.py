@@ -62,14 +62,16 @@ def live_sizes(model: ir.Model, given: Mapping[str, Array] | None) -> dict[str, 
         own, probe = symbolic.get(name), counted.get(name)
         shape = own if own is not None else probe
         assert shape is not None, "one of the two has it"
-        numbers = probe if probe is not None and len(probe) == len(shape) else (None,) * len(shape)
-        sizes = []
+        is_alike = probe is not None and len(probe) == len(shape)
+        numbers = [d if isinstance(d, int) else None for d in probe or ()] if is_alike else [None] * len(shape)
+        sizes: list[Any] = []
         for axis, (dim, number) in enumerate(zip(shape, numbers, strict=True)):
-            if axis == 0 and number == PROBE:
-                sizes.append(batch)
+            if axis == 0 and number is not None and number % PROBE == 0:
+                sizes.append(batch if number == PROBE else f"{number // PROBE}*{batch}")
+            elif dim is not None:
+                sizes.append(dim)
             else:
-                known = number if is_fixed or axis == 0 else None
-                sizes.append(dim if dim is not None and dim != PROBE else known if known is not None else UNKNOWN)
+                sizes.append(UNKNOWN if number is None or (axis and not is_fixed) else number)
         found[name] = tuple(sizes)
     return found
 
@@ -101,4 +103,7 @@ def _inferred(model: ir.Model, shapes: Mapping[str, tuple[Any, ...]]) -> dict[st
 
 
 def _size(dim: int | ir.SymbolicDim) -> int | str | None:
-    return dim if isinstance(dim, int) else dim.value or None
+    """A number or a name; what shape inference calls ``unk__3`` is not known."""
+    if isinstance(dim, int):
+        return dim
+    return None if dim.value is None or dim.value.startswith("unk__") else dim.value or None

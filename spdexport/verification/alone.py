@@ -25,19 +25,10 @@ from spdexport.reference.unavailable import ReferenceUnavailable
 from spdexport.verification.compare import failed
 from spdexport.verification.decisions_followed import Following
 from spdexport.verification.edge import not_run
-from spdexport.verification.file_inputs import (
-    FileCase,
-    file_cases,
-    given_tensors,
-    guesses,
-    input_ports,
-    limits_of,
-    output_ports,
-    told,
-    varies_in_batch,
-)
+from spdexport.verification.file_inputs import file_cases, given_tensors, guesses, limits_of, told, varies_in_batch
 from spdexport.verification.inner import Evaluated, first_divergent, hidden_layers, layer_ratios
 from spdexport.verification.layers import judged
+from spdexport.verification.ports import FileCase, input_ports, output_ports
 from spdexport.verification.result import EdgeResult, Meant, Status, Verification
 from spdexport.verification.runner import Runner
 from spdexport.verification.sessions import SessionEdges

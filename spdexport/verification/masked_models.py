@@ -11,8 +11,8 @@ from spdexport.arrays import to_numpy, to_torch
 from spdexport.forms import Role
 from spdexport.reference.masked_reference import of_program
 from spdexport.rewrite.onnx_sites import node_keys
-from spdexport.verification.file_inputs import FileCase
 from spdexport.verification.inputs import Case, feeds
+from spdexport.verification.ports import FileCase
 from spdexport.verification.variable import MaskedModel
 
 if TYPE_CHECKING:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from spdexport.planning import Plan
     from spdexport.rewrite.onnx_trim import Trimmed
     from spdexport.verification.check import Check
-    from spdexport.verification.file_inputs import FileCase
+    from spdexport.verification.ports import FileCase
 
 AS_IT_IS = SessionSettings(optimized=False, spinning=False)
 """Of the session that runs the source."""
