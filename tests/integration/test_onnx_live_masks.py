@@ -341,9 +341,8 @@ def branch():
     graphs = {}
     for name, operator in (("then", "Identity"), ("else", "Neg")):
         given = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
-        graphs[f"{name}_branch"] = helper.make_graph(
-            [helper.make_node(operator, ["before"], [name])], name, [], [given]
-        )
+        node = helper.make_node(operator, ["before"], [name])
+        graphs[f"{name}_branch"] = helper.make_graph([node], name, [], [given])
     return [helper.make_node("If", ["always"], ["after"], "branch", **graphs)]
 
 
