@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
 
 from spdexport.errors import SourceError, UsageError, first_line
 from spdexport.example_inputs import check_labels, example_inputs
@@ -25,7 +26,7 @@ from spdexport.rewrite.onnx_graph import is_operator
 from spdexport.rewrite.onnx_ports import name_inputs
 from spdexport.rewrite.onnx_rewrite import place_onnx_forms
 from spdexport.rewrite.onnx_shapes import live_sizes, value_sizes
-from spdexport.rewrite.onnx_sites import LAYERS, list_onnx_sites, node_keys, source_of
+from spdexport.rewrite.onnx_sites import LAYERS, functions_with_layers, list_onnx_sites, node_keys, source_of
 from spdexport.verification.file_inputs import given_tensors
 from spdexport.verification.ports import input_ports
 
@@ -248,6 +249,9 @@ def _readable(model: ir.Model, opset: int | None, path: Path) -> tuple[ir.Model,
         model = _lifted(model, target, path)
         why = "--opset" if opset is not None else f"opsets before {OLDEST} have other operators"
         notes.append(f"lifted from opset {current} to {target} ({why}); functions, if any, are inlined by that")
+    if names := functions_with_layers(model):
+        model = InlinePass(lambda function: function.name in names)(model.clone()).model
+        notes.append(f"inlined, for the layers in them: {_some(names)}")
     defaults = {value.name or "" for value in _defaults(model)}
     inside = [(node, attribute) for node in model.graph.all_nodes() for attribute in node.attributes.values()]
     if not defaults and not any(isinstance(attribute.value, ir.ExternalTensor) for _, attribute in inside):
