@@ -26,7 +26,7 @@ from spdexport.ort.installed import versions
 from spdexport.overwriting import check_overwriting
 from spdexport.report.lab_page import PAGE, page_files
 from spdexport.report.numbers import size
-from spdexport.verification.file_inputs import input_ports
+from spdexport.verification.ports import input_ports
 
 if TYPE_CHECKING:
     from spdexport.laboratory.copy import Copied

@@ -14,7 +14,7 @@ from spdexport.files.onnx_reading import load_onnx
 from spdexport.model_files import read_metadata
 from spdexport.ort.sessions import RuntimeFailure, SessionSettings, open_session
 from spdexport.verification.bounded import Bounded
-from spdexport.verification.file_inputs import input_ports
+from spdexport.verification.ports import input_ports
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

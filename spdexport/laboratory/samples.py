@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from spdexport.conv import Array
-    from spdexport.verification.file_inputs import Port
+    from spdexport.verification.ports import Port
 
 SAMPLES = 32
 """Samples in a lab, where the user does not say."""

@@ -40,7 +40,12 @@ def file_of(path, name, x, **options):
     factory = f"{lab_files.KINDS / 'targets.py'}:{CASES[name]}" if name in CASES else FACTORY
     source = lab_files.KINDS / name if name in CASES else RUN
     np.savez(path.with_suffix(".npz"), x=x) if name != "embed" else np.savez(path.with_suffix(".npz"), ids=x)
-    convert(source, path, factory=factory, inputs=path.with_suffix(".npz"), **{**LIVE, **options})
+    if name == "onnx":  # the same run on an ONNX file, whose graph is changed in place of a torch program
+        dense = path.with_name("dense.onnx")
+        convert(RUN, dense, factory=FACTORY, inputs=path.with_suffix(".npz"), form="dense", verify=False)
+        convert(dense, path, components=RUN, **{**LIVE, **options})
+    else:
+        convert(source, path, factory=factory, inputs=path.with_suffix(".npz"), **{**LIVE, **options})
     return open_session(path, SessionSettings())
 
 
@@ -53,7 +58,14 @@ def inputs(name):
 
 @pytest.mark.parametrize(
     ("name", "gates"),
-    [("digits", "exact"), ("digits", "local"), ("conv_mlp", "local"), *((name, "exact") for name in CASES)],
+    [
+        ("digits", "exact"),
+        ("digits", "local"),
+        ("onnx", "exact"),
+        ("onnx", "local"),
+        ("conv_mlp", "local"),
+        *((name, "exact") for name in CASES),
+    ],
 )
 def test_thresholds_are_those_of_convert(tmp_path, name, gates):
     """Another file, made with the threshold from the start, is the expected value."""

@@ -5,7 +5,7 @@ import pytest
 
 from spdexport.errors import ExampleInputError
 from spdexport.laboratory.samples import read_samples
-from spdexport.verification.file_inputs import Port
+from spdexport.verification.ports import Port
 
 FLOAT = np.dtype(np.float32)
 
