@@ -82,13 +82,14 @@ export class Outputs {
     this.title.textContent = top === before ? `${names(top)}, as ${beside}` : `${names(top)}; ${beside}: ${names(before)}`;
     const label = this.lab.samples.labels?.[state.sample];
     const greatest = Math.max(...now.map((value, i) => Math.abs(value - dense[i])));
+    const told = `change ${short(whole ? change / whole : change)}${whole ? " of the norm" : ""}`;
     const facts = [
       ...(label === undefined ? [] : [`right: ${names(label)}`]),
-      `change ${short(whole ? change / whole : change)}${whole ? " of the norm" : ""}, largest ${short(greatest)}`,
+      `${told}, largest ${short(greatest)}`,
       `one run ${short(milliseconds)} ms`,
     ];
     this.facts.replaceChildren(...facts.map((fact) => element("p", {}, fact)));
-    this.brief.textContent = `${this.title.textContent} · ${facts.at(-2)}`;
+    this.brief.textContent = `${this.title.textContent} · ${told}`;
     this.verdict.dataset.top = top;
     this.verdict.dataset.dense = before;
   }
