@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from spdexport.laboratory.result import Lab
     from spdexport.report.console import FittingTable
 
-SERVE = "python -m http.server --bind 127.0.0.1 --directory"
+SERVE = "python -m http.server -b 127.0.0.1 -d"
 """The command that shows it, without the folder."""
 
 

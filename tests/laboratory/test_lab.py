@@ -256,7 +256,7 @@ def test_the_command_tells_what_was_written_and_how_to_see_it(folder):
     result = line("--report", "r.json")
     assert result.exit_code == 0, result.stderr
     assert result.stdout.startswith("3 components of 1 layer to switch, 3 samples, ")
-    assert "python -m http.server --bind 127.0.0.1 --directory lab" in result.stdout
+    assert "python -m http.server -b 127.0.0.1 -d lab" in result.stdout
     assert "onnxruntime-web 0.0.1 is not a version that spdexport knows" in " ".join(result.stdout.split())
     report = json.loads(Path("r.json").read_text())
     assert (report["schema_version"], report["folder"], report["components"]) == (1, "lab", 3)
