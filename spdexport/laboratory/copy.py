@@ -89,7 +89,7 @@ def copied(model: ir.Model, path: Path) -> Copied:
         raise SourceError(
             "The file has no run-time masks and no gates, so that there is nothing to switch.",
             where=str(path),
-            hint="Convert it with --runtime-masks all; of an SPD run, convert --gates --gate-outputs puts its gates in.",
+            hint="Convert it with --runtime-masks all; of an SPD run, convert --gates --gate-outputs adds its gates.",
         )
     for key in [key for key in model.metadata_props if key.startswith(METADATA_PREFIX)]:
         del model.metadata_props[key]
