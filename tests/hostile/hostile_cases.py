@@ -202,12 +202,13 @@ def leaked(folder: Path, said: str) -> list[str]:
     """Return what of another file, or of a name's markup, came into what was written and said."""
     faults: list[str] = []
     texts = {"the terminal": said}
-    for path in (folder / OUT).iterdir():
-        texts[path.name] = path.read_bytes().decode("utf-8", "replace")
+    for path in (folder / OUT).rglob("*"):
+        if path.is_file():
+            texts[path.relative_to(folder / OUT).as_posix()] = path.read_bytes().decode("utf-8", "replace")
     for name, text in texts.items():
         if "root:x:0:0" in text:
             faults.append(f"another file's content in {name}")
-    page, cases = texts.get("r.html", ""), texts.get("r.xml", "")
+    page, cases = texts.get("r.html", "") + texts.get("lab/index.html", ""), texts.get("r.xml", "")
     if "<script>alert" in page:
         faults.append("markup in the page")
     if any(ord(c) < 0x20 and c not in "\n\r\t" for c in page + cases):
