@@ -76,11 +76,12 @@ def read_link(node: ir.Node, channels: int, axes: int) -> OnnxStage | Unreadable
     if is_operator(node, "Neg") and node.inputs[0] is not None:
         return ReadStage(node=node, data=node.inputs[0], stage=negative_stage(channels, axes))
     if is_operator(node, "Pad"):
-        return _read_pad(node, channels, axes)
+        return read_pad(node, channels, axes)
     return read_affine(node, channels, axes)
 
 
-def _read_pad(node: ir.Node, channels: int, axes: int) -> OnnxStage | Unreadable | None:
+def read_pad(node: ir.Node, channels: int, axes: int) -> OnnxStage | Unreadable | None:
+    """A Pad as a stage; ``Unreadable`` where it is not one of the spatial axes with zeros."""
     data = node.inputs[0]
     if data is None:
         return None
