@@ -21,7 +21,7 @@ class Factors:
     The invariant, with d = 1 where the weight delta is kept and 0 where it is dropped::
 
         W_effective = (V diag(m) U)^T reshaped to (out, in / groups, *kernel)  +  d * delta
-        delta       = W - (V U)^T reshaped, with the U that was there before any edit
+        delta       = W - (V U)^T reshaped, with the V and U that were there before any edit
 
     Attributes:
         V: Shape (patch, C), patch = in / groups * prod(kernel) in the order (in, *kernel): column c is the patch that
@@ -30,7 +30,7 @@ class Factors:
         mask: Shape (C,), or (groups, C); None means all ones.
         located: A further mask for each output location, shape (*locations, groups * C), which no effective weight
             holds; None for none.
-        unedited: U as it was before the user edited it, of U's shape; None where it was not edited.
+        trained: V and U as they were before the user edited them, of their shapes; None where they were not.
 
     Where groups keep different numbers of components, each is padded with zero components to the largest.
     """
@@ -39,7 +39,7 @@ class Factors:
     U: Array
     mask: Array | None = None
     located: Array | None = None
-    unedited: Array | None = None
+    trained: tuple[Array, Array] | None = None
 
     def __post_init__(self) -> None:
         if self.V.ndim != self.U.ndim or self.V.ndim not in (2, 3):
@@ -61,13 +61,14 @@ class Factors:
 
     @property
     def is_edited(self) -> bool:
-        """Whether the user changed what components write."""
-        return self.unedited is not None
+        """Whether the user changed what components read or write."""
+        return self.trained is not None
 
     @property
     def as_trained(self) -> Factors:
         """The same without mask and edits: what the weight delta is told by."""
-        return replace(self, mask=None, U=self.U if self.unedited is None else self.unedited, unedited=None)
+        V, U = self.trained or (self.V, self.U)
+        return replace(self, V=V, U=U, mask=None, trained=None)
 
     @property
     def effective_mask(self) -> FloatArray:
@@ -118,7 +119,8 @@ def delta_is_rounding(weight: Array, factors: Factors, spec: ConvSpec, *, known:
     """
     u = unit_rounding(weight.dtype)
     W = np.abs(np.asarray(weight, dtype=np.float64))
-    magnitude = masked_weight(Factors(V=np.abs(factors.V), U=np.abs(factors.as_trained.U)), spec)
+    trained = factors.as_trained
+    magnitude = masked_weight(Factors(V=np.abs(trained.V), U=np.abs(trained.U)), spec)
     norms = np.linalg.norm(W.reshape(spec.groups, -1), axis=1).repeat(spec.group_out)
     computed = 4 * np.finfo(np.float64).eps * max(spec.patch, spec.group_out) * norms
     bound = (2 * u + u * u) * magnitude + u * W + computed.reshape(-1, *(1,) * (W.ndim - 1))
