@@ -119,7 +119,7 @@ class Draw:
         before, after = (k - 1) // 2, k - 1 - (k - 1) // 2
         even = nn.ConstantPad2d((before, after, before, after), 0.0)
         plain = self.conv(kernel, stride=s, pad=True)
-        lone: list[nn.Module] = [] if s == 1 else [self.conv((1, 1), stride=s)]
+        lone: list[nn.Module] = [] if s == 1 else self.one([self.conv((1, 1), stride=s)], [nn.MaxPool2d(1, s)])
         rank = int(self.one(1, 2))
         return self.one(
             [plain],
@@ -279,6 +279,8 @@ def onnx_model(module: nn.Module, x: torch.Tensor) -> onnx.ModelProto:
                 kernel, stride, pad = layer.kernel_size, layer.stride, layer.padding
                 return emit("AveragePool", [value], kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[pad] * 4,
                             count_include_pad=int(layer.count_include_pad))  # fmt: skip
+            case nn.MaxPool2d():
+                return emit("MaxPool", [value], kernel_shape=[1, 1], strides=[layer.stride] * 2)
             case nn.Dropout():
                 return emit("Dropout", [value])
             case nn.ReLU():

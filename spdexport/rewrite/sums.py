@@ -216,6 +216,14 @@ class Paths(Generic[NodeT, ValueT]):
         reason = filling.reason if isinstance(filling, OddBorder) else "its border is filled with other than its bias"
         self.obstacles.append(Obstacle(first=node, data=earlier.data if earlier else None, reason=reason))
 
+    def _look_at_product(self, node: NodeT) -> None:
+        """Note a map that is multiplied with what is not constant."""
+        search = self.search
+        factors = (search.root(value) for value in search.graph.operands(node)) if search.graph.is_product(node) else ()
+        for match in (search.matches[value] for value in factors if value in search.matches):
+            reason = "what it, or a layer beside it, is multiplied with is not constant"
+            self.obstacles.append(Obstacle(first=node, data=match.data, reason=reason))
+
     def _further(self, match: Match[NodeT, ValueT]) -> Match[NodeT, ValueT] | None:
         """The match and the node, or match, in front of it; None where that is no part of one map."""
         search, spec = self.search, match.stage.spec
@@ -231,6 +239,7 @@ class Paths(Generic[NodeT, ValueT]):
                 data = search.root(operands[0]) if operands else None
                 self.obstacles.append(Obstacle(first=node, data=data, reason=link.reason))
             if link is None or isinstance(link, Unreadable):
+                self._look_at_product(node)
                 return None
             earlier = search.link_match(link)
         try:

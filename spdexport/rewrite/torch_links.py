@@ -63,6 +63,7 @@ _END = 2**63 - 1
 """What torch writes for the end of an axis."""
 
 POOLS = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
+LARGEST = (aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default)
 
 
 def passed(node: Node) -> Node | None:
@@ -105,17 +106,23 @@ def read_pad(node: Node, channels: int, axes: int) -> ReadStage[Node, Node] | Un
 
 
 def read_pool(node: Node, channels: int, axes: int) -> ReadStage[Node, Node] | Unreadable | None:
-    """Average pooling as a stage; ``Unreadable`` where its borders are not those of a convolution."""
-    if node.op != "call_function" or node.target not in POOLS:
+    """Average pooling as a stage; ``Unreadable`` where its borders are not those of a convolution.
+
+    The largest of one number is that number: such a max pooling takes every other location, as a shortcut may.
+    """
+    if node.op != "call_function" or node.target not in (*POOLS, *LARGEST):
         return None
     args = arguments(node)
     data = args["self"]
-    if POOLS.index(node.target) + 1 != axes or data.meta["val"].ndim != axes + 2:
-        return Unreadable(reason="the average pooling has other axes")
     kernel, padding = (_each(args[name], axes) for name in ("kernel_size", "padding"))
+    if node.target in LARGEST and (set(kernel) != {1} or any(padding)):
+        return None
+    table = LARGEST if node.target in LARGEST else POOLS
+    if table.index(node.target) + 1 != axes or data.meta["val"].ndim != axes + 2:
+        return Unreadable(reason="the pooling has other axes")
     stride = _each(args["stride"], axes) if args["stride"] else kernel
     if args["ceil_mode"]:
-        return Unreadable(reason="the average pooling rounds the size of its output up")
+        return Unreadable(reason="the pooling rounds the size of its output up")
     if any(padding) and not args["count_include_pad"]:
         return Unreadable(reason="the average pooling divides by fewer numbers at the border")
     stage = pool_stage(

@@ -121,7 +121,7 @@ def test_two_thousand_torch_programs(kind: str) -> None:
 # --- what is no single layer, and why ---
 
 
-def sum_of(nodes: list[onnx.NodeProto], **arrays: np.ndarray) -> ir.Model:
+def sum_of(nodes: list[onnx.NodeProto], opset: int = 20, **arrays: np.ndarray) -> ir.Model:
     """A graph from x to y, both of two channels, with the weights K of a 3x3 and P of a 1x1 convolution."""
     stored = {"K": np.ones((2, 2, 3, 3)), "P": np.ones((2, 2, 1, 1)), **arrays}
     kind = onnx.TensorProto.DOUBLE
@@ -129,7 +129,7 @@ def sum_of(nodes: list[onnx.NodeProto], **arrays: np.ndarray) -> ir.Model:
         nodes, "g", [helper.make_tensor_value_info(name, kind, (1, 2, 8, 8)) for name in ("x", "z")],
         [helper.make_tensor_value_info("y", kind, None)], [numpy_helper.from_array(a, n) for n, a in stored.items()],
     )  # fmt: skip
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
     return ir.from_proto(onnx.shape_inference.infer_shapes(model))
 
 
@@ -173,6 +173,21 @@ LEFT_ALONE = {
         [SQUARE, node("Conv", "x P", "b"), node("Add", "a b", "c"), node("Relu", "b", "r"), node("Add", "c r", "y")],
         {}, "what is between is used elsewhere",
     ),
+    "scale that is computed": (
+        [SQUARE, node("Conv", "x P", "b"), node("ReduceMean", "z", "m"), node("Mul", "b m", "c"),
+         node("Add", "a c", "y")],
+        {}, "what it, or a layer beside it, is multiplied with is not constant",
+    ),
+    "every other location, rounded up": (
+        [node("Conv", "x K", "a", pads=[1] * 4, strides=[2, 2]),
+         node("MaxPool", "x", "b", kernel_shape=[1, 1], strides=[2, 2], ceil_mode=1), node("Add", "a b", "y")],
+        {}, "the pooling rounds the size of its output up",
+    ),
+    "every other location": (
+        [node("Conv", "x K", "a", pads=[1] * 4, strides=[2, 2]),
+         node("MaxPool", "x", "b", kernel_shape=[1, 1], strides=[2, 2]), node("Add", "a b", "y")],
+        {}, None,
+    ),
     "weight that is computed": (
         [SQUARE, node("ReduceMean", "z", "m"), node("Mul", "m P", "w"), node("Conv", "x w", "b"),
          node("Add", "a b", "y")],
@@ -190,6 +205,19 @@ def test_a_sum_that_is_no_layer_is_left_with_its_reason(name: str) -> None:
     assert bool(result.folded) is (reason is None or name == "another term")
     rng = np.random.default_rng(0)
     inputs = {name: rng.standard_normal((1, 2, 8, 8)) for name in ("x", "z")}
+    before, after = (OnnxReference(ir.to_proto(m)).run(inputs)["y"] for m in (model, result.model))
+    assert close(after, before)
+
+
+@pytest.mark.parametrize(("value", "folds"), [(0.0, True), (0.5, False)])
+def test_a_padding_of_an_old_file(value: float, folds: bool) -> None:
+    """Before opset 11, what and how much is padded are attributes."""
+    pad = node("Pad", "x", "p", pads=[0, 0, 1, 1, 0, 0, 1, 1], value=value)
+    model = sum_of([SQUARE, pad, node("Conv", "p K", "b"), node("Add", "a b", "y")], opset=9)
+    result = fold_onnx(model)
+    assert (ops_of(result.model) == ["Conv"]) is folds
+    assert [s.reason for s in result.declined] == ([] if folds else ["the padding between is not of zeros"])
+    inputs = {name: np.random.default_rng(0).standard_normal((1, 2, 8, 8)) for name in ("x", "z")}
     before, after = (OnnxReference(ir.to_proto(m)).run(inputs)["y"] for m in (model, result.model))
     assert close(after, before)
 
