@@ -158,19 +158,18 @@ def drop_dead(factors: Factors) -> Factors:
         return factors
     size = max(factors.live, 1)
     if factors.mask.ndim == 1:
-        return Factors(**_take_live(factors.V, factors.U, factors.mask, size))
+        V, U, mask = _take_live(factors.V, factors.U, factors.mask, size)
+        return Factors(V=V, U=U, mask=mask)
     groups = [_take_live(V, U, m, size) for V, U, m in zip(factors.V, factors.U, factors.mask, strict=True)]
-    return Factors(**{name: np.stack([g[name] for g in groups]) for name in ("V", "U", "mask")})
+    V, U, mask = (np.stack(parts) for parts in zip(*groups, strict=True))
+    return Factors(V=V, U=U, mask=mask)
 
 
-def _take_live(V: Array, U: Array, mask: Array, size: int) -> dict[str, Array]:
+def _take_live(V: Array, U: Array, mask: Array, size: int) -> tuple[Array, Array, Array]:
+    """V, U and the mask of what it does not remove, padded with zeros to a number of components."""
     keep = np.flatnonzero(mask)
     pad = size - len(keep)
-    return {
-        "V": np.pad(V[:, keep], ((0, 0), (0, pad))),
-        "U": np.pad(U[keep], ((0, pad), (0, 0))),
-        "mask": np.pad(mask[keep], (0, pad)),
-    }
+    return np.pad(V[:, keep], ((0, 0), (0, pad))), np.pad(U[keep], ((0, pad), (0, 0))), np.pad(mask[keep], (0, pad))
 
 
 def absorb_mask(factors: Factors) -> Factors:

@@ -90,7 +90,8 @@ def read_pad(node: ir.Node, channels: int, axes: int) -> OnnxStage | Unreadable 
         return Unreadable(reason=f"the padding between is of mode {mode}, and a convolution pads with zeros")
     filled = constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
     unknown = len(node.inputs) > 2 and node.inputs[2] is not None and filled is None
-    if unknown or (filled is not None and filled.any()) or node.attributes.get_float("value", 0.0):
+    older: float = node.attributes.get_float("value", 0.0)
+    if unknown or (filled is not None and filled.any()) or older != 0:
         return Unreadable(reason="the padding between is not of zeros")
     # Before opset 11, they are an attribute.
     pads = constant(node.inputs[1]) if len(node.inputs) > 1 else node.attributes.get_ints("pads")

@@ -144,7 +144,7 @@ class Paths(Generic[NodeT, ValueT]):
         return None
 
     def together(self, factors: Mapping[ValueT, float]) -> list[ValueT]:
-        """Return the most terms that are one map of a value with a layer in it; none where all others are no two.
+        """Return the most terms, not all, that are one map of a value with a layer in it; none where no two are.
 
         Args:
             factors: The terms, in the order in which ``to_nearest`` was given them, and their factors.
@@ -159,7 +159,7 @@ class Paths(Generic[NodeT, ValueT]):
                 if match is not None and not (match.nodes and self.search.shared(value, self.adds)):
                     maps[value] = match
             part = _alike(maps, factors)
-            best = part if len(part) > len(best) else best
+            best = part if len(best) < len(part) < len(factors) else best
         return best
 
     def _is_written_into(self, add: NodeT) -> bool:
