@@ -78,7 +78,7 @@ def main() -> None:
     asked = parser.parse_args()
     print("# Folding published architectures\n")
     print(
-        f"`python benchmarks/fold.py`, {date.today().isoformat()}, {cpu_name()}, one thread, ONNX Runtime "
+        f"`{' '.join(['python', 'benchmarks/fold.py', *sys.argv[1:]])}`, {date.today().isoformat()}, {cpu_name()}, one thread, ONNX Runtime "
         f"{versions()['onnxruntime']}, torch {torch.__version__}. Times are ratios to the file as exported, whose "
         "own is given; the last column is what the paper's formulas make of it, where they cover all blocks.\n"
     )
