@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 from onnx.reference.op_run import OpRun
 
+from spdexport.reference.onnx_microsoft_quantized import Microsoft, named
 from spdexport.reference.onnx_operators import erf
-from spdexport.reference.onnx_quantized import Microsoft, named
 from spdexport.reference.onnx_windows import Conv, MaxPool
 from spdexport.reference.unavailable import UndefinedFormError
 
