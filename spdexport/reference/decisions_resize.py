@@ -75,12 +75,17 @@ class NearestPixels(Rule):
             parts.append((found, places))
         if not any(len(found.right) for found, _ in parts):
             return nothing()
+
+        def of_all(name: str) -> Array:
+            return np.concatenate([getattr(found, name) for found, _ in parts])
+
         return Judged(
             places=np.concatenate([places for _, places in parts]),
-            **{
-                name: np.concatenate([getattr(found, name) for found, _ in parts])
-                for name in ("right", "got", "margins", "noises", "wrong")
-            },
+            right=of_all("right"),
+            got=of_all("got"),
+            margins=of_all("margins"),
+            noises=of_all("noises"),
+            wrong=of_all("wrong"),
         )
 
     @staticmethod
@@ -102,7 +107,8 @@ def _off(each: NearestAxis, pixels: Array) -> Array:
     before, behind = each.region
     low = np.where(pixels <= 0, -np.inf, pixels - before)
     high = np.where(pixels >= each.length - 1, np.inf, pixels + behind)
-    return np.maximum(np.maximum(low - each.exact, each.exact - high), 0.0)
+    off: Array = np.maximum(np.maximum(low - each.exact, each.exact - high), 0.0)
+    return off
 
 
 def _taken(x: Array, rows: Sequence[tuple[int, Array]]) -> Array:

@@ -35,7 +35,8 @@ from spdexport.reference.onnx_quantized import QUANTIZED_OPERATORS
 from spdexport.reference.onnx_recurrent import RECURRENT_OPERATORS
 from spdexport.reference.onnx_resize import RESIZE_OPERATORS
 from spdexport.reference.onnx_windows import WINDOW_OPERATORS
-from spdexport.reference.rounding_onnx import DECISIONS, EXACT, SHAPES, Call, with_rounding
+from spdexport.reference.rounding_call import Call
+from spdexport.reference.rounding_onnx import DECISIONS, EXACT, SHAPES, with_rounding
 from spdexport.reference.unavailable import ReferenceUnavailable, check_computed, missing
 
 if TYPE_CHECKING:

@@ -365,6 +365,8 @@ def scattering() -> Iterator[Form]:
 
 def pooling() -> Iterator[Form]:
     for pp in (1, 2, 3):
+        for op, x in itertools.product(("GlobalAveragePool", "GlobalMaxPool"), (x3, x4, x5)):
+            yield Form(op, 7 + 15 * (pp % 2), [x])
         yield Form("GlobalLpPool", 7, [x4], {"p": pp})
         yield Form("GlobalLpPool", 22, [x3], {"p": pp})
         for op in (7, 11, 18, 22):
