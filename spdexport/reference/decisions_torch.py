@@ -145,6 +145,14 @@ def _remained(fmod: int) -> Callable[[Mapping[str, Any]], _Seen]:
     return lambda a: _Seen(op="Mod", inputs=(a["self"], a["other"]), attributes={"fmod": fmod})
 
 
+PIXELS: Mapping[Any, Callable[[Mapping[str, Any]], _Seen | None]] = {
+    getattr(getattr(aten, name.format(axes)), overload): _resized(mode, axes)
+    for mode, name in (("nearest", "upsample_nearest{}d"), ("exact", "_upsample_nearest_exact{}d"))
+    for axes in (1, 2, 3)
+    for overload in ("default", "vec")
+}
+"""Those that choose by sizes alone: no rounding of what they read changes which pixels they take."""
+
 NODES: Mapping[Any, Callable[[Mapping[str, Any]], _Seen | None]] = {
     **{
         getattr(getattr(aten, name), overload): _compared(op)
@@ -181,12 +189,7 @@ NODES: Mapping[Any, Callable[[Mapping[str, Any]], _Seen | None]] = {
     aten.fake_quantize_per_tensor_affine.default: _fake_quantized,
     aten.fake_quantize_per_tensor_affine.tensor_qparams: _fake_quantized,
     aten.fake_quantize_per_channel_affine.default: _fake_quantized,
-    **{
-        getattr(getattr(aten, name.format(axes)), overload): _resized(mode, axes)
-        for mode, name in (("nearest", "upsample_nearest{}d"), ("exact", "_upsample_nearest_exact{}d"))
-        for axes in (1, 2, 3)
-        for overload in ("default", "vec")
-    },
+    **PIXELS,
     aten.fmod.Tensor: _remained(1),
     aten.fmod.Scalar: _remained(1),
     aten.remainder.Tensor: _remained(0),

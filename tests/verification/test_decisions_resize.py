@@ -144,3 +144,43 @@ def test_no_size_is_refused(length: int, tmp_path: Path) -> None:
         settings = (FLOOR, CEIL, HALF, CORNERS, {"nearest_mode": "round_prefer_ceil"})[number]
         found = pipeline.verify(file(tmp_path / "m.onnx", length, out, **settings))
         assert found.verdict is Status.PASS, (out, [edge.reason for edge in found.edges])
+
+
+CHOOSING = {
+    "Resize": make_node("Resize", ["c", "", "scales"], ["r"], mode="nearest", **HALF),
+    "ThresholdedRelu": make_node("ThresholdedRelu", ["c"], ["r"], alpha=0.5),
+    "Shrink": make_node("Shrink", ["c"], ["r"], lambd=0.25, bias=0.5),
+    "Mod": make_node("Mod", ["c", "scale"], ["r"], fmod=1),
+}
+
+
+@pytest.mark.parametrize("op", CHOOSING)
+def test_a_choice_in_a_body_that_rounding_leaves_alone_hides_no_fault(
+    op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = onnx.load(file(tmp_path / "m.onnx", 6, 9, scale=1.5, **HALF))
+    del source.graph.node[-1]
+    source.graph.output[0].CopyFrom(make_tensor_value_info("y", TensorProto.FLOAT, None))
+    end = make_tensor_value_info("r", TensorProto.FLOAT, None)
+    held = [onnx.numpy_helper.from_array(np.float32(v), k) for k, v in (("zero", 0), ("scale", 0.75))]
+    body = make_graph([CHOOSING[op]], "body", [], [end])
+    other = make_graph([CHOOSING[op], make_node("Neg", ["r"], ["s"])], "other", [], [end])
+    other.output[0].name = "s"
+    source.graph.initializer.extend(held)
+    source.graph.node.extend(
+        [
+            make_node("ReduceMean", ["c"], ["mean"], keepdims=0),
+            make_node("Greater", ["mean", "zero"], ["flag"]),
+            make_node("If", ["flag"], ["y"], then_branch=body, else_branch=other),
+        ]
+    )
+    onnx.save(source, tmp_path / "if.onnx")
+    assert export(tmp_path / "if.onnx").status is Status.PASS
+    run = Session.run
+
+    def changed(self: Session, *args: Any, **settings: Any) -> dict[str, np.ndarray]:
+        return {k: v * np.float32(1.001) if k == "y" else v for k, v in run(self, *args, **settings).items()}
+
+    monkeypatch.setattr(Session, "run", changed)
+    found = export(tmp_path / "if.onnx")
+    assert found.status is Status.FAIL, found.reason
