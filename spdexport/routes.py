@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from spdexport import __version__
-from spdexport.content import content_hash
 from spdexport.errors import UsageError
 from spdexport.files.sniff import FileKind, sniff
-from spdexport.model_files import write_metadata
+from spdexport.lowered_route import LoweredRoute
 from spdexport.ort.installed import require_torch
-from spdexport.ranges import ranges_json
+from spdexport.route_metadata import write_route_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,10 +23,12 @@ if TYPE_CHECKING:
     from spdexport.dense_export import DenseExport
     from spdexport.export import Exported
     from spdexport.forms import Form
+    from spdexport.loading.model import ExampleInputs
     from spdexport.loading.source import Source
     from spdexport.onnx_prepare import PreparedOnnx
     from spdexport.options import Options
     from spdexport.planning import Plan
+    from spdexport.precision import Precision
     from spdexport.prepare import Prepared
     from spdexport.ranges import Ranges
     from spdexport.rewrite.onnx_trim import Trimmed, Trimming
@@ -64,6 +64,10 @@ class Route(Protocol):
     def external_from(self) -> int | None:
         """As ``write_onnx`` has it: from how many bytes on weights go to a file of their own."""
 
+    @property
+    def precision(self) -> Precision | None:
+        """How the file's numbers are stored; None for as the source has them."""
+
     def program(self) -> ExportedProgram:
         """The factorized program of torch."""
 
@@ -72,6 +76,12 @@ class Route(Protocol):
 
     def model(self) -> ir.Model:
         """The factorized ONNX model, with metadata."""
+
+    def dense(self) -> ir.Model:
+        """The ONNX graph of the source itself."""
+
+    def subject_inputs(self) -> tuple[ExampleInputs | None, bool]:
+        """The example inputs that a file is checked on, and whether their values are the user's own."""
 
     @property
     def trimming(self) -> Trimming | None:
@@ -101,13 +111,32 @@ def is_onnx(source: Source) -> bool:
 
 
 def find_route(
-    source: Source, options: Options, progress: Callable[[str], None], *, shapes: Sequence[str] = ()
+    source: Source,
+    options: Options,
+    progress: Callable[[str], None],
+    *,
+    shapes: Sequence[str] = (),
+    precision: Precision | None = None,
 ) -> Route:
-    """Read a source of either kind and decide about its layers; ``shapes`` are as ``prepare`` has them.
+    """Read a source of either kind and decide about its layers.
+
+    Args:
+        source: The source.
+        options: How; a plan among them may tell a precision.
+        progress: Told what is being done.
+        shapes: As ``prepare`` has them.
+        precision: How the file's numbers are stored; None for what the plan says, or else as the source has them.
 
     Raises:
         UsageError, InputError, CaptureError: As ``prepare`` and ``prepare_onnx`` do.
     """
+    route = _plain_route(source, options, progress, shapes)
+    if precision is None and options.plan is not None:
+        precision = options.plan.precision
+    return route if precision is None else LoweredRoute(route, precision)
+
+
+def _plain_route(source: Source, options: Options, progress: Callable[[str], None], shapes: Sequence[str]) -> Route:
     if is_onnx(source):
         from spdexport.onnx_prepare import prepare_onnx
 
@@ -140,29 +169,11 @@ def _told(trimmed: Trimmed | None) -> Trimming | None:
     return None if trimmed is None else trimmed.trimming
 
 
-def _write_metadata(
-    model: ir.Model, prepared: Decided, options: Options, trimming: Trimming | None, source: str
-) -> None:
-    entries: dict[str, Any] = {
-        "content": content_hash(model),
-        "version": __version__,
-        "options": options.recorded(),
-        "plan": prepared.plan.as_json(),
-        "sha256": dict(prepared.hashes),
-        "components": prepared.components,
-        "source": source,
-    }
-    if prepared.ranges:
-        entries["ranges"] = ranges_json(prepared.ranges)
-    if trimming is not None:
-        entries["trimming"] = trimming.as_json()
-    write_metadata(model, entries)
-
-
 class TorchRoute:
     """Through a traced program and torch's exporter."""
 
     external_from = None
+    precision = None
 
     def __init__(self, prepared: Prepared, options: Options) -> None:
         self.prepared = prepared
@@ -181,8 +192,16 @@ class TorchRoute:
     def model(self) -> ir.Model:
         """The factorized ONNX model, with metadata."""
         model = self._exported if self._trimmed is None else self._trimmed.model
-        _write_metadata(model, self.prepared, self._options, self.trimming, "torch")
+        write_route_metadata(model, self.prepared, self._options, self.trimming, "torch")
         return model
+
+    def dense(self) -> ir.Model:
+        """The plain export of the source."""
+        return self._dense.model(())
+
+    def subject_inputs(self) -> tuple[ExampleInputs | None, bool]:
+        """Those that the model was traced with."""
+        return self.prepared.captured.inputs, self.prepared.own_inputs
 
     @property
     def trimming(self) -> Trimming | None:
@@ -299,6 +318,8 @@ class TorchRoute:
 class OnnxRoute:
     """Within the graph of an ONNX file."""
 
+    precision = None
+
     def __init__(self, prepared: PreparedOnnx, options: Options) -> None:
         self.prepared = prepared
         self._options = options
@@ -319,8 +340,16 @@ class OnnxRoute:
     def model(self) -> ir.Model:
         """The factorized model, with metadata."""
         model = self._whole if self._trimmed is None else self._trimmed.model
-        _write_metadata(model, self.prepared, self._options, self.trimming, "onnx")
+        write_route_metadata(model, self.prepared, self._options, self.trimming, "onnx")
         return model
+
+    def dense(self) -> ir.Model:
+        """The source's graph, as it was read."""
+        return self.prepared.model
+
+    def subject_inputs(self) -> tuple[ExampleInputs | None, bool]:
+        """The user's."""
+        return self.prepared.inputs, self._options.own_inputs
 
     @property
     def trimming(self) -> Trimming | None:
