@@ -2,7 +2,8 @@
 
 Values between operators get 8 bits with a zero point, weights one step for each output channel and no zero point. Of
 their 8 bits weights use 7: without VNNI, x86 kernels add pairs of products in 16 bits, where 255 * 127 * 2 is too much
-and 255 * 64 * 2 is not. So the file gives the same on every CPU, and what it says is what is computed.
+and 255 * 64 * 2 is not. So the file gives the same on every CPU, and what it says is what is computed. Batch norm
+behind a convolution is folded into it first: to the quantizer they are two layers.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from spdexport.files.reading import first_line
 from spdexport.files.scratch import scratch_folder, writing_scratch
 from spdexport.precision.unstorable import Unstorable, in_memory
 from spdexport.quiet import quiet
+from spdexport.rewrite.onnx_norms import fold_norms
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -95,7 +97,7 @@ def quantized(model: ir.Model, precision: Precision) -> ir.Model:
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
     proto = _inferred(model)
-    told = {value.name for value in ir.to_proto(model).graph.value_info}
+    source = ir.to_proto(model)
     data = {name: tuple(np.array(end, np.float32) for end in ends) for name, ends in precision.ranges.items()}
     with quiet():
         try:
@@ -114,14 +116,15 @@ def quantized(model: ir.Model, precision: Precision) -> ir.Model:
         # The quantizer raises whatever it trips over.
         except Exception as error:
             raise Unstorable(f"ONNX Runtime's quantizer does not take the model: {first_line(error)}") from error
-    producer = ir.to_proto(model)
-    made.producer_name, made.producer_version = producer.producer_name, producer.producer_version
+    made.producer_name, made.producer_version = source.producer_name, source.producer_version
     # What shape inference noted on the way is that of this run's onnx.
+    told = {value.name for value in source.graph.value_info}
     kept = [value for value in made.graph.value_info if value.name in told]
-    del made.graph.value_info[:]
-    made.graph.value_info.extend(kept)
+    for field, values in (("value_info", kept), ("output", source.graph.output)):
+        del getattr(made.graph, field)[:]
+        getattr(made.graph, field).extend(values)
     del made.metadata_props[:]
-    made.metadata_props.extend(producer.metadata_props)
+    made.metadata_props.extend(source.metadata_props)
     if not any(node.op_type == "QuantizeLinear" for node in made.graph.node):
         raise Unstorable("it has no layer that ONNX Runtime's quantizer takes")
     found: ir.Model = ir.from_proto(made)
@@ -131,7 +134,7 @@ def quantized(model: ir.Model, precision: Precision) -> ir.Model:
 
 def _inferred(model: ir.Model) -> onnx.ModelProto:
     """The model with the types of all values, and with names of nodes, by which the quantizer knows them."""
-    proto = in_memory(model, "the quantizer")
+    proto = in_memory(fold_norms(model), "the quantizer")
     for index, node in enumerate(proto.graph.node):
         node.name = node.name or f"node_{index}"
     try:

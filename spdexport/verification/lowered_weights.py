@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from spdexport.names import count
 from spdexport.precision import Storage, Unstorable, lowered
+from spdexport.rewrite.onnx_norms import fold_norms
 from spdexport.verification.layers import layer_at, layer_of
 from spdexport.verification.result import EdgeResult, Status
 from spdexport.verification.taken_back import DEQUANTIZE, QUANTIZE, partner, taken_back
@@ -54,6 +55,10 @@ def compare_lowered(file: ir.Model, plain: ir.Model, precision: Precision) -> Ed
         )
     copy = file.clone()
     is_eight = precision.storage is Storage.INT8
+    if is_eight:
+        whole, plain = plain, fold_norms(plain)
+        if plain is not whole and (folded := compare_weights(plain, whole).edge).status is Status.FAIL:
+            return folded
     fault = _integers(copy, plain) if is_eight else _halves(copy, plain)
     fault = fault or _missing(copy, right) or _steps(copy, right)
     if fault is not None:
