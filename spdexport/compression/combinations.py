@@ -113,7 +113,8 @@ class Combining:
         why = None
         try:
             alone, lowering = self._alone(lowering)
-            rows += [alone, *self._both(lowering, alone)]
+            rows.append(alone)
+            rows += self._both(lowering, alone)
         except Unstorable as error:
             why = f"the model cannot be stored as {lowering.storage}: {error}"
         return self._best(rows, why)

@@ -99,6 +99,9 @@ def summary(found: Searched) -> list[str]:
 def _reached(found: Searched) -> float | None:
     """What the choice costs by what the budget limits; None for a budget of loss."""
     chosen = found.chosen
+    taken = next((row for row in found.combinations if row.chosen), None)
+    if found.budget.cost is CostKind.SIZE and taken is not None:
+        return taken.size
     if chosen is None or found.budget.cost is None:
         return None
     match found.budget.cost:

@@ -6,14 +6,25 @@ import compress_nets as nets
 import numpy as np
 import onnx
 import pytest
+import torch
 from cli_command import spdexport as command
 from onnx import numpy_helper
 from test_compress import factory, outputs, top1
 
 import spdexport
+from spdexport.compression import combinations
 from spdexport.errors import UsageError
+from spdexport.report.compression import headline
 
 SAMPLES = 1200
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_times():
+    """Times are measured all the same, in fewer pairs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(combinations, "SECONDS", 0.2)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +121,6 @@ def test_what_does_not_keep_the_budget_in_eight_bits_stays_in_float32(data, tmp_
     assert "int8 does not keep the budget" in found.search.not_lowered
     assert not rows(found)["int8"].accepted
     assert not any(array.dtype == np.int8 for array in stored(tmp_path / "f.onnx").values())
-    from spdexport.report.compression import headline
-
     assert any("stays in float32" in line for line in headline(found.search))
 
 
@@ -156,8 +165,6 @@ def test_half_precision_is_within_the_budget_and_no_faster_on_a_cpu(data, tmp_pa
     assert {a.dtype for a in floats} == {np.dtype(np.float16)}
     x = nets.images(64, seed=5)
     dense = nets.Full()
-    import torch
-
     with torch.no_grad():
         want = dense(torch.from_numpy(x)).numpy()
     assert np.linalg.norm(outputs(tmp_path / "h.onnx", x) - want) < 0.06 * np.linalg.norm(want)
