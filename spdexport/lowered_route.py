@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from spdexport.loading.model import ExampleInputs
     from spdexport.precision import Precision
     from spdexport.rewrite.onnx_trim import Trimming
-    from spdexport.routes import Decided, Route
+    from spdexport.route import Decided, Route
     from spdexport.verification.check import Check
     from spdexport.verification.result import Verification
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from spdexport.options import Options
     from spdexport.rewrite.onnx_trim import Trimming
-    from spdexport.routes import Decided, Route
+    from spdexport.route import Decided, Route
 
 
 def write_route_metadata(

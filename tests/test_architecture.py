@@ -30,7 +30,7 @@ LAYERS = (
     # What is concluded, told and asked.
     ("verification",),
     ("onnx_prepare", "recorded"),
-    ("routes", "lowered_route", "route_metadata"),
+    ("route", "routes", "lowered_route", "route_metadata"),
     ("pipeline",),
     ("ablation", "compression", "folding", "importance", "measuring"),
     ("report",),
