@@ -147,9 +147,23 @@ class Combining:
         if budget.cost is CostKind.LATENCY:
             trial = search.at_time(budget.limit, lowering)
         elif budget.cost is CostKind.SIZE:
-            # In fewer bits as many more numbers fit into the same size.
-            trial = search.at_share(budget.limit / alone.size) if alone.size > budget.limit else None
+            return [] if alone.size <= budget.limit else [self._timed(self._of_size(lowering, alone.size))]
         return [] if trial is None else [self._row(trial, lowering)]
+
+    def _of_size(self, lowering: Lowering, size: float) -> Combined:
+        """The choice whose file is of the size that is asked for, where all layers in fewer bits have ``size``.
+
+        In fewer bits as many more numbers fit; the graph itself takes some bytes, of which choices do not know.
+        """
+        limit = self._budget.limit
+        share = limit / size
+        row = self._judged(self._search.at_share(share), lowering)
+        for _ in range(SIZES):
+            if row.size <= limit:
+                break
+            share *= limit / row.size
+            row = self._judged(self._search.at_share(share), lowering)
+        return row
 
     def _row(self, trial: Trial | None, lowering: Lowering | None) -> Combined:
         return self._timed(self._judged(trial, lowering))
@@ -201,7 +215,8 @@ class Combining:
         taken = min(kept, key=self._rank, default=None)
         if taken is None and self._budget.cost is not None:
             # Nothing costs as little as was asked for: the cheapest, as without fewer bits.
-            taken = min(rows, key=_time, default=None)
+            by_size = self._budget.cost is CostKind.SIZE
+            taken = min(rows, key=lambda row: row.size if by_size else _time(row), default=None)
         return Combinations(rows=tuple(rows), taken=taken, refused=refused)
 
     def _rank(self, row: Combined) -> float:
@@ -209,6 +224,9 @@ class Combining:
             return row.lost.value
         return row.size if self._objective is Objective.PARAMS else _time(row)
 
+
+SIZES = 3
+"""How often a choice is looked for again whose file is larger than was asked for."""
 
 SLACK = 0.02
 """Of a size: names and the graph itself take some bytes, of which no choice of forms knows."""
