@@ -19,7 +19,6 @@ from spdexport.model_files import older_data, save_program, write_onnx
 from spdexport.options import Options, OptionsDict
 from spdexport.ort.installed import has_torch, require_torch, versions
 from spdexport.overwriting import check_overwriting, output_paths
-from spdexport.planning import as_file
 from spdexport.recorded import (
     as_recorded,
     blaming,
@@ -29,12 +28,13 @@ from spdexport.recorded import (
     read_record,
     taken_note,
 )
-from spdexport.route_metadata import planned
+from spdexport.route_metadata import plan_text
 from spdexport.routes import find_route, is_onnx, no_program
 from spdexport.steps import Remark
 from spdexport.verification.alone import verify_files
 from spdexport.verification.check import Check, Progress
-from spdexport.verification.file_inputs import GivenArrays, input_shapes, read_arrays
+from spdexport.verification.file_inputs import GivenArrays, read_arrays
+from spdexport.verification.ports import input_shapes
 from spdexport.verification.result import Status, Verification
 from spdexport.worth import costs_more
 
@@ -178,7 +178,7 @@ def convert(
         route = find_route(source, chosen, progress, precision=precision)
         if plan_file:
             with writing(plan_file.final):
-                plan_file.path.write_text(as_file(planned(route)), encoding="utf-8")
+                plan_file.path.write_text(plan_text(route), encoding="utf-8")
         if warning := costs_more(route.prepared.plan, route.prepared.components, chosen):
             progress(Remark(warning))
         if not dry_run:

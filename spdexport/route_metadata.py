@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from spdexport import __version__
 from spdexport.content import content_hash
 from spdexport.model_files import write_metadata
+from spdexport.planning import as_file
 from spdexport.ranges import ranges_json
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def write_route_metadata(
     write_metadata(model, entries)
 
 
-def planned(route: Route) -> dict[str, Any]:
-    """Return what a plan file holds: the decisions, and how numbers are stored where the source has them otherwise."""
+def plan_text(route: Route) -> str:
+    """Return the text of a plan file: the decisions, and how numbers are stored where the source has them otherwise."""
     plan = route.prepared.plan.as_json()
-    return plan if route.precision is None else {**plan, "precision": route.precision.as_json()}
+    return as_file(plan if route.precision is None else {**plan, "precision": route.precision.as_json()})

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from spdexport.files.reading import first_line
+from spdexport.errors import first_line
 from spdexport.files.scratch import scratch_folder, writing_scratch
 from spdexport.precision.unstorable import Unstorable, in_memory
 from spdexport.quiet import quiet

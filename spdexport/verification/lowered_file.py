@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from spdexport.loading.model import ExampleInputs
     from spdexport.precision import Precision
     from spdexport.verification.check import Check
-    from spdexport.verification.file_inputs import FileCase
+    from spdexport.verification.ports import FileCase
     from spdexport.verification.trial import Trial
 
 
