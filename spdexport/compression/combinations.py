@@ -159,9 +159,11 @@ class Combining:
         share = limit / size
         row = self._judged(self._search.at_share(share), lowering)
         for _ in range(SIZES):
-            if row.size <= limit:
+            if row.size <= limit or share >= 1:
                 break
-            share *= limit / row.size
+            # On the line through this choice and all layers, and a little below.
+            slope = max((size - row.size) / (1 - share), limit)
+            share = max(share - BELOW * (row.size - limit) / slope, share / 2)
             row = self._judged(self._search.at_share(share), lowering)
         return row
 
@@ -227,6 +229,9 @@ class Combining:
 
 SIZES = 3
 """How often a choice is looked for again whose file is larger than was asked for."""
+
+BELOW = 1.2
+"""By how much more than the line says a choice is made smaller: the choices are not dense."""
 
 SLACK = 0.02
 """Of a size: names and the graph itself take some bytes, of which no choice of forms knows."""
