@@ -138,7 +138,7 @@ def ablate(
     )
     progress("loading")
     model = load_onnx(path)
-    masks = _masks(model, path)
+    masks = runtime_masks(model, path)
     name = _output(model, output)
     components = {mask.layer: mask.channels for mask in masks.values()}
     active = read_active(model, components)
@@ -147,7 +147,7 @@ def ablate(
     live = [i for i, one in enumerate(wanted) if any(start[x][list(c)].any() for x, c in one.members.items())]
     data = open_data(inputs)
     own = [port for port in input_ports(model) if not port.name.startswith(BESIDE)]
-    runner = MaskedRuns(_opened(path, settings), masks, name, start, Bounded(path), keep=keep, rows=rows)
+    runner = MaskedRuns(opened(path, settings), masks, name, start, Bounded(path), keep=keep, rows=rows)
     running = Running(len(live))
     done = 0
     for batch in data.batches(min(rows, 256)):
@@ -178,7 +178,12 @@ def ablate(
     )
 
 
-def _opened(path: Path, settings: SessionSettings) -> Session:
+def opened(path: Path, settings: SessionSettings) -> Session:
+    """Return a session of a file.
+
+    Raises:
+        SourceError: ONNX Runtime does not load it.
+    """
     try:
         return open_session(path, settings)
     except RuntimeFailure as failure:
@@ -187,8 +192,8 @@ def _opened(path: Path, settings: SessionSettings) -> Session:
         ) from failure
 
 
-def _masks(model: ir.Model, path: Path) -> dict[str, RuntimeMask]:
-    """The run-time masks by the names of their inputs.
+def runtime_masks(model: ir.Model, path: Path) -> dict[str, RuntimeMask]:
+    """Return the run-time masks of a file by the names of their inputs.
 
     Raises:
         SourceError: There are none.

@@ -1,0 +1,213 @@
+"""From a source to a file that is watched: it has run-time masks, and gives activations and importances out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spdexport.ablation.masked_runs import BESIDE
+from spdexport.atlases.observed import Factorized, masked_layers, read_factorized, with_masks
+from spdexport.errors import ComponentsError, SourceError, UsageError
+from spdexport.files.atomic import pending
+from spdexport.files.hashing import sha256_file
+from spdexport.files.onnx_reading import load_onnx
+from spdexport.model_files import read_metadata, write_onnx
+from spdexport.onnx_prepare import value_sizes
+from spdexport.options import Options
+from spdexport.ort.installed import require_torch
+from spdexport.pipeline import convert
+from spdexport.routes import is_onnx
+from spdexport.verification.file_inputs import Port, input_ports
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import onnx_ir as ir
+
+    from spdexport.conv import Array
+    from spdexport.loading.source import Source
+    from spdexport.options import OptionsDict
+    from spdexport.sources.components import ComponentSet
+
+DECIDED = (
+    "activation_outputs", "gate_outputs", "gate_threshold", "gates", "keep_masks", "lane_width", "mask_inputs",
+    "optimize_for", "plan", "runtime_delta_masks", "runtime_masks", "runtime_masks_per_location", "runtime_routing",
+    "target",
+)  # fmt: skip
+"""Options of ``convert`` that an atlas decides itself, or has no use for."""
+
+MAKES_COMPONENTS = ("components", "form", "rank", "energy", "max_error")
+"""Options of which one has to be given where the source has no components of its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Subject:
+    """A file to be watched.
+
+    Attributes:
+        path: The file: with an input ``mask/<layer>`` and an output ``activation/<layer>`` for every layer, and an
+            output ``ci/<layer>`` where there are importances.
+        layers: Its layers.
+        ports: The inputs that the model itself has.
+        hashes: SHA-256 of what it was made of, by name.
+        notes: What the user should know.
+    """
+
+    path: Path
+    layers: tuple[Factorized, ...]
+    ports: tuple[Port, ...]
+    hashes: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch of a file that takes no other; None where it may change."""
+        sizes = [port.shape[0] for port in self.ports if port.shape]
+        return sizes[0] if sizes and isinstance(sizes[0], int) else None
+
+
+def check_options(options: OptionsDict) -> None:
+    """Refuse options that an atlas has no use for.
+
+    Raises:
+        UsageError: One of them is given, or another form than the factorized one, which alone has components.
+    """
+    name = next((name for name in DECIDED if name in options), None)
+    if name is not None:
+        raise UsageError(
+            "The atlas decides that itself.",
+            where=f"--{name.replace('_', '-')}",
+            hint="Leave the option out; a file that was converted so can be the source.",
+        )
+    if options.get("form", "factorized") != "factorized":
+        raise UsageError(
+            f"The {options['form']} form has no components to show.",
+            where=f"--form {options['form']}",
+            hint="Give --form factorized, or --components with an SPD run.",
+        )
+
+
+def make_subject(
+    source: Source,
+    options: OptionsDict,
+    example: Mapping[str, Array],
+    origin: str,
+    folder: Path,
+    progress: Callable[[str], None],
+) -> Subject:
+    """Make the file that is watched, in a folder that does not last, or take the source itself where it is one.
+
+    Args:
+        source: As for ``convert``.
+        options: As for ``convert``, those of ``DECIDED`` left out.
+        example: A few samples, with which a torch model is traced.
+        origin: Where they are from, for messages.
+        folder: Where files may be written.
+        progress: Told what is being done.
+
+    Raises:
+        UsageError: Options that do not go together, or have no use here.
+        ComponentsError: The source has no components, and no option makes some.
+        InputError: A file that cannot be used.
+        ModelError: The model cannot be traced or exported.
+    """
+    if not is_onnx(source):
+        return _of_torch(source, options, example, origin, folder, progress)
+    path = Path(str(source))
+    progress("loading")
+    model = load_onnx(path)
+    changed = with_masks(model)
+    if masked_layers(changed):
+        if unused := [name for name in options if name not in ("seed",)]:
+            raise UsageError(
+                f"{path.name} has components of its own.",
+                where=f"--{unused[0].replace('_', '-')}",
+                hint="Leave the option out, or give the dense model as the source.",
+            )
+        hashes = {path.name: sha256_file(path)}
+        if masked_layers(changed) == masked_layers(model):
+            return _subject(path, model, hashes, ())
+        return _subject(_written(changed, folder), changed, hashes, ())
+    if read_metadata(model) and not any(options.get(name) for name in ("components", "form", "rank")):
+        raise SourceError(
+            "The file was converted, and its layers have no components: they are of a form without, or folded.",
+            where=str(path),
+            hint="Convert the model with --form factorized, or give the model itself as the source.",
+        )
+    _need_components(options, str(path))
+    made = convert(source, folder / "plain.onnx", verify=False, progress=progress, **options)
+    changed = with_masks(load_onnx(made.outputs[0]))
+    return _subject(_written(changed, folder), changed, made.hashes, made.notes)
+
+
+def _of_torch(
+    source: Source,
+    options: OptionsDict,
+    example: Mapping[str, Array],
+    origin: str,
+    folder: Path,
+    progress: Callable[[str], None],
+) -> Subject:
+    require_torch()
+    from spdexport.loading.inputs import inputs_from_arrays
+    from spdexport.loading.source import load_source
+    from spdexport.prepare import components_of
+
+    if "inputs" not in options and "input_shape" not in options:
+        options = {**options, "inputs": inputs_from_arrays(example, origin)}
+    chosen = Options.of(options)
+    progress("loading")
+    loaded = load_source(
+        source,
+        factory=chosen.factory,
+        trust=chosen.trust,
+        state_key=chosen.state_key,
+        seed=chosen.seed,
+        has_inputs=True,
+    )
+    components = components_of(loaded.components, chosen)
+    if components is None:
+        _need_components(options, str(loaded.path or "the source"))
+    watched: dict[str, Any] = {"runtime_masks": ("all",), "activation_outputs": True}
+    notes = []
+    if components is not None and components.no_gates is None and len(components.gates):
+        watched |= {"gates": "exact", "gate_outputs": True}
+    elif components is not None:
+        notes.append(f"there are no causal importances: {_why(components)}")
+    made = convert(source, folder / "watched.onnx", verify=False, progress=progress, **{**options, **watched})  # type: ignore[arg-type]
+    model = load_onnx(made.outputs[0])
+    hashes = {name: value for name, value in made.hashes.items() if name not in {p.name for p in made.outputs}}
+    return _subject(made.outputs[0], model, hashes, (*made.notes, *notes))
+
+
+def _why(components: ComponentSet) -> str:
+    return components.no_gates or "the components come without functions for them"
+
+
+def _need_components(options: OptionsDict, where: str) -> None:
+    if not any(options.get(name) for name in MAKES_COMPONENTS):
+        raise ComponentsError(
+            "The source has no components of its own.",
+            where=where,
+            hint="Give --components RUN, or --form factorized for those of the SVD, with --rank N for the first N.",
+        )
+
+
+def _written(model: ir.Model, folder: Path) -> Path:
+    path = folder / "masked.onnx"
+    with pending(path, durable=False) as file:
+        write_onnx(model, file)
+    return path
+
+
+def _subject(path: Path, model: ir.Model, hashes: Mapping[str, str], notes: tuple[str, ...]) -> Subject:
+    layers = read_factorized(model, value_sizes(model, None))
+    if not layers:
+        raise ComponentsError(
+            "No layer of the model has components.",
+            where=str(path.name),
+            hint="Look at the layers with spdexport inspect; --form factorized makes components of the SVD.",
+        )
+    ports = tuple(port for port in input_ports(model) if not port.name.startswith(BESIDE))
+    return Subject(path=path, layers=layers, ports=ports, hashes=hashes, notes=notes)
