@@ -1,6 +1,6 @@
 """Two ways through the data: statistics of all components, then the samples that are shown.
 
-How often components without importances fire is told by their greatest activation, so that it is counted the second time.
+How often components without importances fire is told by their greatest activation, and so counted the second time.
 """
 
 from __future__ import annotations

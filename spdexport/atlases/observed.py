@@ -119,6 +119,8 @@ def _stage(node: ir.Node | None) -> ReadStage[ir.Node, ir.Value] | None:
 
 def _is_first(node: ir.Node | None) -> bool:
     """Whether a node may be V: a layer, or a lookup in a table of weights."""
+    if node is None:
+        return False
     return _stage(node) is not None or (is_operator(node, "Gather") and constant(node.inputs[0]) is not None)
 
 
@@ -189,7 +191,7 @@ def _before(value: ir.Value | None) -> Iterator[ir.Value]:
     while value is not None:
         yield value
         node = value.producer()
-        value = node.inputs[0] if is_operator(node, *_FLATTENING) else None  # type: ignore[union-attr]
+        value = node.inputs[0] if node is not None and is_operator(node, *_FLATTENING) else None
 
 
 def _mask(graph: ir.Graph, layer: str, first: ir.Node) -> None:

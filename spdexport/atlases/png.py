@@ -1,7 +1,7 @@
 """PNG files of a few colours, with what Python itself brings.
 
 The format is that of the PNG specification (third edition, W3C 2025): a signature, then chunks of length, kind, data
-and CRC-32. The image data are rows, each behind a byte that says how it is filtered (0: not at all), deflated as a whole.
+and CRC-32. The image data are rows, each behind a byte that says how it is filtered (0: not at all), all deflated.
 """
 
 from __future__ import annotations

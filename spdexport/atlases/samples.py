@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,13 +11,13 @@ import numpy as np
 from spdexport.errors import ExampleInputError, UsageError
 from spdexport.files.batches import DataSet, filled, named_batches, open_data
 from spdexport.verification.data_feeds import data_feeds
+from spdexport.verification.file_inputs import Port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from spdexport.conv import Array, FloatArray
     from spdexport.files.batches import Data
-    from spdexport.verification.file_inputs import Port
 
 SMALLEST_IMAGE = 4
 """Pixels each way: what is smaller is no image."""
@@ -85,6 +85,15 @@ class Samples:
         """
         for batch in self.batches(fixed or size):
             found = data_feeds(ports, batch, self.origin)
+            for port in ports:
+                has = Port(name=port.name, dtype=found[port.name].dtype, shape=found[port.name].shape)
+                # The batch is as large as it is.
+                if port.shape and port.conflicts(replace(has, shape=(port.shape[0], *(has.shape or ())[1:]))):
+                    raise ExampleInputError(
+                        f"The data have {has.describe()}.",
+                        where=self.origin,
+                        hint=f"The model takes {port.describe()}.",
+                    )
             if not all(np.isfinite(array).all() for array in found.values() if array.dtype.kind == "f"):
                 raise ExampleInputError(
                     "The data hold NaN or infinity.", where=self.origin, hint="Mend or remove these samples."

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from spdexport.conv import Array
     from spdexport.loading.source import Source
     from spdexport.options import OptionsDict
+    from spdexport.pipeline import Conversion
     from spdexport.sources.components import ComponentSet
 
 DECIDED = (
@@ -37,7 +38,10 @@ DECIDED = (
 )  # fmt: skip
 """Options of ``convert`` that an atlas decides itself, or has no use for."""
 
-MAKES_COMPONENTS = ("components", "form", "rank", "energy", "max_error")
+TRUNCATING = ("rank", "energy", "max_error")
+"""Options that make components of the SVD, of a model's own weights or of what other components make of them."""
+
+MAKES_COMPONENTS = ("components", "form", *TRUNCATING)
 """Options of which one has to be given where the source has no components of its own."""
 
 
@@ -136,9 +140,7 @@ def make_subject(
             hint="Convert the model with --form factorized, or give the model itself as the source.",
         )
     _need_components(options, str(path))
-    made = convert(source, folder / "plain.onnx", verify=False, progress=progress, **options)
-    changed = with_masks(load_onnx(made.outputs[0]))
-    return _subject(_written(changed, folder), changed, made.hashes, made.notes)
+    return _plain(source, options, folder, progress)
 
 
 def _of_torch(
@@ -169,16 +171,29 @@ def _of_torch(
     components = components_of(loaded.components, chosen)
     if components is None:
         _need_components(options, str(loaded.path or "the source"))
+    if any(options.get(name) for name in TRUNCATING):
+        return _plain(source, options, folder, progress)
     watched: dict[str, Any] = {"runtime_masks": ("all",), "activation_outputs": True}
     notes = []
     if components is not None and components.no_gates is None and len(components.gates):
         watched |= {"gates": "exact", "gate_outputs": True}
     elif components is not None:
         notes.append(f"there are no causal importances: {_why(components)}")
-    made = convert(source, folder / "watched.onnx", verify=False, progress=progress, **{**options, **watched})  # type: ignore[arg-type]
+    made = convert(source, folder / "watched.onnx", verify=False, progress=progress, **{**options, **watched})
     model = load_onnx(made.outputs[0])
-    hashes = {name: value for name, value in made.hashes.items() if name not in {p.name for p in made.outputs}}
-    return _subject(made.outputs[0], model, hashes, (*made.notes, *notes))
+    return _subject(made.outputs[0], model, _own(made), (*made.notes, *notes))
+
+
+def _plain(source: Source, options: OptionsDict, folder: Path, progress: Callable[[str], None]) -> Subject:
+    """Convert without anything that is known only at run time, and put the masks into the file."""
+    made = convert(source, folder / "plain.onnx", verify=False, progress=progress, **options)
+    changed = with_masks(load_onnx(made.outputs[0]))
+    return _subject(_written(changed, folder), changed, _own(made), made.notes)
+
+
+def _own(made: Conversion) -> dict[str, str]:
+    """Return the hashes of what was read; what was written does not last."""
+    return {name: value for name, value in made.hashes.items() if name not in {path.name for path in made.outputs}}
 
 
 def _why(components: ComponentSet) -> str:
