@@ -49,10 +49,10 @@ def main() -> None:
     print(
         f"`python benchmarks/atlas.py` on {date.today().isoformat()}, {os.cpu_count()} cores, with "
         + ", ".join(f"{name} {installed[name]}" for name in ("python", "numpy", "torch", "onnxruntime"))
-        + f".\n\n{SAMPLES} images; of the ResNet, whose weights are random, the first {RANK} singular components of each "
-        "layer, and images of smooth noise. Memory is the greatest resident set of the process, all libraries in it.\n"
+        + f".\n\n{SAMPLES} images; of the ResNet, whose weights are random, the first {RANK} singular components "
+        "of each layer, and images of smooth noise. Memory: the most of the process, all libraries in it.\n"
     )
-    print("| what | layers | components | seconds | memory | page |\n|---|---|---|---|---|---|")
+    print("| what | layers | components | seconds | of the processor | memory | page |\n|---|---|---|---|---|---|---|")
     for name, options in ROWS.items():
         if only in name:
             ours, theirs = get_context("spawn").Pipe()
@@ -72,9 +72,10 @@ def measure(answer: Connection, options: dict[str, Any]) -> None:
         start = time.perf_counter()
         found = spdexport.atlas(source, page, data=data, **options, **more)  # type: ignore[arg-type]
         seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    peak, busy = used.ru_maxrss * 1024, used.ru_utime + used.ru_stime
     number = sum(layer.number for layer in found.layers)
-    answer.send(f"{len(found.layers)} | {number} | {seconds:.0f} | {size(peak)} | {size(found.size)}")
+    answer.send(f"{len(found.layers)} | {number} | {seconds:.0f} | {busy:.0f} | {size(peak)} | {size(found.size)}")
 
 
 def resnet() -> tuple[torch.nn.Module, dict[str, Any]]:

@@ -1,8 +1,8 @@
 "use strict";
 // Sorts and filters the cards of an atlas. It knows nothing of what they hold, and a page without it is whole.
-const sections = [...document.querySelectorAll("section.layer")].map((section) => ({
-  section, list: section.querySelector(".cards"), cards: [...section.querySelectorAll(".card")],
-  link: document.querySelector(`nav a[href="#${section.id}"]`),
+const links = document.querySelectorAll("nav li"); // one for each section
+const sections = [...document.querySelectorAll("section.layer")].map((section, i) => ({
+  section, link: links[i], list: section.querySelector(".cards"), cards: [...section.querySelectorAll(".card")],
 }));
 const control = (name) => document.querySelector(`.controls [name=${name}]`);
 const order = control("order"), text = control("filter"), alive = control("alive"), told = document.querySelector(".controls output");
@@ -21,12 +21,12 @@ const filter = () => {
   for (const one of sections) {
     let here = 0;
     for (const card of one.cards) {
-      const said = `${card.id} ${card.textContent}`.toLowerCase();
+      const said = card.textContent.toLowerCase();
       card.hidden = (alive.checked && !("alive" in card.dataset)) || !words.every((word) => said.includes(word));
       here += !card.hidden;
     }
     one.section.hidden = here === 0;
-    if (one.link) one.link.parentElement.hidden = here === 0;
+    one.link.hidden = here === 0;
     shown += here;
   }
   told.textContent = `${shown} of ${total}`;
