@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spdexport.ablation.ablate import opened, runtime_masks
-from spdexport.ablation.masked_runs import MaskedRuns
+from spdexport.ablation.masked_runs import MaskedRuns, opened_file, read_runtime_masks
 from spdexport.atlases.observed import ACTIVATION, IMPORTANCE
 from spdexport.atlases.pictures import as_pixels, smaller
 from spdexport.atlases.samples import ImageRange
@@ -75,10 +74,10 @@ class Watched:
     """
 
     def __init__(self, subject: Subject, threads: int | None = None) -> None:
-        masks = runtime_masks(load_onnx(subject.path), subject.path)
+        masks = read_runtime_masks(load_onnx(subject.path))
         settings = SessionSettings(provider=CPU, optimized=True, purpose=Purpose.DEPLOYMENT, threads=threads)
         start = {mask.layer: np.ones(mask.channels) for mask in masks.values()}
-        session = opened(subject.path, settings)
+        session = opened_file(subject.path, settings)
         self._runs = MaskedRuns(session, masks, "", start, Bounded(subject.path), keep=False, rows=1)
         self._gated = [layer.name for layer in subject.layers if layer.has_importances]
         self._plain = [layer.name for layer in subject.layers]
