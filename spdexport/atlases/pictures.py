@@ -97,7 +97,7 @@ def places_picture(shares: FloatArray) -> Picture:
     rows = shares[None] if shares.ndim == 1 else shares.reshape(-1, shares.shape[-1])
     if rows.shape[0] == 1 and rows.shape[1] > LARGEST // 64:
         rows = _reduced(rows[None])[0]
-    rows = _reduced(rows[None], side=28)[0]
+    rows = _reduced(rows[None], side=32)[0]
     greatest = rows.max(initial=0.0)
     levels = np.rint(rows / greatest * (len(_RISING) - 1)) if greatest > 0 else np.zeros_like(rows)
     return _made(encode_indexed(levels.astype(np.uint8), _RISING), rows.shape)

@@ -51,7 +51,10 @@ class _Page:
         with self.console.capture() as capture:
             self.console.print(what, highlight=False, soft_wrap=not wrap)
         for line in capture.get().splitlines():
-            self.console.out(line.rstrip(), highlight=False)
+            # The styles that rich made codes of are read back: as text, its codes would be shown and not obeyed.
+            styled = Text.from_ansi(line)
+            styled.rstrip()
+            self.console.print(styled, highlight=False, soft_wrap=True)
 
     def line(self, text: str, style: str = "") -> None:
         """A paragraph."""

@@ -102,7 +102,7 @@ def test_places_are_brighter_the_more_samples_fire():
     assert pixels[1, 0] > pixels[0, 1] > pixels[1, 1] > pixels[0, 0]
     assert read_png(places_picture(shares).png)[1, 0, :3].tolist() == [253, 231, 37]
     assert places_picture(np.zeros((4, 4))).width == 4
-    assert places_picture(RANDOM.random((112, 100))).height == 28
+    assert places_picture(RANDOM.random((112, 100))).height == 28  # blocks of 4
     assert (places_picture(RANDOM.random(9)).height, places_picture(RANDOM.random(9)).width) == (1, 9)
 
 
