@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from spdexport.ablation.ablate import Ablations
+    from spdexport.ablation.effects import Effect
     from spdexport.atlases.collect import Collected, Gathered
     from spdexport.atlases.observed import Factorized
     from spdexport.atlases.receptive import Fields
@@ -109,9 +110,10 @@ def build(
         gathered = gather(
             subject, watched, samples, collected, shown=shown, effect_samples=wanted.effect_samples, **shared  # type: ignore[arg-type]
         )  # fmt: skip
-        effects = _effects(subject, gathered, chosen, folder, progress)
+        ablations = _ablations(subject, gathered, chosen, folder, progress)
         fields = _fields(watched, samples, collected, options.get("seed", 0), wanted.batch, subject, progress)
     progress("drawing")
+    effects = {} if ablations is None else {one.components.name: one.effect for one in ablations.found}
     layers = tuple(
         _layer(
             layer,
@@ -124,15 +126,14 @@ def build(
         for layer in subject.layers
     )
     thumbnails, note = _thumbnails(layers, gathered.images, wanted.max_size)
-    found = next(iter(effects.values()), None)
     return Atlas(
         name=_name(source, options),
         layers=layers,
         samples=collected.samples,
         threshold=wanted.threshold,
-        output=None if found is None else found.output,
-        baseline=None if found is None else found.baseline,
-        effect_samples=0 if found is None else found.samples,
+        output=None if ablations is None else ablations.output,
+        baseline=None if ablations is None else ablations.baseline,
+        effect_samples=0 if ablations is None else ablations.samples,
         thumbnails=thumbnails,
         image=None if collected.image is None else collected.image.shape[1:],
         outputs=(),
@@ -157,19 +158,18 @@ def _chosen(found: Statistics, most: int) -> Array:
     return np.argsort(-importance, kind="stable")[:most]
 
 
-def _effects(
+def _ablations(
     subject: Subject, gathered: Gathered, chosen: Mapping[str, Array], folder: Path, progress: Callable[[str], None]
-) -> dict[str, Ablations]:
-    """Remove each component that is shown, by itself; by layer, or empty where that is not wanted."""
+) -> Ablations | None:
+    """Remove each component that is shown, by itself; None where that is not wanted."""
     if gathered.feeds is None:
-        return {}
+        return None
     names = [f"{layer}:{int(index)}" for layer, rows in chosen.items() for index in rows]
     data, sets = folder / "effects.npz", folder / "sets.json"
     with writing_scratch(data):
         np.savez(data, **gathered.feeds)  # type: ignore[arg-type]
         sets.write_text(json.dumps({"sets": {name: [name] for name in names}}), encoding="utf-8")
-    found = ablate(subject.path, inputs=data, sets=sets, rows=subject.fixed_batch or ROWS, progress=progress)
-    return dict.fromkeys(chosen, found)
+    return ablate(subject.path, inputs=data, sets=sets, rows=subject.fixed_batch or ROWS, progress=progress)
 
 
 def _fields(
@@ -202,11 +202,9 @@ def _layer(
     chosen: Array,
     found: Statistics,
     firing: Firing,
-    effects: Mapping[str, Ablations],
+    effects: Mapping[str, Effect | None],
     fields: Fields | None,
 ) -> AtlasLayer:
-    measured = effects.get(layer.name)
-    known = {} if measured is None else {one.components.name: one.effect for one in measured.found}
     components = []
     for index in map(int, chosen):
         written = layer.writes[:, index]
@@ -219,7 +217,7 @@ def _layer(
                 mean_activation=float(found.mean_activation[index]),
                 firing=float(firing.density[index]),
                 most=float(firing.map[index].max(initial=0.0)),
-                effect=known.get(f"{layer.name}:{index}"),
+                effect=effects.get(f"{layer.name}:{index}"),
                 outputs=tuple((int(c), float(written[c])) for c in channels if written[c]),
                 reads=weights_picture(layer.weights[index]),
                 fires=places_picture(firing.map[index]) if firing.map[index].size > 1 else None,

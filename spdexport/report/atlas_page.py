@@ -24,7 +24,6 @@ WEIGHTS_SIZE, PLACES_SIZE = 104, 84
 def to_page(result: Atlas) -> str:
     """Return an atlas as one HTML page, which loads nothing."""
     environment = page_environment(CARDS)
-    # The greatest of all: what is rare in one layer is rare in another.
     return environment.get_template("atlas.html.jinja").render(_values(result))
 
 

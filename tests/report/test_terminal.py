@@ -30,8 +30,8 @@ def test_a_terminal_gets_styles_and_what_commands_it_in_names_is_shown():
     console = SafeConsole(file=file, width=80, force_terminal=True, color_system="standard")
     show(conversion(layer("conv1"), layer("evil\x1b[2J")), console=console)
     text = file.getvalue()
-    assert "\x1b[1m" in text  # headings
-    assert "\\x1b[1m" not in text
+    assert "\x1b[2mplanned" in text
+    assert "\\x1b[2mplanned" not in text
     assert "evil\\x1b[2J" in text
     assert "\x1b[2J" not in text
     # Nothing but colours and weights.
