@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from spdexport.ablation.ablate import ROWS, ablate
 from spdexport.atlases.collect import Watched, collect, gather
@@ -165,9 +166,9 @@ def _ablations(
     if gathered.feeds is None:
         return None
     names = [f"{layer}:{int(index)}" for layer, rows in chosen.items() for index in rows]
-    data, sets = folder / "effects.npz", folder / "sets.json"
+    data, sets = folder / "effects.safetensors", folder / "sets.json"
     with writing_scratch(data):
-        np.savez(data, **gathered.feeds)  # type: ignore[arg-type]
+        save_file(dict(gathered.feeds), data)
         sets.write_text(json.dumps({"sets": {name: [name] for name in names}}), encoding="utf-8")
     return ablate(subject.path, inputs=data, sets=sets, rows=subject.fixed_batch or ROWS, progress=progress)
 
