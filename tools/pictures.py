@@ -168,7 +168,7 @@ def _taken(browser: Any, picture: Picture, folder: Path, printed: str) -> bytes:
     # What comes into sight is drawn a frame later, and may move what is below it.
     for _ in range(3):
         browser.evaluate(picture.script or "0")
-        _shot(browser, picture.size)
+        _shot(browser, picture.size, at_scroll=True)
         browser.evaluate("new Promise(done => setTimeout(done, 500))")
     return _shot(browser, picture.size, at_scroll=True)
 
