@@ -38,7 +38,7 @@ from spdexport.ort.sessions import SessionSettings, usable_provider
 from spdexport.steps import step
 from spdexport.verification.bounded import Bounded
 from spdexport.verification.data_feeds import data_feeds
-from spdexport.verification.file_inputs import input_ports
+from spdexport.verification.ports import input_ports
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -28,8 +28,8 @@ from spdexport.ort.installed import versions
 from spdexport.overwriting import check_overwriting, importances_name
 from spdexport.prepare import prepare
 from spdexport.reference.torch_reference import evaluate
+from spdexport.rewrite.torch_builder import convolution
 from spdexport.rewrite.torch_graph import operands
-from spdexport.rewrite.torch_place import convolution
 from spdexport.sources.match import match_gates
 from spdexport.sources.spd_gates import Gates
 from spdexport.steps import step
