@@ -42,7 +42,7 @@ def atlas(
 ) -> Atlas:
     """Collect what is to be known of every component, with pictures, and write it as one HTML page.
 
-    A torch model is converted as ``convert`` does it, with run-time masks and, where the run has importance functions,
+    A dense model is converted as ``convert`` does it, with run-time masks and, where the run has importance functions,
     with exact gates; the file that this gives is watched while the data go through it, and its components are removed
     one by one as ``ablate`` does it. A factorized ONNX file is watched itself.
 

@@ -11,7 +11,7 @@ import numpy as np
 from spdexport.errors import ExampleInputError, UsageError
 from spdexport.files.batches import DataSet, filled, named_batches, open_data
 from spdexport.verification.data_feeds import data_feeds
-from spdexport.verification.file_inputs import Port
+from spdexport.verification.ports import Port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

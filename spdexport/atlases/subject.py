@@ -18,7 +18,7 @@ from spdexport.options import Options
 from spdexport.ort.installed import require_torch
 from spdexport.pipeline import convert
 from spdexport.routes import is_onnx
-from spdexport.verification.file_inputs import Port, input_ports
+from spdexport.verification.ports import Port, input_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -117,7 +117,23 @@ def make_subject(
         ModelError: The model cannot be traced or exported.
     """
     if not is_onnx(source):
-        return _of_torch(source, options, example, origin, folder, progress)
+        require_torch()
+        from spdexport.loading.inputs import inputs_from_arrays
+        from spdexport.loading.source import load_source
+
+        if "inputs" not in options and "input_shape" not in options:
+            options = {**options, "inputs": inputs_from_arrays(example, origin)}
+        chosen = Options.of(options)
+        progress("loading")
+        loaded = load_source(
+            source,
+            factory=chosen.factory,
+            trust=chosen.trust,
+            state_key=chosen.state_key,
+            seed=chosen.seed,
+            has_inputs=True,
+        )
+        return _converted(source, options, loaded.components, str(loaded.path or "the source"), folder, progress)
     path = Path(str(source))
     progress("loading")
     model = load_onnx(path)
@@ -133,55 +149,47 @@ def make_subject(
         if masked_layers(changed) == masked_layers(model):
             return _subject(path, model, hashes, ())
         return _subject(_written(changed, folder), changed, hashes, ())
-    if read_metadata(model) and not any(options.get(name) for name in ("components", "form", "rank")):
+    if read_metadata(model) and not any(options.get(name) for name in MAKES_COMPONENTS):
         raise SourceError(
             "The file was converted, and its layers have no components: they are of a form without, or folded.",
             where=str(path),
             hint="Convert the model with --form factorized, or give the model itself as the source.",
         )
-    _need_components(options, str(path))
-    return _plain(source, options, folder, progress)
+    return _converted(source, options, None, str(path), folder, progress)
 
 
-def _of_torch(
+def _converted(
     source: Source,
     options: OptionsDict,
-    example: Mapping[str, Array],
-    origin: str,
+    own: ComponentSet | None,
+    where: str,
     folder: Path,
     progress: Callable[[str], None],
 ) -> Subject:
-    require_torch()
-    from spdexport.loading.inputs import inputs_from_arrays
-    from spdexport.loading.source import load_source
-    from spdexport.prepare import components_of
-
-    if "inputs" not in options and "input_shape" not in options:
-        options = {**options, "inputs": inputs_from_arrays(example, origin)}
-    chosen = Options.of(options)
-    progress("loading")
-    loaded = load_source(
-        source,
-        factory=chosen.factory,
-        trust=chosen.trust,
-        state_key=chosen.state_key,
-        seed=chosen.seed,
-        has_inputs=True,
-    )
-    components = components_of(loaded.components, chosen)
-    if components is None:
-        _need_components(options, str(loaded.path or "the source"))
+    """Convert a source, with everything that is to be watched; ``own`` are the components that it brings."""
+    if own is None and not any(options.get(name) for name in MAKES_COMPONENTS):
+        raise ComponentsError(
+            "The source has no components of its own.",
+            where=where,
+            hint="Give --components RUN, or --form factorized for those of the SVD, with --rank N for the first N.",
+        )
     if any(options.get(name) for name in TRUNCATING):
         return _plain(source, options, folder, progress)
+    components = own
+    if options.get("components"):
+        require_torch()
+        from spdexport.prepare import components_of
+
+        components = components_of(own, Options.of(options))
     watched: dict[str, Any] = {"runtime_masks": ("all",), "activation_outputs": True}
     notes = []
     if components is not None and components.no_gates is None and len(components.gates):
         watched |= {"gates": "exact", "gate_outputs": True}
     elif components is not None:
-        notes.append(f"there are no causal importances: {_why(components)}")
+        why = components.no_gates or "the components come without functions for them"
+        notes.append(f"there are no causal importances: {why}")
     made = convert(source, folder / "watched.onnx", verify=False, progress=progress, **{**options, **watched})
-    model = load_onnx(made.outputs[0])
-    return _subject(made.outputs[0], model, _own(made), (*made.notes, *notes))
+    return _subject(made.outputs[0], load_onnx(made.outputs[0]), _own(made), (*made.notes, *notes))
 
 
 def _plain(source: Source, options: OptionsDict, folder: Path, progress: Callable[[str], None]) -> Subject:
@@ -194,19 +202,6 @@ def _plain(source: Source, options: OptionsDict, folder: Path, progress: Callabl
 def _own(made: Conversion) -> dict[str, str]:
     """Return the hashes of what was read; what was written does not last."""
     return {name: value for name, value in made.hashes.items() if name not in {path.name for path in made.outputs}}
-
-
-def _why(components: ComponentSet) -> str:
-    return components.no_gates or "the components come without functions for them"
-
-
-def _need_components(options: OptionsDict, where: str) -> None:
-    if not any(options.get(name) for name in MAKES_COMPONENTS):
-        raise ComponentsError(
-            "The source has no components of its own.",
-            where=where,
-            hint="Give --components RUN, or --form factorized for those of the SVD, with --rank N for the first N.",
-        )
 
 
 def _written(model: ir.Model, folder: Path) -> Path:

@@ -354,3 +354,12 @@ def test_what_cannot_be_written_is_told_and_nothing_is_lost(folder, output, stat
     assert (result.exit_code, what in result.output) == (status, True), result.output
     assert len(result.output.strip().splitlines()) == 3
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_dense_onnx_file_with_the_components_of_a_run_has_its_importances(tmp_path):
+    convert(RUN, tmp_path / "dense.onnx", factory=FACTORY, input_shape="2x1x16x16", form="dense", verify=False)
+    np.savez(tmp_path / "x.npz", x=GOLDEN["input"])
+    found = atlas(tmp_path / "dense.onnx", data=tmp_path / "x.npz", components=RUN, effect_samples=0)
+    for layer in found.layers:
+        rows = importances(layer.name).reshape(-1, SIZES[layer.name]).astype(np.float64)
+        np.testing.assert_allclose(values_of(layer, "mean_importance"), rows.mean(0), atol=1e-5)
