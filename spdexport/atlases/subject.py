@@ -13,10 +13,10 @@ from spdexport.files.atomic import pending
 from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import load_onnx
 from spdexport.model_files import read_metadata, write_onnx
-from spdexport.onnx_prepare import value_sizes
 from spdexport.options import Options
 from spdexport.ort.installed import require_torch
 from spdexport.pipeline import convert
+from spdexport.rewrite.onnx_shapes import value_sizes
 from spdexport.routes import is_onnx
 from spdexport.verification.ports import Port, input_ports
 
