@@ -52,6 +52,7 @@ NEEDED = {
     "fold": ["output"],
     "masks": ["output", "inputs"],
     "ablate": ["inputs"],
+    "atlas": ["output", "data"],
     "compress": ["output", "data"],
 }
 """What a command does not begin without."""

@@ -16,7 +16,14 @@ import safetensors.numpy
 
 from spdexport.ablation.active import Active, read_active
 from spdexport.ablation.effects import Baseline, Effect, Running
-from spdexport.ablation.masked_runs import BESIDE, MASK, MaskedRuns, RuntimeMask
+from spdexport.ablation.masked_runs import (
+    BESIDE,
+    SHOWN,
+    MaskedRuns,
+    RuntimeMask,
+    opened_file,
+    read_runtime_masks,
+)
 from spdexport.ablation.sets import ComponentsOf, each_of, read_sets
 from spdexport.errors import MaskError, SourceError, UsageError
 from spdexport.files.batches import open_data
@@ -27,7 +34,7 @@ from spdexport.files.safetensors_header import check_header
 from spdexport.names import did_you_mean
 from spdexport.ort.installed import versions
 from spdexport.ort.providers import Purpose
-from spdexport.ort.sessions import RuntimeFailure, Session, SessionSettings, open_session, usable_provider
+from spdexport.ort.sessions import SessionSettings, usable_provider
 from spdexport.steps import step
 from spdexport.verification.bounded import Bounded
 from spdexport.verification.data_feeds import data_feeds
@@ -40,9 +47,6 @@ if TYPE_CHECKING:
 
 ROWS = 1024
 """Samples times ablations in one run, where the user does not say."""
-
-SHOWN = ("ci/", "activation/")
-"""What the names of outputs begin with that are not the model's own."""
 
 ONES, GATES = "ones", "gates"
 
@@ -138,7 +142,13 @@ def ablate(
     )
     progress("loading")
     model = load_onnx(path)
-    masks = _masks(model, path)
+    masks = read_runtime_masks(model)
+    if not masks:
+        raise SourceError(
+            "The file has no run-time masks to ablate components with.",
+            where=str(path),
+            hint="Convert the model with --runtime-masks all.",
+        )
     name = _output(model, output)
     components = {mask.layer: mask.channels for mask in masks.values()}
     active = read_active(model, components)
@@ -147,7 +157,7 @@ def ablate(
     live = [i for i, one in enumerate(wanted) if any(start[x][list(c)].any() for x, c in one.members.items())]
     data = open_data(inputs)
     own = [port for port in input_ports(model) if not port.name.startswith(BESIDE)]
-    runner = MaskedRuns(_opened(path, settings), masks, name, start, Bounded(path), keep=keep, rows=rows)
+    runner = MaskedRuns(opened_file(path, settings), masks, name, start, Bounded(path), keep=keep, rows=rows)
     running = Running(len(live))
     done = 0
     for batch in data.batches(min(rows, 256)):
@@ -176,40 +186,6 @@ def ablate(
         hashes={path.name: sha256_file(path), **{f"data {f.name}": sha256_file(f) for f in data.files}},
         versions=versions(),
     )
-
-
-def _opened(path: Path, settings: SessionSettings) -> Session:
-    try:
-        return open_session(path, settings)
-    except RuntimeFailure as failure:
-        raise SourceError(
-            f"ONNX Runtime does not load the file: {failure}", where=str(path), hint="spdexport verify says more of it."
-        ) from failure
-
-
-def _masks(model: ir.Model, path: Path) -> dict[str, RuntimeMask]:
-    """The run-time masks by the names of their inputs.
-
-    Raises:
-        SourceError: There are none.
-    """
-    found = {}
-    for value in model.graph.inputs:
-        name, shape = value.name or "", value.shape
-        if not name.startswith(MASK) or shape is None or value.dtype is None:
-            continue
-        sizes = [d if isinstance(d, int) else None for d in shape]
-        if len(sizes) > 1 and sizes[-1] is not None:
-            found[name] = RuntimeMask(
-                layer=name.removeprefix(MASK), inner=tuple(sizes[1:-1]), channels=sizes[-1], dtype=value.dtype.numpy()
-            )
-    if not found:
-        raise SourceError(
-            "The file has no run-time masks to ablate components with.",
-            where=str(path),
-            hint="Convert the model with --runtime-masks all.",
-        )
-    return found
 
 
 def _output(model: ir.Model, wanted: str | None) -> str:

@@ -7,20 +7,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spdexport.errors import ExampleInputError
-from spdexport.ort.sessions import RuntimeFailure
+from spdexport.errors import ExampleInputError, SourceError
+from spdexport.ort.sessions import RuntimeFailure, open_session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    import onnx_ir as ir
 
     from spdexport.ablation.sets import ComponentsOf
     from spdexport.conv import Array
-    from spdexport.ort.sessions import Session
+    from spdexport.ort.sessions import Session, SessionSettings
     from spdexport.verification.bounded import Bounded
 
 MASK = "mask/"
 BESIDE = ("mask/", "delta_mask/", "routing/")
 """What the names of inputs begin with that are not the model's own."""
+
+SHOWN = ("ci/", "activation/")
+"""What the names of outputs begin with that are not the model's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +44,35 @@ class RuntimeMask:
             return np.ascontiguousarray(rows, self.dtype)
         spread = rows.reshape(len(rows), *(1,) * len(self.inner), self.channels)
         return np.ascontiguousarray(np.broadcast_to(spread, (len(rows), *sizes, self.channels)), self.dtype)
+
+
+def read_runtime_masks(model: ir.Model) -> dict[str, RuntimeMask]:
+    """Return the run-time masks of a file by the names of their inputs, in the file's order."""
+    found = {}
+    for value in model.graph.inputs:
+        name, shape = value.name or "", value.shape
+        if not name.startswith(MASK) or shape is None or value.dtype is None:
+            continue
+        sizes = [d if isinstance(d, int) else None for d in shape]
+        if len(sizes) > 1 and sizes[-1] is not None:
+            found[name] = RuntimeMask(
+                layer=name.removeprefix(MASK), inner=tuple(sizes[1:-1]), channels=sizes[-1], dtype=value.dtype.numpy()
+            )
+    return found
+
+
+def opened_file(path: Path, settings: SessionSettings) -> Session:
+    """Open a session on a file that the user named.
+
+    Raises:
+        SourceError: ONNX Runtime does not load it.
+    """
+    try:
+        return open_session(path, settings)
+    except RuntimeFailure as failure:
+        raise SourceError(
+            f"ONNX Runtime does not load the file: {failure}", where=str(path), hint="spdexport verify says more of it."
+        ) from failure
 
 
 class MaskedRuns:
@@ -74,7 +109,11 @@ class MaskedRuns:
         self.notes: list[str] = []
 
     def baseline(self, feeds: Mapping[str, Array], samples: int, where: str) -> Array:
-        """The output without an ablation.
+        """The output without an ablation; errors are those of ``values``."""
+        return self.values([self._output], feeds, samples, where)[self._output]
+
+    def values(self, names: Sequence[str], feeds: Mapping[str, Array], samples: int, where: str) -> Mapping[str, Array]:
+        """Return outputs without an ablation, by name.
 
         Raises:
             ExampleInputError: ONNX Runtime does not take the inputs.
@@ -83,7 +122,7 @@ class MaskedRuns:
         given = self._given(feeds, {layer: np.tile(mask, (samples, 1)) for layer, mask in self._start.items()})
         self._bounded.check(given)
         try:
-            return self._session.run(given, [self._output])[self._output]
+            return self._session.run(given, names)
         except RuntimeFailure as failure:
             raise ExampleInputError(
                 f"The file does not run on the data: {failure}", where=where, hint="Give the inputs that it takes."
