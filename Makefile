@@ -3,6 +3,7 @@
 # make check  types and style alone
 # make quick  the tests without whole models
 # make docs   the pages of docs/, with every command and function, into build/site
+# make pictures   the pictures of the documentation, from real runs in Chromium, into docs/pictures
 # make fuzz   thousands of damaged files; ARGS="--only KIND:SEED" for one of them
 # make test-long   all tests, the long ones too, which do not fit the time of continuous integration
 # make test-openvino   the tests of a provider beside the CPU's, in an environment of its own: OpenVINO runs on any x86-64
@@ -17,7 +18,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 OPENVINO_VENV ?= .venv-openvino
 
-.PHONY: demo docs release-check test test-long test-openvino gpu-evidence check quick fuzz lab-runtime clean
+.PHONY: demo docs pictures release-check test test-long test-openvino gpu-evidence check quick fuzz lab-runtime clean
 
 demo: $(VENV)/.demo
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/01_digits/demo.sh
@@ -33,6 +34,9 @@ quick: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+pictures: $(VENV)/.dev
+	$(BIN)/python tools/pictures.py $(ARGS)
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python benchmarks/fuzz.py $(or $(ARGS),--results benchmarks/results/fuzz.md)

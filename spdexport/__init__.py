@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spdexport.ablation.ablate import Ablations, ablate
+    from spdexport.atlases.result import Atlas
     from spdexport.compression.compress import compress
     from spdexport.compression.result import Compression
     from spdexport.conv import ConvSpec
+    from spdexport.drawing import atlas
     from spdexport.errors import (
         CaptureError,
         ComponentsError,
@@ -50,6 +52,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Ablations",
+    "Atlas",
     "Bench",
     "CaptureError",
     "ComponentSet",
@@ -84,6 +87,7 @@ __all__ = [
     "Verification",
     "__version__",
     "ablate",
+    "atlas",
     "bench",
     "compress",
     "convert",
@@ -99,6 +103,7 @@ __all__ = [
 
 _HOME = {
     "Ablations": "ablation.ablate",
+    "Atlas": "atlases.result",
     "Bench": "measuring.bench",
     "CaptureError": "errors",
     "ComponentSet": "sources.components",
@@ -132,6 +137,7 @@ _HOME = {
     "UsageError": "errors",
     "Verification": "verification.result",
     "ablate": "ablation.ablate",
+    "atlas": "drawing",
     "bench": "measuring.bench",
     "compress": "compression.compress",
     "convert": "pipeline",

@@ -16,6 +16,7 @@ import click
 from spdexport import __version__
 from spdexport.cli_options import DEBUG
 from spdexport.commands.ablate import ablate
+from spdexport.commands.atlas import atlas
 from spdexport.commands.bench import bench
 from spdexport.commands.compress import compress
 from spdexport.commands.convert import convert
@@ -246,6 +247,6 @@ def main() -> None:
     """
 
 
-_COMMANDS: tuple[click.Command, ...] = (convert, compress, verify, fold, inspect, bench, masks, ablate, lab)
+_COMMANDS: tuple[click.Command, ...] = (convert, compress, verify, fold, inspect, bench, masks, ablate, atlas, lab)
 for subcommand in _COMMANDS:
     main.add_command(subcommand)

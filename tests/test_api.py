@@ -13,7 +13,7 @@ NAMES = {
     "convert", "verify", "inspect", "fold", "factorize", "load_components",
     "Options", "OptionsDict", "Conversion", "Inspection", "Folding", "Verification", "EdgeResult", "Status",
     "compress", "Compression", "bench", "Bench", "derive_masks", "DerivedMasks", "ablate", "Ablations",
-    "lab", "Lab",
+    "atlas", "Atlas", "lab", "Lab",
     "ComponentSet", "Factors", "ConvSpec", "Plan", "LayerPlan",
     "SpdExportError", "UsageError", "RuntimeMissingError", "InputError", "SourceError", "PickleRefusedError",
     "ComponentsError", "MaskError", "PlanError", "ExampleInputError", "ModelError", "CaptureError", "ExportError",

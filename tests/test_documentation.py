@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from safetensors.numpy import load_file
@@ -123,6 +124,34 @@ def test_the_python_block_runs(tmp_path: Path) -> None:
     verdict, folded, verified = done.stdout.splitlines()
     assert verdict.startswith("pass ")
     assert (folded, verified) == ("pass", "pass")
+
+
+@pytest.mark.slow
+def test_the_python_block_of_the_atlas_runs(folder: Path) -> None:
+    (block,) = blocks(PAGES["atlas.md"], "python")
+    np.savez(folder / "images.npz", x=load_file(ROOT / "tests/data/spd_digits_golden.safetensors")["input"])
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", block],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["conv1", "conv2", "conv3", "fc1", "fc2"]
+
+
+def test_pictures_are_those_of_the_script_and_are_small() -> None:
+    sys.path.insert(0, str(ROOT / "tools"))
+    from pictures import PICTURES
+
+    made = {path.stem: path.stat().st_size for path in (ROOT / "docs/pictures").glob("*.png")}
+    assert set(made) <= {picture.name for picture in PICTURES}
+    assert all(picture.command[0] in main.commands for picture in PICTURES if picture.name in made)
+    assert sum(made.values()) < 700_000
+    shown = {Path(name).stem for name in re.findall(r"pictures/(\w+\.png)", ALL_PAGES)}
+    assert shown
+    assert shown <= set(made)
 
 
 def test_every_option_that_the_documentation_names_exists() -> None:

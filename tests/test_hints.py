@@ -22,6 +22,7 @@ CHECKS = ("convert", "verify", "fold")
 
 SHOWN_BY = {
     "ablation": ("ablate",),
+    "atlases": ("atlas",),
     "capture": SOURCES,
     "files": (*SOURCES, "fold"),
     "files/guard.py": ("convert", "fold"),
@@ -33,7 +34,7 @@ SHOWN_BY = {
     "loading": SOURCES,
     "masks.py": ("convert", "verify", "inspect"),
     "measuring": ("bench",),
-    "model_files.py": ("convert", "verify", "fold", "bench", "ablate"),
+    "model_files.py": ("convert", "verify", "fold", "bench", "ablate", "atlas"),
     "onnx_prepare.py": ("convert", "verify"),
     "ort/sessions.py": CHECKS,
     "recorded.py": ("verify",),

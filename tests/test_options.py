@@ -31,6 +31,7 @@ ARGUMENTS = {
     "fold": ["-o", "o.onnx"],
     "masks": ["-o", "o"],
     "ablate": ["--inputs", "x"],
+    "atlas": ["-o", "o.html", "--data", "x"],
     "compress": ["-o", "o.onnx", "--data", "x"],
     "lab": ["-o", "o", "--data", "x"],
 }

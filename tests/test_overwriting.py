@@ -54,6 +54,7 @@ NEEDED = {
     "fold": ["output"],
     "masks": ["output", "inputs"],
     "ablate": ["inputs"],
+    "atlas": ["output", "data"],
     "compress": ["output", "data"],
     "lab": ["output", "data"],
 }

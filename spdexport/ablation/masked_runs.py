@@ -109,7 +109,11 @@ class MaskedRuns:
         self.notes: list[str] = []
 
     def baseline(self, feeds: Mapping[str, Array], samples: int, where: str) -> Array:
-        """The output without an ablation.
+        """The output without an ablation; errors are those of ``values``."""
+        return self.values([self._output], feeds, samples, where)[self._output]
+
+    def values(self, names: Sequence[str], feeds: Mapping[str, Array], samples: int, where: str) -> Mapping[str, Array]:
+        """Return outputs without an ablation, by name.
 
         Raises:
             ExampleInputError: ONNX Runtime does not take the inputs.
@@ -118,7 +122,7 @@ class MaskedRuns:
         given = self._given(feeds, {layer: np.tile(mask, (samples, 1)) for layer, mask in self._start.items()})
         self._bounded.check(given)
         try:
-            return self._session.run(given, [self._output])[self._output]
+            return self._session.run(given, names)
         except RuntimeFailure as failure:
             raise ExampleInputError(
                 f"The file does not run on the data: {failure}", where=where, hint="Give the inputs that it takes."

@@ -7,10 +7,11 @@ slices), and folders of such files, one after another in the order of their name
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import safetensors
@@ -24,13 +25,16 @@ from spdexport.files.sniff import FileKind, sniff
 
 if TYPE_CHECKING:
     import io
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
     from contextlib import AbstractContextManager
 
     from spdexport.conv import Array
 
 UNNAMED = ""
 """The name of an array that has none: that of a .npy file."""
+
+Data: TypeAlias = "Iterable[Mapping[str, Array]] | Iterable[Array]"
+"""Batches: arrays by input name, or one array for a model with one input; axis 0 counts the samples."""
 
 KINDS = "a .npz, .npy or safetensors file, or a folder of such"
 
@@ -89,6 +93,21 @@ def open_data(path: str | Path) -> DataSet:
             )
         names = set(shapes)
     return DataSet(path=path, files=files, samples=total)
+
+
+def named_batches(data: Data) -> Iterator[Mapping[str, Array]]:
+    """Yield batches as arrays by name; one that is an array alone has the name ``UNNAMED``."""
+    for part in data:
+        yield part if isinstance(part, Mapping) else {UNNAMED: np.asarray(part)}
+
+
+def filled(part: Mapping[str, Array], batch: int | None) -> Mapping[str, Array]:
+    """Return samples with the last of them repeated up to a fixed batch; None where a model takes any number."""
+    if batch is None:
+        return part
+    return {
+        name: np.concatenate([array, np.repeat(array[-1:], batch - len(array), axis=0)]) for name, array in part.items()
+    }
 
 
 def _kind(file: Path) -> FileKind:

@@ -13,7 +13,7 @@ from spdexport.arrays import to_numpy, to_torch
 from spdexport.conv import stored_weight
 from spdexport.errors import ComponentsError, ExampleInputError, UsageError
 from spdexport.factors import v_filters
-from spdexport.files.batches import UNNAMED, DataSet, open_data
+from spdexport.files.batches import Data, DataSet, filled, named_batches, open_data
 from spdexport.files.hashing import sha256_file
 from spdexport.gates import GlobalShare, evaluate_global
 from spdexport.gates import evaluate as evaluate_gate
@@ -58,10 +58,6 @@ class _Gated:
     site: ConvSite
     factors: Factors
     gate: GateFunction | GlobalShare
-
-
-Data = Iterable[Mapping[str, "Array"]] | Iterable["Array"]
-"""Batches: arrays by input name, or one array for a model with one input; axis 0 counts the samples."""
 
 
 def derive_masks(
@@ -133,7 +129,7 @@ def derive_masks(
     rule = rule_of(by or Measure.PEAK.value)
     beside = None if path is None else importances_name(path)
     opened = open_data(data) if isinstance(data, str | Path) else None
-    batches = iter(_named(data) if opened is None else opened.batches(batch))  # type: ignore[arg-type]
+    batches = iter(named_batches(data) if opened is None else opened.batches(batch))  # type: ignore[arg-type]
     first = next(batches, None)
     if first is None:
         raise ExampleInputError("There are no data.", where="the data", hint="Give at least one sample.")
@@ -200,11 +196,6 @@ def _rule(by: str, threshold: float, min_frequency: float, top: int | None) -> R
     return Rule(by=measure, threshold=threshold, min_frequency=min_frequency, top=top)
 
 
-def _named(data: Data) -> Iterable[Mapping[str, Array]]:
-    for part in data:
-        yield part if isinstance(part, Mapping) else {UNNAMED: np.asarray(part)}
-
-
 def _example(batch: Mapping[str, Array], origin: str) -> ExampleInputs:
     """The first samples, with which the model is traced."""
     return inputs_from_arrays({name: array[:2] for name, array in batch.items()}, origin)
@@ -261,7 +252,7 @@ def _run(
         number = min(len(array) for array in batch.values())
         for start in range(0, number, fixed or number):
             part = {name: array[start : start + (fixed or number)] for name, array in batch.items()}
-            _take(program, gated, running, _filled(part, fixed), min(number - start, fixed or number), origin)
+            _take(program, gated, running, filled(part, fixed), min(number - start, fixed or number), origin)
         done += number
         total = None if opened is None else opened.samples
         progress(step("importances", done=done, total=total, unit="sample"))
@@ -285,15 +276,6 @@ def _fixed_batch(program: ExportedProgram) -> int | None:
         None,
     )
     return int(first.shape[0]) if first is not None and isinstance(first.shape[0], int) else None
-
-
-def _filled(part: Mapping[str, Array], batch: int | None) -> Mapping[str, Array]:
-    """The samples, the last of them repeated up to a fixed batch; what is repeated is not counted."""
-    if batch is None:
-        return part
-    return {
-        name: np.concatenate([array, np.repeat(array[-1:], batch - len(array), axis=0)]) for name, array in part.items()
-    }
 
 
 class _EnoughError(Exception):

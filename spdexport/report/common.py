@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from spdexport.ablation.ablate import Ablations
+from spdexport.atlases.result import Atlas
 from spdexport.folding import Folding
 from spdexport.importance.result import DerivedMasks
 from spdexport.laboratory.result import Lab
@@ -12,7 +13,7 @@ from spdexport.measuring.bench import Bench
 from spdexport.pipeline import Conversion, Inspection
 from spdexport.verification.result import Verification
 
-Result: TypeAlias = Conversion | Inspection | Folding | Verification | Bench | DerivedMasks | Ablations | Lab
+Result: TypeAlias = Conversion | Inspection | Folding | Verification | Bench | DerivedMasks | Ablations | Atlas | Lab
 """What the commands give."""
 
 
@@ -29,7 +30,7 @@ def verification_of(result: Result) -> Verification | None:
 def names_of(result: Result) -> str:
     """What a report is about: the names of the files that were compared or written, without folders."""
     names = list(result.artifacts) if isinstance(result, Verification) else []
-    if isinstance(result, Conversion | Folding | DerivedMasks):
+    if isinstance(result, Conversion | Folding | DerivedMasks | Atlas):
         names = [path.name for path in result.outputs]
     if isinstance(result, Ablations | Lab):
         names = [result.file]

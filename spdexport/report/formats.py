@@ -18,7 +18,7 @@ CHECKS = "checks"
 ABLATIONS = "ablations"
 """Results of ablate."""
 LISTS = "lists"
-"""Results of the others: inspect, bench, masks."""
+"""Results of the others: inspect, bench, masks, atlas."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

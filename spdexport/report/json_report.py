@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from spdexport.ablation.ablate import Ablations
+from spdexport.atlases.result import Atlas
 from spdexport.compression.result import Compression
 from spdexport.folding import Folding
 from spdexport.importance.result import DerivedMasks
@@ -17,6 +18,7 @@ from spdexport.measuring.bench import Bench
 from spdexport.pipeline import Conversion, Inspection
 from spdexport.ranges import ranges_json
 from spdexport.report.ablations import ablations_json
+from spdexport.report.atlases import atlas_json
 from spdexport.report.bench import bench_json
 from spdexport.report.derived import masks_json
 from spdexport.report.lab import lab_json
@@ -61,6 +63,8 @@ def to_json(result: Result) -> dict[str, Any]:
             report = bench_json(result)
         case DerivedMasks():
             report = masks_json(result)
+        case Atlas():
+            report = atlas_json(result)
         case Ablations():
             report = ablations_json(result)
         case Lab():

@@ -1,7 +1,7 @@
 """HTML pages from the templates, in which every name and reason is escaped: nobody vouches for where they come from.
 
-One script is in a page, the same in all of them. Its hash is in the page's own policy, so that a browser runs nothing
-else, whatever a name may hold.
+One script is in a page. Its hash is in the page's own policy, so that a browser runs nothing else, whatever a name may
+hold. Pictures are in the page, too, and none is loaded.
 """
 
 from __future__ import annotations
@@ -16,11 +16,16 @@ from markupsafe import Markup
 
 from spdexport.text import printable
 
-_SCRIPT = "table.js"
+TABLES, CARDS = "table.js", "cards.js"
+"""The scripts: one sorts and filters tables, the other cards."""
 
 
-def page_environment() -> jinja2.Environment:
-    """Return what renders the templates of this package; a value that a template misses is an error."""
+def page_environment(script: str = TABLES) -> jinja2.Environment:
+    """Return what renders the templates of this package; a value that a template misses is an error.
+
+    Args:
+        script: The one of the page.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("spdexport.report"),
         autoescape=True,
@@ -31,12 +36,12 @@ def page_environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     assert environment.loader is not None, "it was given"
-    script = environment.loader.get_source(environment, _SCRIPT)[0]
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    code = environment.loader.get_source(environment, script)[0]
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
     # Markup: both are this package's own.
-    environment.globals["script"] = Markup(script)
+    environment.globals["script"] = Markup(code)
     environment.globals["policy"] = Markup(
-        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     )
     return environment
 

@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from spdexport.ablation.ablate import Ablations
+from spdexport.atlases.result import Atlas
 from spdexport.compression.result import Compression
 from spdexport.folding import Folding
 from spdexport.importance.result import DerivedMasks
@@ -18,7 +19,7 @@ from spdexport.laboratory.result import Lab
 from spdexport.measuring.bench import Bench
 from spdexport.names import count, some
 from spdexport.pipeline import Conversion, Inspection
-from spdexport.report import ablations, bench, compression, derived, lab, summary, tables
+from spdexport.report import ablations, atlases, bench, compression, derived, lab, summary, tables
 from spdexport.report.console import SafeConsole, standard_console
 from spdexport.report.explain import advice, failing_layers, layer_reason, tolerance
 from spdexport.report.headline import Headline, headline, origin
@@ -51,7 +52,10 @@ class _Page:
         with self.console.capture() as capture:
             self.console.print(what, highlight=False, soft_wrap=not wrap)
         for line in capture.get().splitlines():
-            self.console.out(line.rstrip(), highlight=False)
+            # The styles that rich made codes of are read back: as text, its codes would be shown and not obeyed.
+            styled = Text.from_ansi(line)
+            styled.rstrip()
+            self.console.print(styled, highlight=False, soft_wrap=True)
 
     def line(self, text: str, style: str = "") -> None:
         """A paragraph."""
@@ -90,6 +94,9 @@ def show(result: Result, *, verbose: bool = False, quiet: bool = False, console:
         return
     if isinstance(result, Lab):
         _lab(page, result, quiet=quiet)
+        return
+    if isinstance(result, Atlas):
+        _atlas(page, result, quiet=quiet)
         return
     if isinstance(result, DerivedMasks):
         _derived(page, result, quiet=quiet)
@@ -194,6 +201,22 @@ def _ablations(page: _Page, result: Ablations, *, quiet: bool) -> None:
     _notes(page, result.notes)
     if page.verbose:
         _provenance(page, result.hashes, result.versions, 0)
+
+
+def _atlas(page: _Page, result: Atlas, *, quiet: bool) -> None:
+    page.line(atlases.title(result), "bold")
+    if quiet:
+        return
+    page.console.print()
+    page.write(atlases.table(result))
+    for remark in atlases.remarks(result):
+        page.line(remark, "dim")
+    _notes(page, result.notes)
+    if page.verbose:
+        _provenance(page, result.hashes, result.versions, result.seed)
+    if result.outputs:
+        page.heading("files")
+        page.literal(f"{result.outputs[0]}, {size(result.size)}")
 
 
 def _derived(page: _Page, result: DerivedMasks, *, quiet: bool) -> None:

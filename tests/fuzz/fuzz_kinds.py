@@ -174,6 +174,9 @@ def _data() -> list[Kind]:
         found.append(_kind(f"{ending}-data-lab", file, *shown, needs=("runtime.onnx", "package"), share=0.3))
         derived = ("masks", "run", *MAKE, "--inputs", file, "-o", f"{OUT}/masks.safetensors")
         found.append(_kind(f"{ending}-data-masks", file, *derived, needs=("run", *TORCH), share=0.5))
+    drawn = ("atlas", "runtime.onnx", "--data", "data.npz", "-o", f"{OUT}/atlas.html")
+    found.append(_kind("npz-data-atlas", "data.npz", *drawn, needs=("runtime.onnx",), share=0.3))
+    found.append(_kind("runtime-atlas", "runtime.onnx", *drawn, needs=("data.npz",), share=0.3))
     for name, command, needs in (
         ("folder-data-ablate", ("ablate", "runtime.onnx", "--inputs", "data"), ("runtime.onnx", "data")),
         ("folder-data-masks", ("masks", "run", *MAKE, "--inputs", "data", "-o", f"{OUT}/masks.safetensors"),

@@ -40,7 +40,7 @@ def test_damage_depends_on_the_seed_alone(kind):
 
 def test_there_are_kinds_for_every_command():
     assert {kind.command[0] for kind in KINDS.values()} == {
-        "convert", "verify", "inspect", "fold", "bench", "masks", "ablate", "lab",
+        "convert", "verify", "inspect", "fold", "bench", "masks", "ablate", "atlas", "lab",
     }  # fmt: skip
     assert len(KINDS) > 100
 

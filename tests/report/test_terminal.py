@@ -1,4 +1,5 @@
 import io
+import re
 
 import pytest
 from results import NO_DEVICE, SPEC, check, conversion, dear, edge, inspection, layer, left, verification
@@ -6,6 +7,7 @@ from rich.console import Console
 
 from spdexport.conv import Skipped
 from spdexport.folding import Folding
+from spdexport.report.console import SafeConsole
 from spdexport.report.terminal import show
 from spdexport.rewrite.fold_result import FoldedChain
 from spdexport.verification.result import Status
@@ -21,6 +23,21 @@ def shown(result, *, width=80, **options):
     assert "\x1b" not in text
     assert all(line == line.rstrip() for line in text.splitlines())
     return text
+
+
+def test_a_terminal_gets_styles_and_what_commands_it_in_names_is_shown():
+    file = io.StringIO()
+    console = SafeConsole(file=file, width=80, force_terminal=True, color_system="standard")
+    show(conversion(layer("conv1"), layer("evil\x1b[2J")), console=console)
+    text = file.getvalue()
+    assert "\x1b[2mplanned" in text
+    assert "\\x1b[2mplanned" not in text
+    assert "evil\\x1b[2J" in text
+    assert "\x1b[2J" not in text
+    # Nothing but colours and weights.
+    assert set(re.findall(r"\x1b.*?[A-Za-z]", text)) <= {f"\x1b[{code}m" for code in (0, 1, 2, *range(30, 38), "1;31")}
+    plain = re.sub(r"\x1b\[[\d;]*m", "", text)
+    assert all(line == line.rstrip() for line in plain.splitlines())
 
 
 def joined(text):
