@@ -1,10 +1,11 @@
 """Compress trained networks within budgets, beside plain truncation at the same cost, and judge all on test images.
 
     python benchmarks/compress_nets.py FOLDER
-    python benchmarks/compress.py FOLDER [--net resnet depthwise vit] [--seeds 0] [--results F.md]
+    python benchmarks/compress.py FOLDER [--net resnet depthwise vit] [--seeds 0] [--bits] [--results F.md]
 
 The drop is in points of top-1 accuracy on the 10,000 test images, which nothing was chosen by; times are ratios to the
-dense file, taken in pairs, at batch 1 and 64.
+dense file, taken in pairs, at batch 1 and 64. With ``--bits``, the rows are of eight bits and half precision instead:
+alone, and behind forms that the same budget pays for; times are also told relative to eight bits alone.
 """
 
 from __future__ import annotations
@@ -24,11 +25,15 @@ import onnxruntime
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import spdexport
+from spdexport.files.onnx_reading import reload_onnx
 from spdexport.ort.installed import versions
+from spdexport.precision import Precision, Storage, calibrated
 
 FACTORIES = {"resnet": "FashionResNet", "depthwise": "FashionDepthwise", "vit": "FashionTransformer"}
 BUDGETS = (0.005, 0.01, 0.02)
 ENERGIES = (0.95, 0.85)
+BITS_BUDGETS = (0.01, 0.02)
+BITS = {"int8": {"quantize": "int8"}, "float16": {"dtype": "float16"}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +48,7 @@ class Row:
     interval: str
     times: tuple[float, ...]
     seconds: float
+    alone: tuple[float, ...] = ()
 
 
 def accuracy(path: Path, images: np.ndarray, labels: np.ndarray) -> float:
@@ -102,6 +108,56 @@ def rows(net: str, seed: int, folder: Path, out: Path) -> list[Row]:
     return found
 
 
+def bits(net: str, seed: int, folder: Path, out: Path) -> list[Row]:
+    """Store one network in fewer bits: alone, and behind the forms that a search finds within each budget."""
+    model, factory = folder / f"{net}-{seed}.pt", f"{Path(__file__).with_name('compress_nets.py')}:{FACTORIES[net]}"
+    test = np.load(folder / "test.npz")
+    images, labels = test["images"], test["labels"]
+    given = {"factory": factory, "input_shape": ("2x1x28x28",)}
+    dense = spdexport.convert(model, out / f"{net}-{seed}-dense.onnx", form="dense", verify=False, **given).outputs[0]
+    right = accuracy(dense, images, labels)
+    calibration = [{"images": np.load(folder / "held_out.npz")["images"][i : i + 32]} for i in range(0, 512, 32)]
+    found: list[Row] = []
+
+    def row(how: str, made: spdexport.Conversion, seconds: float, alone: Path | None, interval: str = "") -> None:
+        path = made.outputs[0]
+        found.append(
+            Row(
+                net=f"{net}, seed {seed} ({right:.2%})",
+                how=how,
+                macs=made.plan.macs_after / made.plan.macs_before,
+                size=path.stat().st_size / dense.stat().st_size,
+                drop=100 * (right - accuracy(path, images, labels)),
+                interval=interval,
+                times=times(path, dense),
+                seconds=seconds,
+                alone=() if alone is None else times(path, alone),
+            )
+        )
+        print(found[-1], flush=True)
+
+    for name, asked in BITS.items():
+        storage = Storage(name)
+        ranges = calibrated(reload_onnx(dense), calibration) if storage is Storage.INT8 else {}
+        begun = time.monotonic()
+        precision = Precision(storage=storage, ranges=ranges)
+        alone = out / f"{net}-{seed}-{name}.onnx"
+        made = spdexport.convert(model, alone, form="dense", precision=precision, **given)
+        row(f"{name} alone: {made.verdict}", made, time.monotonic() - begun, None)
+        for budget in BITS_BUDGETS:
+            begun = time.monotonic()
+            both = spdexport.compress(
+                model, out / f"{net}-{seed}-{name}-{budget}.onnx", data=folder / "held_out.npz",
+                test=folder / "test.npz", max_top1_drop=budget, factory=factory, seed=seed, **asked,
+            )  # fmt: skip
+            judged = both.search.test
+            interval = f"{100 * judged.interval.low:.2f} to {100 * judged.interval.high:.2f}" if judged else ""
+            taken = next((c.name for c in both.search.combinations if c.chosen), "dense")
+            how = f"`compress --max-top1-drop {budget:.1%}`, {name}, took {taken}: {both.verdict}"
+            row(how, both, time.monotonic() - begun, alone, interval)
+    return found
+
+
 def page(found: list[Row]) -> str:
     """Return the results as a page."""
     told = ", ".join(f"{name} {version}" for name, version in versions().items())
@@ -115,12 +171,13 @@ def page(found: list[Row]) -> str:
         "on for calibration and selection, and the 10,000 of the test file to judge. Nothing is trained after",
         "compressing. MACs, size and times are relative to the dense file; the search includes verification.",
         "",
-        "| network | file | MACs | size | drop, points | 95% interval | time, batch 1 | batch 64 | search, s |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| network | file | MACs | size | drop, points | 95% interval | time, batch 1 | batch 64 | search, s |"
+        + (" of those bits alone: batch 1 | batch 64 |" if any(r.alone for r in found) else ""),
+        "|---|---|---|---|---|---|---|---|---|" + ("---|---|" if any(r.alone for r in found) else ""),
     ]
     lines += [
         f"| {r.net} | {r.how} | {r.macs:.2f} | {r.size:.2f} | {r.drop:.2f} | {r.interval} | {r.times[0]:.2f} | "
-        f"{r.times[1]:.2f} | {r.seconds:.0f} |"
+        f"{r.times[1]:.2f} | {r.seconds:.0f} |" + (f" {r.alone[0]:.2f} | {r.alone[1]:.2f} |" if r.alone else "")
         for r in found
     ]
     return "\n".join(lines) + "\n"
@@ -131,13 +188,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--net", nargs="+", default=list(FACTORIES), choices=FACTORIES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--bits", action="store_true", help="eight bits and half precision instead of forms alone")
     parser.add_argument("--results", type=Path)
     given = parser.parse_args()
     found: list[Row] = []
     with tempfile.TemporaryDirectory() as out:
         for net in given.net:
             for seed in given.seeds:
-                found += rows(net, seed, given.folder, Path(out))
+                found += (bits if given.bits else rows)(net, seed, given.folder, Path(out))
                 if given.results:
                     given.results.write_text(page(found), encoding="utf-8")
     print(page(found))

@@ -2,6 +2,7 @@
 
     python benchmarks/fold.py > benchmarks/results/fold.md
     python benchmarks/fold.py --rounds 5 --narrow
+    python benchmarks/fold.py --only ACNet --only DBB
 
 Each network is built from its paper's description (``tests/fold_architectures.py``) with random weights, exported with
 its norms in inference, and folded. The file as exported, the folded one and the export of what the paper's own formulas
@@ -73,20 +74,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--narrow", action="store_true", help="small widths, to try the script")
+    parser.add_argument("--only", action="append", choices=list(ARCHITECTURES), help="a network; all without it")
     asked = parser.parse_args()
-    rows = []
-    for name in ARCHITECTURES:
-        with tempfile.TemporaryDirectory() as folder:
-            rows.append(row(name, Path(folder), published=not asked.narrow, rounds=asked.rounds))
     print("# Folding published architectures\n")
     print(
-        f"`python benchmarks/fold.py`, {date.today().isoformat()}, {cpu_name()}, one thread, ONNX Runtime "
+        f"`{' '.join(['python', 'benchmarks/fold.py', *sys.argv[1:]])}`, {date.today().isoformat()}, {cpu_name()}, one thread, ONNX Runtime "
         f"{versions()['onnxruntime']}, torch {torch.__version__}. Times are ratios to the file as exported, whose "
         "own is given; the last column is what the paper's formulas make of it, where they cover all blocks.\n"
     )
     print("| network | input | convolutions | verdict | as exported | folded | re-parameterized |")
-    print("|---|---:|---:|---|---:|---:|---:|")
-    print("\n".join(rows))
+    print("|---|---:|---:|---|---:|---:|---:|", flush=True)
+    # Each line when it is known: the large networks take minutes.
+    for name in asked.only or ARCHITECTURES:
+        with tempfile.TemporaryDirectory() as folder:
+            print(row(name, Path(folder), published=not asked.narrow, rounds=asked.rounds), flush=True)
 
 
 if __name__ == "__main__":

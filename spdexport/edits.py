@@ -1,8 +1,10 @@
-"""Permanent edits of components: scaling what one writes, or writing something else in its place.
+"""Permanent edits of components: scaling what one writes, and reading or writing something else in its place.
 
 The weight delta stays what V and U leave of the weight as they were trained, so that an edit changes the layer::
 
-    W_edited = W + V (U_edited - U)^T reshaped        without masks, the delta kept
+    W_edited = W + (V_edited U_edited - V U)^T reshaped        without masks, the delta kept
+
+Causal importances that are read off a component's activation are read off what it reads then.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from spdexport.conv import Array, FloatArray
     from spdexport.factors import Factors
 
-FORM = '{"layer:3": {"scale": 0}, "layer:7": {"U": [...]}}'
+FORM = '{"layer:3": {"scale": 0}, "layer:7": {"V": [...], "U": [...]}}'
 
 _DIGITS = 18
 """More than any index has; Python refuses to read numbers of thousands of digits."""
@@ -40,15 +42,19 @@ class Edit:
 
     Attributes:
         scale: What it writes is multiplied with this; 0 removes it.
+        V: What it reads in the place of its own, shape (patch,) in the order (in, *kernel); None for its own.
         U: What it writes in the place of its own, shape (out,); None for its own.
     """
 
     scale: float = 1.0
+    V: FloatArray | None = None
     U: FloatArray | None = None
 
     def told(self) -> str:
         """What becomes of it, in a few words."""
-        parts = [] if self.U is None else ["writes something else"]
+        told = {(True, True): ["reads and writes something else"], (True, False): ["reads something else"]}
+        told[False, True] = ["writes something else"]
+        parts = told.get((self.V is not None, self.U is not None), [])
         if self.scale == 0:
             parts = ["removed"]
         elif self.scale != 1 or not parts:
@@ -75,8 +81,9 @@ def read_edits(source: Path | Mapping[str, Any]) -> EditSet:
     """Read edits from a JSON file, or take them as they are.
 
     Args:
-        source: A file, or what one holds: an object from ``layer:index`` to ``scale``, a number, and ``U``, what the
-            component is to write; both are optional, and the scale multiplies whichever it is.
+        source: A file, or what one holds: an object from ``layer:index`` to ``scale``, a number, ``V``, what the
+            component is to read, and ``U``, what it is to write; one of them suffices, and the scale multiplies what it
+            writes.
 
     Raises:
         InputError: The file cannot be read, is of another form, or holds numbers that are not finite.
@@ -116,19 +123,22 @@ def _edit(name: str, value: object, where: str) -> Edit:
     def fault(what: str) -> InputError:
         return InputError(f"The edit of {name} {what}.", where=where, hint=f"Write {FORM}.")
 
-    if not isinstance(value, dict) or not value or not set(value) <= {"scale", "U"}:
-        raise fault("has neither scale nor U alone")
-    scale, written = value.get("scale", 1.0), value.get("U")
+    if not isinstance(value, dict) or not value or not set(value) <= {"scale", "V", "U"}:
+        raise fault("has not scale, V and U alone")
+    scale = value.get("scale", 1.0)
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not _is_finite(scale):
         raise fault("has a scale that is no finite number")
-    if "U" not in value:
-        return Edit(scale=float(scale))
-    numbers = written if isinstance(written, list) else []
-    if not numbers or not all(isinstance(x, int | float) and not isinstance(x, bool) for x in numbers):
-        raise fault("has a U that is no list of numbers")
-    if not all(_is_finite(x) for x in numbers):
-        raise fault("has a U with NaN, infinity, or what no float holds")
-    return Edit(scale=float(scale), U=np.array(numbers, np.float64))
+    given: dict[str, FloatArray] = {}
+    for part in ("V", "U"):
+        if part not in value:
+            continue
+        numbers = value[part] if isinstance(value[part], list) else []
+        if not numbers or not all(isinstance(x, int | float) and not isinstance(x, bool) for x in numbers):
+            raise fault(f"has a {part} that is no list of numbers")
+        if not all(_is_finite(x) for x in numbers):
+            raise fault(f"has a {part} with NaN, infinity, or what no float holds")
+        given[part] = np.array(numbers, np.float64)
+    return Edit(scale=float(scale), **given)
 
 
 def _is_finite(number: int | float) -> bool:
@@ -145,7 +155,7 @@ def apply_edits(
     layers: Collection[str] = (),
     excluded: Callable[[str], bool] = lambda _: False,
 ) -> dict[str, Factors]:
-    """Give the factors of each layer with its edits in U, which remember the U that they had.
+    """Give the factors of each layer with its edits, which remember the V and U that they had.
 
     An edit reaches all calls of its module. Layer names may have '-' where the model's have '.'.
 
@@ -156,7 +166,7 @@ def apply_edits(
         excluded: Whether the user left a layer out by name; its edits are passed over, as its components are.
 
     Raises:
-        InputError: An edit names no layer with components, no component of it, or has a U of another length.
+        InputError: An edit names no layer with components, no component of it, or has a V or U of another length.
     """
     result = dict(factors)
     known = {layer_of_call(site) for site in factors}
@@ -170,38 +180,52 @@ def apply_edits(
             raise InputError(f"There is an edit of {name}{alone}.", where=edits.where, hint=did_you_mean(name, known))
         for site in factors:
             if layer_of_call(site) == layer:
-                result[site] = _edited(layer, factors[site], values, edits.where)
+                result[site] = _edited(layer, result[site], values, edits.where)
     return result
 
 
 def _edited(layer: str, factors: Factors, values: Mapping[int, Edit], where: str) -> Factors:
-    U = np.array(factors.U)
-    rows = U.reshape(-1, U.shape[-1])
+    columns, U = np.array(np.swapaxes(factors.V, -1, -2)), np.array(factors.U)
+    reads, writes = columns.reshape(-1, columns.shape[-1]), U.reshape(-1, U.shape[-1])
     for index, edit in values.items():
-        if index >= len(rows):
+        if index >= len(writes):
             raise InputError(
-                f"There is an edit of {layer}:{index}, and {layer} has the components 0 to {len(rows) - 1}.",
+                f"There is an edit of {layer}:{index}, and {layer} has the components 0 to {len(writes) - 1}.",
                 where=where,
                 hint="Use edits that were made for these components.",
             )
-        if edit.U is not None and edit.U.shape != rows[index].shape:
-            raise InputError(
-                f"The edit of {layer}:{index} writes {edit.U.size} values, and the layer has {rows[index].size} "
-                "outputs.",
-                where=where,
-                hint="Give one number for each output of the layer, or of its group.",
-            )
-        row = rows[index].astype(np.float64) if edit.U is None else edit.U
+        for given, row, does, has in (
+            (edit.V, reads[index], "reads", "inputs and taps"),
+            (edit.U, writes[index], "writes", "outputs"),
+        ):
+            if given is not None and given.shape != row.shape:
+                raise InputError(
+                    f"The edit of {layer}:{index} {does} {given.size} values, and the layer has {row.size} {has}.",
+                    where=where,
+                    hint=f"Give one number for each of the {has} of the layer, or of its group.",
+                )
+        if edit.V is not None:
+            reads[index] = _rounded(edit.V, layer, index, reads.dtype, where)
+        written = writes[index].astype(np.float64) if edit.U is None else edit.U
         with np.errstate(over="ignore"):
-            changed: Array = (edit.scale * row).astype(U.dtype)
-        if not np.isfinite(changed.astype(np.float64)).all():
-            raise InputError(
-                f"The edit of {layer}:{index} makes values beyond the range of {U.dtype}, the layer's dtype.",
-                where=where,
-                hint="Use smaller numbers, or convert the model in a wider dtype.",
-            )
-        rows[index] = changed
-    return replace(factors, U=rows.reshape(U.shape), unedited=factors.U)
+            scaled = edit.scale * written
+        writes[index] = _rounded(scaled, layer, index, writes.dtype, where)
+    V = np.ascontiguousarray(np.swapaxes(reads.reshape(columns.shape), -1, -2))
+    # A layer may be named twice, with '-' and with '.': what it was trained to be is in front of both.
+    return replace(factors, V=V, U=writes.reshape(U.shape), trained=factors.trained or (factors.V, factors.U))
+
+
+def _rounded(values: FloatArray, layer: str, index: int, dtype: np.dtype[Any], where: str) -> Array:
+    """The values in a dtype, in which all of them have to be finite."""
+    with np.errstate(over="ignore"):
+        rounded: Array = values.astype(dtype)
+    if not np.isfinite(rounded.astype(np.float64)).all():
+        raise InputError(
+            f"The edit of {layer}:{index} makes values beyond the range of {dtype}, the layer's dtype.",
+            where=where,
+            hint="Use smaller numbers, or convert the model in a wider dtype.",
+        )
+    return rounded
 
 
 def edits_note(edits: EditSet) -> str:

@@ -21,7 +21,7 @@ class Factors:
     The invariant, with d = 1 where the weight delta is kept and 0 where it is dropped::
 
         W_effective = (V diag(m) U)^T reshaped to (out, in / groups, *kernel)  +  d * delta
-        delta       = W - (V U)^T reshaped, with the U that was there before any edit
+        delta       = W - (V U)^T reshaped, with the V and U that were there before any edit
 
     Attributes:
         V: Shape (patch, C), patch = in / groups * prod(kernel) in the order (in, *kernel): column c is the patch that
@@ -30,7 +30,7 @@ class Factors:
         mask: Shape (C,), or (groups, C); None means all ones.
         located: A further mask for each output location, shape (*locations, groups * C), which no effective weight
             holds; None for none.
-        unedited: U as it was before the user edited it, of U's shape; None where it was not edited.
+        trained: V and U as they were before the user edited them, of their shapes; None where they were not.
 
     Where groups keep different numbers of components, each is padded with zero components to the largest.
     """
@@ -39,7 +39,7 @@ class Factors:
     U: Array
     mask: Array | None = None
     located: Array | None = None
-    unedited: Array | None = None
+    trained: tuple[Array, Array] | None = None
 
     def __post_init__(self) -> None:
         if self.V.ndim != self.U.ndim or self.V.ndim not in (2, 3):
@@ -61,13 +61,14 @@ class Factors:
 
     @property
     def is_edited(self) -> bool:
-        """Whether the user changed what components write."""
-        return self.unedited is not None
+        """Whether the user changed what components read or write."""
+        return self.trained is not None
 
     @property
     def as_trained(self) -> Factors:
         """The same without mask and edits: what the weight delta is told by."""
-        return replace(self, mask=None, U=self.U if self.unedited is None else self.unedited, unedited=None)
+        V, U = self.trained or (self.V, self.U)
+        return replace(self, V=V, U=U, mask=None, trained=None)
 
     @property
     def effective_mask(self) -> FloatArray:
@@ -118,7 +119,8 @@ def delta_is_rounding(weight: Array, factors: Factors, spec: ConvSpec, *, known:
     """
     u = unit_rounding(weight.dtype)
     W = np.abs(np.asarray(weight, dtype=np.float64))
-    magnitude = masked_weight(Factors(V=np.abs(factors.V), U=np.abs(factors.as_trained.U)), spec)
+    trained = factors.as_trained
+    magnitude = masked_weight(Factors(V=np.abs(trained.V), U=np.abs(trained.U)), spec)
     norms = np.linalg.norm(W.reshape(spec.groups, -1), axis=1).repeat(spec.group_out)
     computed = 4 * np.finfo(np.float64).eps * max(spec.patch, spec.group_out) * norms
     bound = (2 * u + u * u) * magnitude + u * W + computed.reshape(-1, *(1,) * (W.ndim - 1))
@@ -156,19 +158,18 @@ def drop_dead(factors: Factors) -> Factors:
         return factors
     size = max(factors.live, 1)
     if factors.mask.ndim == 1:
-        return Factors(**_take_live(factors.V, factors.U, factors.mask, size))
+        V, U, mask = _take_live(factors.V, factors.U, factors.mask, size)
+        return Factors(V=V, U=U, mask=mask)
     groups = [_take_live(V, U, m, size) for V, U, m in zip(factors.V, factors.U, factors.mask, strict=True)]
-    return Factors(**{name: np.stack([g[name] for g in groups]) for name in ("V", "U", "mask")})
+    V, U, mask = (np.stack(parts) for parts in zip(*groups, strict=True))
+    return Factors(V=V, U=U, mask=mask)
 
 
-def _take_live(V: Array, U: Array, mask: Array, size: int) -> dict[str, Array]:
+def _take_live(V: Array, U: Array, mask: Array, size: int) -> tuple[Array, Array, Array]:
+    """V, U and the mask of what it does not remove, padded with zeros to a number of components."""
     keep = np.flatnonzero(mask)
     pad = size - len(keep)
-    return {
-        "V": np.pad(V[:, keep], ((0, 0), (0, pad))),
-        "U": np.pad(U[keep], ((0, pad), (0, 0))),
-        "mask": np.pad(mask[keep], (0, pad)),
-    }
+    return np.pad(V[:, keep], ((0, 0), (0, pad))), np.pad(U[keep], ((0, pad), (0, 0))), np.pad(mask[keep], (0, pad))
 
 
 def absorb_mask(factors: Factors) -> Factors:

@@ -19,7 +19,6 @@ from spdexport.model_files import older_data, save_program, write_onnx
 from spdexport.options import Options, OptionsDict
 from spdexport.ort.installed import has_torch, require_torch, versions
 from spdexport.overwriting import check_overwriting, output_paths
-from spdexport.planning import as_file
 from spdexport.recorded import (
     as_recorded,
     blaming,
@@ -29,6 +28,7 @@ from spdexport.recorded import (
     read_record,
     taken_note,
 )
+from spdexport.route_metadata import plan_text
 from spdexport.routes import find_route, is_onnx, no_program
 from spdexport.steps import Remark
 from spdexport.verification.alone import verify_files
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from spdexport.loading.source import Source
     from spdexport.ort.providers import Provider
     from spdexport.planning import Plan
+    from spdexport.precision import Precision
     from spdexport.ranges import Ranges
     from spdexport.rewrite.onnx_trim import Trimming
 
@@ -114,6 +115,7 @@ def convert(
     save_plan: str | Path | None = None,
     in_place: bool = False,
     dry_run: bool = False,
+    precision: Precision | None = None,
     progress: Progress = _silent,
     **options: Unpack[OptionsDict],
 ) -> Conversion:
@@ -138,6 +140,7 @@ def convert(
         save_plan: A file for the plan, which the option ``plan`` repeats.
         in_place: Whether an output is the source's own file, which is replaced once the check has not failed.
         dry_run: Whether to plan alone: no model is written, and nothing is checked.
+        precision: How the file's numbers are stored; None for what the plan says, or else as the source has them.
         progress: Told what is being done.
         **options: See ``spdexport.Options``.
 
@@ -159,8 +162,8 @@ def convert(
     chosen = Options.of(_for_target(options, check.providers) if providers else options)
     check.limits.check(chosen, verify=verify)
     onnx_path, program_path = output_paths(output)
-    paths = {"source": source, "output": (onnx_path, program_path), "save_plan": save_plan}
-    check_overwriting({**paths, **options}, in_place=in_place, verify=verify)
+    paths = {"source": source, "output": (onnx_path, program_path), "save_plan": save_plan, **options}
+    check_overwriting(paths, in_place=in_place, verify=verify)
     if program_path and is_onnx(source):
         raise no_program(source, f"-o {program_path}")
     verification: Verification | None = None
@@ -172,10 +175,10 @@ def convert(
         # The outputs are opened first, so that a folder that cannot be written to is told before the long work.
         program_file = stack.enter_context(pending(program_path)) if program_path and not dry_run else None
         onnx_file = stack.enter_context(pending(onnx_path)) if onnx_path and not dry_run else None
-        route = find_route(source, chosen, progress)
+        route = find_route(source, chosen, progress, precision=precision)
         if plan_file:
             with writing(plan_file.final):
-                plan_file.path.write_text(as_file(route.prepared.plan.as_json()), encoding="utf-8")
+                plan_file.path.write_text(plan_text(route), encoding="utf-8")
         if warning := costs_more(route.prepared.plan, route.prepared.components, chosen):
             progress(Remark(warning))
         if not dry_run:
@@ -283,7 +286,7 @@ def verify(
     completed = as_recorded(options, record)
     check_given(completed.options, record, against)
     with blaming(record, completed):
-        route = find_route(against, completed.options, progress, shapes=input_shapes(model))
+        route = find_route(against, completed.options, progress, shapes=input_shapes(model), precision=record.precision)
     check_hashes(route.prepared.hashes, record)
     found = route.verify(
         path,

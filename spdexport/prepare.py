@@ -367,11 +367,19 @@ def _from_components(
         factors = apply_edits(edits, factors, layers=names, excluded=excluded)
     if masks is not None:
         factors = fit_masks(masks, factors, layers=names, left=skipped, excluded=excluded)
-    return _lookup({**factors, **forms})
+    return _lookup({**factors, **forms}, has_forms=bool(components.chains.chains))
 
 
-def _lookup(found: Mapping[str, Factors | Form]) -> FactorSource:
-    return lambda site: found.get(site.name)
+def _lookup(found: Mapping[str, Factors | Form], *, has_forms: bool) -> FactorSource:
+    """What was found for a layer; of a file of forms, that it has none for it is its decision."""
+
+    def source(site: ConvSite) -> Factors | Form | Skipped | None:
+        its = found.get(site.name)
+        if its is None and has_forms:
+            return Skipped(name=site.name, kind=site.kind, reason="the file of forms leaves it dense")
+        return its
+
+    return source
 
 
 def _held_by(program: ExportedProgram) -> Callable[[str], Array | None]:

@@ -22,6 +22,7 @@ from spdexport.files.sniff import FileKind, sniff
 from spdexport.model_files import METADATA_PREFIX, read_metadata, recorded_ranges
 from spdexport.options import CHOICES, NOT_RECORDED, RECORDED, Options, OptionsDict
 from spdexport.planning import FormChoice, parse_plan
+from spdexport.precision.recorded import recorded_precision
 from spdexport.text import printable
 
 if TYPE_CHECKING:
@@ -29,12 +30,15 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from spdexport.precision import Precision
+
 _ENTRIES: Mapping[str, type] = {
     "components": str,
     "content": str,
     "folded": dict,
     "options": dict,
     "plan": dict,
+    "precision": dict,
     "ranges": dict,
     "sha256": dict,
     "source": str,
@@ -71,6 +75,7 @@ class Record:
         sha256: Of the source, components and masks, by what they are.
         plan: Its statement about its own layers, which was not checked.
         folded: Whether its layers were folded after the conversion.
+        precision: How its numbers are stored; None for as the source has them.
     """
 
     path: Path
@@ -80,6 +85,7 @@ class Record:
     sha256: Mapping[str, str] = field(default_factory=dict)
     plan: object = None
     folded: bool = False
+    precision: Precision | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +135,7 @@ def read_record(model: ir.Model, path: Path) -> Record:
         sha256=hashes,
         plan=metadata.get("plan"),
         folded="folded" in metadata,
+        precision=recorded_precision(model, path),
     )
 
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
-from spdexport import __version__
-from spdexport.content import content_hash
 from spdexport.errors import UsageError
 from spdexport.files.sniff import FileKind, sniff
-from spdexport.model_files import write_metadata
+from spdexport.lowered_route import LoweredRoute
 from spdexport.ort.installed import require_torch
-from spdexport.ranges import ranges_json
+from spdexport.route_metadata import write_route_metadata
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     import onnx_ir as ir
     import torch
@@ -25,74 +23,19 @@ if TYPE_CHECKING:
     from spdexport.dense_export import DenseExport
     from spdexport.export import Exported
     from spdexport.forms import Form
+    from spdexport.loading.model import ExampleInputs
     from spdexport.loading.source import Source
     from spdexport.onnx_prepare import PreparedOnnx
     from spdexport.options import Options
     from spdexport.planning import Plan
+    from spdexport.precision import Precision
     from spdexport.prepare import Prepared
-    from spdexport.ranges import Ranges
     from spdexport.rewrite.onnx_trim import Trimmed, Trimming
+    from spdexport.route import Route
     from spdexport.verification.check import Check
     from spdexport.verification.masked_models import MaskedProgram
     from spdexport.verification.result import Verification
     from spdexport.verification.run import Subject
-
-
-class Decided(Protocol):
-    """What both kinds of prepared sources tell."""
-
-    @property
-    def plan(self) -> Plan: ...  # noqa: D102
-    @property
-    def components(self) -> str: ...  # noqa: D102
-    @property
-    def hashes(self) -> Mapping[str, str]: ...  # noqa: D102
-    @property
-    def notes(self) -> tuple[str, ...]: ...  # noqa: D102
-    @property
-    def ranges(self) -> Ranges: ...  # noqa: D102
-
-
-class Route(Protocol):
-    """A source that was read and decided about, on its way to a file."""
-
-    @property
-    def prepared(self) -> Decided:
-        """What was read and decided."""
-
-    @property
-    def external_from(self) -> int | None:
-        """As ``write_onnx`` has it: from how many bytes on weights go to a file of their own."""
-
-    def program(self) -> ExportedProgram:
-        """The factorized program of torch."""
-
-    def trainable(self) -> torch.nn.Module:
-        """The same as a module to be trained."""
-
-    def model(self) -> ir.Model:
-        """The factorized ONNX model, with metadata."""
-
-    @property
-    def trimming(self) -> Trimming | None:
-        """What was removed from ``model`` and padded in it; None where the plan does not ask for that."""
-
-    def verify(
-        self,
-        file: Path | None,
-        name: str,
-        check: Check,
-        *,
-        folded: bool = False,
-    ) -> Verification:
-        """Check a file against the source; None for the factorized program alone.
-
-        Args:
-            file: The file.
-            name: The name that it has or is to have.
-            check: How.
-            folded: Whether the file is one whose layers were folded after the conversion.
-        """
 
 
 def is_onnx(source: Source) -> bool:
@@ -101,13 +44,32 @@ def is_onnx(source: Source) -> bool:
 
 
 def find_route(
-    source: Source, options: Options, progress: Callable[[str], None], *, shapes: Sequence[str] = ()
+    source: Source,
+    options: Options,
+    progress: Callable[[str], None],
+    *,
+    shapes: Sequence[str] = (),
+    precision: Precision | None = None,
 ) -> Route:
-    """Read a source of either kind and decide about its layers; ``shapes`` are as ``prepare`` has them.
+    """Read a source of either kind and decide about its layers.
+
+    Args:
+        source: The source.
+        options: How; a plan among them may tell a precision.
+        progress: Told what is being done.
+        shapes: As ``prepare`` has them.
+        precision: How the file's numbers are stored; None for what the plan says, or else as the source has them.
 
     Raises:
         UsageError, InputError, CaptureError: As ``prepare`` and ``prepare_onnx`` do.
     """
+    route = _plain_route(source, options, progress, shapes)
+    if precision is None and options.plan is not None:
+        precision = options.plan.precision
+    return route if precision is None else LoweredRoute(route, precision)
+
+
+def _plain_route(source: Source, options: Options, progress: Callable[[str], None], shapes: Sequence[str]) -> Route:
     if is_onnx(source):
         from spdexport.onnx_prepare import prepare_onnx
 
@@ -140,29 +102,11 @@ def _told(trimmed: Trimmed | None) -> Trimming | None:
     return None if trimmed is None else trimmed.trimming
 
 
-def _write_metadata(
-    model: ir.Model, prepared: Decided, options: Options, trimming: Trimming | None, source: str
-) -> None:
-    entries: dict[str, Any] = {
-        "content": content_hash(model),
-        "version": __version__,
-        "options": options.recorded(),
-        "plan": prepared.plan.as_json(),
-        "sha256": dict(prepared.hashes),
-        "components": prepared.components,
-        "source": source,
-    }
-    if prepared.ranges:
-        entries["ranges"] = ranges_json(prepared.ranges)
-    if trimming is not None:
-        entries["trimming"] = trimming.as_json()
-    write_metadata(model, entries)
-
-
 class TorchRoute:
     """Through a traced program and torch's exporter."""
 
     external_from = None
+    precision = None
 
     def __init__(self, prepared: Prepared, options: Options) -> None:
         self.prepared = prepared
@@ -181,8 +125,16 @@ class TorchRoute:
     def model(self) -> ir.Model:
         """The factorized ONNX model, with metadata."""
         model = self._exported if self._trimmed is None else self._trimmed.model
-        _write_metadata(model, self.prepared, self._options, self.trimming, "torch")
+        write_route_metadata(model, self.prepared, self._options, self.trimming, "torch")
         return model
+
+    def dense(self) -> ir.Model:
+        """The plain export of the source."""
+        return self._dense.model(())
+
+    def subject_inputs(self) -> tuple[ExampleInputs | None, bool]:
+        """Those that the model was traced with."""
+        return self.prepared.captured.inputs, self.prepared.own_inputs
 
     @property
     def trimming(self) -> Trimming | None:
@@ -299,6 +251,8 @@ class TorchRoute:
 class OnnxRoute:
     """Within the graph of an ONNX file."""
 
+    precision = None
+
     def __init__(self, prepared: PreparedOnnx, options: Options) -> None:
         self.prepared = prepared
         self._options = options
@@ -319,8 +273,16 @@ class OnnxRoute:
     def model(self) -> ir.Model:
         """The factorized model, with metadata."""
         model = self._whole if self._trimmed is None else self._trimmed.model
-        _write_metadata(model, self.prepared, self._options, self.trimming, "onnx")
+        write_route_metadata(model, self.prepared, self._options, self.trimming, "onnx")
         return model
+
+    def dense(self) -> ir.Model:
+        """The source's graph, as it was read."""
+        return self.prepared.model
+
+    def subject_inputs(self) -> tuple[ExampleInputs | None, bool]:
+        """The user's."""
+        return self.prepared.inputs, self._options.own_inputs
 
     @property
     def trimming(self) -> Trimming | None:

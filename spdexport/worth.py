@@ -37,8 +37,11 @@ def costs_more(plan: Plan, components: str, options: Options) -> str:
         share = _truncated(plan, energy) / plan.macs_before
         if share < ENOUGH:
             gain = f"The same command with --form auto --energy {energy:g} comes to {share:.2f} times"
-            return f"{said} {gain}, as an approximation."
-    return f"{said} The same command with --form auto leaves each layer in its cheapest form."
+            return f"{said} {gain}, as an approximation; spdexport compress, given data, finds forms that lose less."
+    return (
+        f"{said} The same command with --form auto leaves each layer in its cheapest form; spdexport compress, given "
+        "data, finds forms that cost less."
+    )
 
 
 def _truncated(plan: Plan, energy: float) -> int:

@@ -37,6 +37,24 @@ class Sum(nn.Module):
         return y
 
 
+class Tree(nn.Module):
+    """Terms of one input, added two by two in some order: a step adds the second of two to the first, or subtracts it.
+
+    Attributes:
+        foreign: How many convolutions are in terms that begin with something that is no map.
+    """
+
+    def __init__(self, terms: Sequence[nn.Module], steps: Sequence[tuple[int, int, float]], foreign: int) -> None:
+        super().__init__()
+        self.terms, self.steps, self.foreign = nn.ModuleList(terms), tuple(steps), foreign
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        values = [term(x) for term in self.terms]
+        for left, right, factor in self.steps:
+            values[left] = values[left] + values[right] if factor == 1 else values[left] - values[right]
+        return values[0]
+
+
 class Scale(nn.Module):
     """Arithmetic with a number or with one for each channel, on either side."""
 
@@ -101,7 +119,7 @@ class Draw:
         before, after = (k - 1) // 2, k - 1 - (k - 1) // 2
         even = nn.ConstantPad2d((before, after, before, after), 0.0)
         plain = self.conv(kernel, stride=s, pad=True)
-        lone: list[nn.Module] = [] if s == 1 else [self.conv((1, 1), stride=s)]
+        lone: list[nn.Module] = [] if s == 1 else self.one([self.conv((1, 1), stride=s)], [nn.MaxPool2d(1, s)])
         rank = int(self.one(1, 2))
         return self.one(
             [plain],
@@ -155,6 +173,27 @@ class Draw:
         up, down = self.conv((h, 1), stride=s, bias=False), self.conv((1, w))
         layers = self.one([one, up, down], [rows, up, columns, down], [rows, self.conv(bias=False), up, columns, down])
         return nn.Sequential(*(part for layer in layers for part in (*self.idle(), layer)))
+
+    def mixed(self) -> nn.Module:
+        """Maps of the input among terms that are none, added up in any order; some of these broadcast."""
+        c, s = self.channels, self.stride
+        own: list[list[nn.Module]] = [[self.conv(self.kernel(), stride=s, pad=True)]]
+        own += [self.one(self.leaf, self.lora)() for _ in range(int(self.rng.integers(1, 3)))]
+        others: list[list[nn.Module]] = [
+            self.one([nn.ReLU(), self.conv((3, 3), stride=s, pad=True)], [nn.AdaptiveAvgPool2d(1), self.conv()])
+            for _ in range(int(self.rng.integers(1, 4)))
+        ]
+        terms = [nn.Sequential(*layers) for layers in (*own, *others)]
+        order = [int(i) for i in self.rng.permutation(len(terms))]
+        # What comes first is added into, so that it must have the size of the sum.
+        order.sort(key=lambda i: any(isinstance(layer, nn.AdaptiveAvgPool2d) for layer in terms[i]))
+        steps, left = [], list(range(len(terms)))
+        while len(left) > 1:
+            right = int(self.rng.integers(1, len(left)))
+            into = int(self.rng.integers(right))
+            steps.append((left[into], left.pop(right), self.one(1.0, 1.0, -1.0)))
+        tree = Tree([terms[i] for i in order], steps, foreign=len(others))
+        return nn.Sequential(tree, *self.one([], [nn.ReLU(), Scale("Mul", torch.rand(c, 1, 1) + 0.5)]))
 
     def wild(self) -> nn.Module:
         """Any order of anything: most are not one convolution, and none may change."""
@@ -211,6 +250,13 @@ def onnx_model(module: nn.Module, x: torch.Tensor) -> onnx.ModelProto:
                 for term, factor in zip(rest, layer.factors[1:], strict=True):
                     total = emit("Add" if factor == 1 else "Sub", [total, term])
                 return total
+            case Tree():
+                values = [walk(term, value) for term in layer.terms]
+                for left, right, factor in layer.steps:
+                    values[left] = emit("Add" if factor == 1 else "Sub", [values[left], values[right]])
+                return values[0]
+            case nn.AdaptiveAvgPool2d():
+                return emit("GlobalAveragePool", [value])
             case nn.Conv2d():
                 inputs = [value, store(layer.weight, "w")]
                 inputs += [] if layer.bias is None else [store(layer.bias, "b")]
@@ -233,6 +279,8 @@ def onnx_model(module: nn.Module, x: torch.Tensor) -> onnx.ModelProto:
                 kernel, stride, pad = layer.kernel_size, layer.stride, layer.padding
                 return emit("AveragePool", [value], kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[pad] * 4,
                             count_include_pad=int(layer.count_include_pad))  # fmt: skip
+            case nn.MaxPool2d():
+                return emit("MaxPool", [value], kernel_shape=[1, 1], strides=[layer.stride] * 2)
             case nn.Dropout():
                 return emit("Dropout", [value])
             case nn.ReLU():

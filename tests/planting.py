@@ -35,7 +35,7 @@ def weight(name: str, change: Callable[[Array], Array]) -> Edit:
     def edit(model: onnx.ModelProto) -> None:
         tensor = next(t for t in model.graph.initializer if t.name == name)
         value = numpy_helper.to_array(tensor)
-        changed = np.ascontiguousarray(change(value.copy())).astype(value.dtype)
+        changed = np.asarray(change(value.copy())).astype(value.dtype)
         assert changed.shape == value.shape
         tensor.CopyFrom(numpy_helper.from_array(changed, name))
 

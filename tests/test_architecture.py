@@ -22,7 +22,7 @@ LAYERS = (
     ("edits", "masks", "model_files", "sources"),
     ("loading", "overwriting"),
     # Graphs: traced, decided about, rewritten, exported, evaluated.
-    ("capture", "rewrite", "export", "dense_export", "ort"),
+    ("capture", "rewrite", "export", "dense_export", "ort", "precision"),
     ("latency", "planning", "reference"),
     ("options",),
     ("example_inputs",),
@@ -30,7 +30,7 @@ LAYERS = (
     # What is concluded, told and asked.
     ("verification",),
     ("onnx_prepare", "recorded"),
-    ("routes",),
+    ("route", "routes", "lowered_route", "route_metadata"),
     ("pipeline",),
     ("ablation", "compression", "folding", "importance", "measuring"),
     ("atlases",),

@@ -22,11 +22,14 @@ DATA = Path(__file__).parent / "data" / "spd_kinds"
 RUN = DATA / "vector_mlp"
 MODEL = {"factory": f"{DATA / 'targets.py'}:MLP", "inputs": DATA / "vector_mlp.x.npz"}
 NEW = [1.0, 2.0, -3.0, 4.0, 5.0]
-EDITS = {"blocks-0:3": {"scale": 0}, "blocks.1:2": {"scale": -1.5}, "head:7": {"U": NEW}}
+READ = [0.5, -1.0, 2.0, 0.0, 1.5, -0.5]
+BOTH = {"V": [*READ, 1.0, -1.0], "U": [1.0, *NEW, 0.5, 0.0], "scale": 0.5}
+EDITS = {"blocks-0:3": {"scale": 0}, "blocks.1:2": {"scale": -1.5}, "head:7": {"U": NEW}, "blocks.0:1": {"V": READ},
+         "blocks.1:5": BOTH}  # fmt: skip
 
 
 def weights(edits):
-    """The dense weights with what the edits change of them, W + V (U' - U), float64; and V and U by layer."""
+    """The dense weights with what the edits change of them, W + V' U' - V U, float64."""
     state = {k: t.double() for k, t in torch.load(RUN / "model_100.pth", weights_only=True).items()}
     dense = {k.removeprefix("target_model."): t for k, t in state.items() if k.startswith("target_model.")}
     for name, edit in edits.items():
@@ -34,9 +37,9 @@ def weights(edits):
         layer, index = layer.replace("-", "."), int(index)
         V, U = (state[f"_components.{layer.replace('.', '-')}.{part}"] for part in "VU")
         written = torch.tensor(edit["U"]).double() if "U" in edit else U[index]
-        dense[f"{layer}.weight"] = dense[f"{layer}.weight"] + torch.outer(
-            edit.get("scale", 1) * written - U[index], V[:, index]
-        )
+        read = torch.tensor(edit["V"]).double() if "V" in edit else V[:, index]
+        change = torch.outer(edit.get("scale", 1) * written, read) - torch.outer(U[index], V[:, index])
+        dense[f"{layer}.weight"] = dense[f"{layer}.weight"] + change
     return dense
 
 
@@ -67,8 +70,11 @@ def test_an_edit_changes_the_model_as_it_says(further, x, tmp_path):
     right = network(weights(EDITS), x)
     assert np.abs(right - network(weights({}), x)).max() > 0.1
     np.testing.assert_allclose(outputs(tmp_path / "m.onnx", x), right, rtol=0, atol=1e-5)
-    said = "3 components edited for good: blocks-0:3 removed, blocks.1:2 scaled by -1.5, head:7 writes something else"
-    assert said in made.notes
+    said = "5 components edited for good: blocks-0:3 removed, "
+    assert any(note.startswith(said) for note in made.notes)
+    told = {f"{layer}:{i}": e.told() for layer, es in read_edits(EDITS).values.items() for i, e in es.items()}
+    assert told["blocks.0:1"] == "reads something else"
+    assert told["blocks.1:5"] == "reads and writes something else, scaled by 0.5"
 
 
 def test_an_edit_without_the_delta_and_under_masks(x, tmp_path):
@@ -88,7 +94,7 @@ def test_the_command_and_what_a_file_remembers(x, tmp_path):
         "convert", RUN, *given, "--edit", tmp_path / "edits.json", "-o", tmp_path / "m.onnx", "--no-verify"
     )
     assert done.exit_code == 0, done.output
-    assert "3 components edited for good" in " ".join(done.stdout.split())
+    assert "5 components edited for good" in " ".join(done.stdout.split())
     recorded = {entry.key: entry.value for entry in onnx.load(tmp_path / "m.onnx").metadata_props}
     assert set(json.loads(recorded["spdexport.sha256"])) == {"source", "components", "edit"}
     assert "edits.json" not in "".join(recorded.values())
@@ -119,8 +125,12 @@ BAD = [
     ('{"head:x": {"scale": 0}}', "'head:x' names no component"),
     ('{"head:-1": {"scale": 0}}', "names no component"),
     ('{"head:' + "9" * 30 + '": {"scale": 0}}', "names no component"),
-    ('{"head:0": 0}', "has neither scale nor U alone"),
-    ('{"head:0": {"V": [1]}}', "has neither scale nor U alone"),
+    ('{"head:0": 0}', "has not scale, V and U alone"),
+    ('{"head:0": {"W": [1]}}', "has not scale, V and U alone"),
+    ('{"head:0": {"V": 1}}', "has a V that is no list of numbers"),
+    ('{"head:0": {"V": [1, NaN]}}', "has a V with NaN"),
+    ('{"head:0": {"V": [1, 2]}}', "reads 2 values, and the layer has 8 inputs and taps"),
+    ('{"head:0": {"V": [1e39, 0, 0, 0, 0, 0, 0, 0]}}', "beyond the range of float32"),
     ('{"head:0": {"scale": "0"}}', "has a scale that is no finite number"),
     ('{"head:0": {"scale": true}}', "has a scale that is no finite number"),
     ('{"head:0": {"scale": NaN}}', "has a scale that is no finite number"),
@@ -153,6 +163,36 @@ def test_groups_count_their_components_one_after_the_other_and_calls_share_edits
         expected[1, 2] = 3
         assert np.array_equal(edited.U, expected)
         assert np.array_equal(edited.as_trained.U, factors.U)
+
+
+def test_what_a_component_of_a_group_reads_has_the_inputs_and_taps_of_its_group():
+    factors = Factors(V=np.ones((2, 3, 4), np.float32), U=np.ones((2, 4, 5), np.float32))
+    edited = apply_edits(read_edits({"conv:6": {"V": [1, 2, 3], "scale": 2}}), {"conv": factors})["conv"]
+    V, U = np.ones((2, 3, 4)), np.ones((2, 4, 5))
+    V[1, :, 2], U[1, 2] = (1, 2, 3), 2
+    assert np.array_equal(edited.V, V)
+    assert np.array_equal(edited.U, U)
+    assert np.array_equal(edited.as_trained.V, factors.V)
+    with pytest.raises(InputError, match="reads 6 values, and the layer has 3 inputs and taps") as caught:
+        apply_edits(read_edits({"conv:6": {"V": [1] * 6}}), {"conv": factors})
+    assert "one number for each of the inputs and taps of the layer, or of its group" in caught.value.hint
+
+
+def test_gates_read_what_an_edited_component_reads(tmp_path):
+    """Importances that a component's own activation decides are those of its new activation."""
+    run, edits = DATA / "conv_mlp", {"conv1:2": {"V": [0.25] * 18}}
+    given = {"factory": f"{DATA / 'targets.py'}:CNN", "inputs": DATA / "conv_mlp.x.npz"}
+    found = {}
+    for name, further in (("plain", {}), ("edited", {"edit": edits})):
+        convert(run, tmp_path / f"{name}.onnx", **given, **further, gates="exact", gate_outputs=True, verify=False)
+        session = onnxruntime.InferenceSession(tmp_path / f"{name}.onnx", providers=["CPUExecutionProvider"])
+        with np.load(DATA / "conv_mlp.x.npz") as archive:
+            values = session.run(["ci/conv1"], {session.get_inputs()[0].name: next(iter(archive.values()))})[0]
+        found[name] = values
+    state = torch.load(run / "model_100.pth", weights_only=True)
+    changed = np.abs(found["edited"] - found["plain"]).reshape(-1, state["_components.conv1.V"].shape[1]).max(axis=0)
+    assert changed[2] > 0
+    assert np.delete(changed, 2).max() <= 1e-6
 
 
 def test_what_a_weight_delta_hides_is_told(x, tmp_path):

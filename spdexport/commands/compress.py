@@ -67,6 +67,20 @@ class Share(click.ParamType[float]):
 )
 @click.option("--macs", type=Share(), metavar="R", help="The same for multiply-accumulates.")
 @click.option("--size", type=Share(), metavar="R", help="The same for the numbers that are stored.")
+@click.option(
+    "--quantize",
+    type=click.Choice(("none", "int8", "auto")),
+    default="none",
+    show_default=True,
+    help="int8: the result has eight bits, within the same budget; auto: where that is best.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(("float32", "float16")),
+    default="float32",
+    show_default=True,
+    help="float16: the result is in half precision, within the same budget; no faster on a CPU.",
+)
 @click.option("--cache", type=_PATH, metavar="DIR", help="Keep work there, to resume what was interrupted.")
 @click.option("--save-components", type=_PATH, metavar="F.safetensors", help="Write the forms, for --components.")
 @model_options

@@ -13,15 +13,18 @@ import numpy as np
 from spdexport.compression.bounds import CONFIDENCE, supported
 from spdexport.compression.budgets import Budget, CostKind, LossKind, budget_of
 from spdexport.compression.cache import Cache
+from spdexport.compression.combinations import Combining
 from spdexport.compression.data import read_sets
 from spdexport.compression.dense_model import batch_of, dense_model, some_of
 from spdexport.compression.execution import Shelf
 from spdexport.compression.losses import LOSSES, measured
+from spdexport.compression.lowering import Lowering, Wanted
 from spdexport.compression.metric_files import UserMetric, metric_hash
-from spdexport.compression.result import Compression, Judged, LayerShare, Point, Searched
+from spdexport.compression.result import Compression, Judged, Searched
 from spdexport.compression.running import DenseAnswers, Network
 from spdexport.compression.search import Search
 from spdexport.compression.timing import paired
+from spdexport.compression.told import combinations, layers, points
 from spdexport.cost import MacsCost, ParameterCost
 from spdexport.errors import UsageError
 from spdexport.files.hashing import sha256_file
@@ -30,7 +33,7 @@ from spdexport.files.scratch import scratch_folder
 from spdexport.names import count
 from spdexport.options import Options
 from spdexport.ort.providers import provider_named
-from spdexport.overwriting import check_overwriting
+from spdexport.overwriting import check_overwriting, output_paths
 from spdexport.pipeline import Conversion, convert
 from spdexport.planning import Objective
 from spdexport.routes import is_onnx
@@ -42,6 +45,7 @@ from spdexport.verification.ports import input_ports
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from spdexport.compression.combinations import Combinations
     from spdexport.compression.data import Data, Samples, Sets
     from spdexport.compression.dense_model import DenseModel
     from spdexport.compression.search import Found, Trial
@@ -86,6 +90,8 @@ def compress(
     cache: str | Path | None = None,
     save_components: str | Path | None = None,
     save_plan: str | Path | None = None,
+    quantize: str = "none",
+    dtype: str = "float32",
     verify: bool = True,
     progress: Progress = lambda _: None,
     **options: Unpack[OptionsDict],
@@ -115,6 +121,9 @@ def compress(
         cache: A folder where work is kept, so that it resumes where it was interrupted.
         save_components: A safetensors file for the forms; ``convert`` with ``components`` makes the same file of it.
         save_plan: As for ``convert``.
+        quantize: ``int8`` for a result of eight bits, within the same budget; ``auto`` for one where that is best; else
+            ``none``.
+        dtype: ``float16`` for a result in half precision, within the same budget.
         verify: As for ``convert``.
         progress: Told what is being done.
         **options: See ``spdexport.Options``; those that the search decides about are refused.
@@ -132,6 +141,13 @@ def compress(
     paths = {"source": source, "output": output, "save_plan": save_plan, "save_components": save_components}
     check_overwriting({**paths, "data": data, "selection": selection, "test": test, **options}, verify=verify)
     _check(options)
+    wanted = Wanted.of(quantize, dtype)
+    if wanted is not None and output_paths(output)[1] is not None:
+        raise UsageError(
+            f"No torch program stores numbers as {wanted.storage}.",
+            where="--output",
+            hint="Write an ONNX file alone, or leave out --quantize and --dtype.",
+        )
     loss = UserMetric(spec=metric) if metric is not None else LOSSES[budget.loss or LossKind.RELATIVE_L2]
     progress("reading the data")
     seed = options.get("seed", 0)
@@ -176,7 +192,21 @@ def compress(
             cache=Cache.of(None if cache is None else Path(cache), settings, progress),
         )
         found = search.run(budget)
-        taken, timing, kept_dense = _never_slower(dense, search, found, budget, chosen, feeds)
+        combined, lowering = None, None
+        if wanted is None:
+            taken, timing, kept_dense = _never_slower(dense, search, found, budget, chosen, feeds)
+        else:
+            combined = Combining(
+                search,
+                found,
+                budget,
+                wanted,
+                objective=chosen.optimize_for,
+                feeds=feeds,
+                seed=seed,
+                progress=progress,
+            ).run(Lowering(dense=dense, samples=sets.calibration, storage=wanted.storage))
+            taken, lowering, timing, kept_dense = _of_combined(combined)
         given: dict[str, Any] = {name: value for name, value in options.items() if name not in SEARCHED}
         if taken is None:
             given["form"] = "dense"
@@ -184,6 +214,10 @@ def compress(
             file = Path(save_components) if save_components is not None else folder / "forms.safetensors"
             write_chains(file, {name: dense.in_source(search.site(name), form) for name, form in taken.forms.items()})
             given["components"] = file
+        if lowering is not None:
+            progress(f"calibrating {lowering.storage}")
+            plain = convert(source, folder / "float32.onnx", verify=False, **given)
+            given["precision"] = lowering.precision(load_onnx(plain.outputs[0]))
         conversion = convert(source, output, save_plan=save_plan, verify=verify, progress=progress, **given)
         written = next((path for path in conversion.outputs if path.suffix == ".onnx"), None)
         judged = None
@@ -198,15 +232,28 @@ def compress(
         cost=search.cost_name,
         sets=sets.told + (f"; {shows}" if shows else ""),
         confidence=CONFIDENCE,
-        points=_points(found, taken),
-        layers=_layers(search, found, taken),
+        points=points(search.trials, taken),
+        layers=layers(search, found, taken),
         test=judged,
         timing=timing,
         kept_dense=kept_dense,
+        combinations=combinations(combined),
+        storage=None if lowering is None else lowering.storage.value,
+        not_lowered=None if combined is None else combined.refused,
     )
     own = {field.name: getattr(conversion, field.name) for field in fields(Conversion)}
     own["hashes"] = {**conversion.hashes, **sets.hashes}
     return Compression(**own, search=searched)
+
+
+def _of_combined(
+    found: Combinations,
+) -> tuple[Trial | None, Lowering | None, Ratio | None, str | None]:
+    """Return the choice to write, what makes it fewer bits, its time, and why it is the dense model if it is."""
+    taken = found.taken
+    if taken is None:
+        return None, None, None, "nothing that was tried keeps the budget for less than the dense model"
+    return taken.trial, taken.lowering, taken.timing, None
 
 
 def _check(options: OptionsDict) -> None:
@@ -293,42 +340,3 @@ def _never_slower(
     if timing.median >= 1:
         return None, timing, f"the choice takes {timing.median:.2f} times as long as the dense model, measured in pairs"
     return taken, timing, None
-
-
-def _points(found: Found, taken: Trial | None) -> tuple[Point, ...]:
-    return tuple(
-        Point(
-            cost=trial.cost,
-            macs=trial.macs,
-            size=trial.size,
-            loss=trial.lost.value,
-            bound=trial.bound,
-            accepted=trial.accepted,
-            chosen=trial is taken,
-        )
-        for trial in sorted(found.trials, key=lambda trial: -trial.cost)
-    )
-
-
-def _layers(search: Search, found: Found, taken: Trial | None) -> tuple[LayerShare, ...]:
-    if taken is None:
-        return ()
-    rows = [
-        (site, options[0], options[index])
-        for site, options, index in zip(search.sites, found.candidates, taken.allocation.chosen, strict=True)
-        if index
-    ]
-    errors = sum(form.error for _, _, form in rows) or 1.0
-    saved = sum(dense.cost - form.cost for _, dense, form in rows) or 1.0
-    return tuple(
-        LayerShare(
-            name=site.name,
-            form=form.kind.value,
-            ranks=form.ranks,
-            error=form.error,
-            loss_share=form.error / errors,
-            cost_share=(dense.cost - form.cost) / saved,
-            cost=form.cost / dense.cost,
-        )
-        for site, dense, form in rows
-    )

@@ -2,7 +2,8 @@
 
 Of a torch source it is what the exporter makes of it, with batch norm folded into the layers. A form that was found
 there belongs to the folded layer, y = s (W x + b) + t for each output channel, and the source's own layer is W x + b:
-so the last stage is divided by s, and from its bias t is taken first. An ONNX source is its own graph.
+so the last stage is divided by s, and from its bias t is taken first. An ONNX source is its own graph, with batch norm
+that stands behind a convolution folded likewise.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from spdexport.onnx_prepare import read_source
 from spdexport.ort.installed import require_torch
 from spdexport.planning import check_patterns, matches
 from spdexport.prepare import components_of
+from spdexport.rewrite.onnx_norms import fold_norms
 from spdexport.rewrite.onnx_shapes import value_sizes
 from spdexport.rewrite.onnx_sites import list_onnx_sites
 from spdexport.routes import is_onnx
@@ -114,11 +116,14 @@ def dense_model(
     Raises:
         UsageError, InputError, CaptureError: As ``convert`` does.
     """
+    original: ir.Model | None = None
     if is_onnx(source):
         read = read_source(Path(str(source)), options, progress)
-        model, hashes, notes = read.model, read.hashes, read.notes
+        original = model = read.model
+        hashes, notes = read.hashes, read.notes
         skipped: Sequence[Skipped] = read.skipped
-        own: dict[str, ConvSite] | None = None
+        own = {site.name: site for site in read.sites}
+        model = fold_norms(model)
         components = components_of(None, options)
     else:
         require_torch()
@@ -138,7 +143,8 @@ def dense_model(
     for option, patterns in (("--layers", options.layers), ("--exclude", options.exclude)):
         check_patterns(patterns, [s.name for s in sites] + [s.name for s in (*skipped, *others)], option)
     skipped = tuple({s.name: s for s in (*skipped, *others)}.values())
-    own = {site.name: site for site in sites} if own is None else own
+    if model is original:
+        own = {site.name: site for site in sites}
     kept, left = _usable(sites, own, options)
     return DenseModel(
         model=model,

@@ -40,6 +40,35 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Combination:
+    """Forms, fewer bits, or both, judged on the selection set.
+
+    Attributes:
+        name: What it is, in a word or two.
+        storage: What numbers are stored as; None for float32.
+        keeps_ends: Whether the first and the last layer stay in float32.
+        interval: The loss by both steps together, and where that of data to come lies.
+        bound: What is lost at most of data to come.
+        accepted: Whether the budget is kept.
+        macs: Multiply-accumulates, relative to dense.
+        size: Bytes of the file, relative to the dense one's.
+        timing: The time of one batch over the dense model's, in pairs.
+        chosen: Whether it is the one that was taken.
+    """
+
+    name: str
+    storage: str | None
+    keeps_ends: bool
+    interval: Interval
+    bound: float
+    accepted: bool
+    macs: float
+    size: float
+    timing: Ratio | None
+    chosen: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerShare:
     """What one layer has in the choice that was taken.
 
@@ -92,6 +121,9 @@ class Searched:
         test: What the file loses.
         timing: The time of the file over that of the dense one, in pairs; None where it was not taken.
         kept_dense: Why the dense model was written after all; None where it was not.
+        combinations: Forms and fewer bits beside each other; empty where fewer bits were not asked for.
+        storage: What the numbers of the result are stored as; None for float32.
+        not_lowered: Why the result is not in the fewer bits that were asked for; None where it is.
     """
 
     budget: Budget
@@ -104,6 +136,9 @@ class Searched:
     test: Judged | None
     timing: Ratio | None
     kept_dense: str | None
+    combinations: tuple[Combination, ...] = ()
+    storage: str | None = None
+    not_lowered: str | None = None
 
     @property
     def chosen(self) -> Point | None:

@@ -134,6 +134,8 @@ class Search:
         self._cut = CutGraph.of(dense.model, dense.sites)
         self._answers = DenseAnswers(dense, sets.selection, self._shelf)
         self._trials: dict[tuple[int, ...], Trial] = {}
+        self._candidates: tuple[tuple[Candidate, ...], ...] = ()
+        self._points: tuple[Allocation, ...] = ()
 
     @property
     def sites(self) -> tuple[ConvSite, ...]:
@@ -144,6 +146,11 @@ class Search:
     def cost_name(self) -> str:
         """The cost model, in words."""
         return self._cost.name
+
+    @property
+    def loss_title(self) -> str:
+        """What is lost, in a few words."""
+        return self._loss.title
 
     def site(self, name: str) -> ConvSite:
         """Return the layer of a name."""
@@ -175,15 +182,38 @@ class Search:
 
     def run(self, budget: Budget) -> Found:
         """Look for the cheapest choice that keeps a budget of loss, or the best one at a cost."""
-        candidates = self.candidates()
-        points = frontier(candidates)
-        dense = sum(options[0].cost for options in candidates)
-        if budget.cost is not None:
-            target = at_cost(points, budget.limit * dense)
-            if budget.cost is CostKind.LATENCY:
-                target = self._at_time(candidates, points, budget.limit)
-            return self._found(self.trial(candidates, target, dense, None, 1, 1), candidates, dense)
-        chosen: Trial | None = None
+        self._candidates = self.candidates()
+        self._points = tuple(frontier(self._candidates))
+        if budget.cost is None:
+            chosen = self.cheapest(budget.limit, lambda trial: bool(trial.accepted))
+        elif budget.cost is CostKind.LATENCY:
+            chosen = self.at_time(budget.limit)
+        else:
+            chosen = self.at_share(budget.limit)
+        return Found(
+            trials=tuple(self._trials.values()),
+            chosen=chosen,
+            candidates=self._candidates,
+            dense_cost=self._dense_cost,
+        )
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """All choices that were tried, in that order."""
+        return tuple(self._trials.values())
+
+    @property
+    def _dense_cost(self) -> float:
+        return sum(options[0].cost for options in self._candidates)
+
+    def cheapest(self, limit: float, accepts: Callable[[Trial], bool]) -> Trial | None:
+        """Return the cheapest choice that is accepted; None where only the dense network is.
+
+        Args:
+            limit: What may be lost, by which each trial is told to be within the budget or not.
+            accepts: Whether a trial is accepted. What is lost grows along the frontier, give or take.
+        """
+        points, dense, chosen = self._points, self._dense_cost, None
         # Points up to ``low`` are beyond the budget, those from ``high`` on within it; the dense network is behind all.
         low, high, number = -1, len(points), 0
         while high - low > 1 and number < TRIALS:
@@ -196,36 +226,45 @@ class Search:
                 high = middle
                 continue
             number += 1
-            trial = self.trial(candidates, points[middle], dense, budget.limit, number, TRIALS)
-            if trial.accepted:
+            trial = self.trial(self._candidates, points[middle], dense, limit, number, TRIALS)
+            if accepts(trial):
                 high, chosen = middle, trial
             else:
                 low = middle
-        return self._found(chosen, candidates, dense)
+        return chosen
 
-    def _at_time(
-        self, candidates: Sequence[Sequence[Candidate]], points: Sequence[Allocation], limit: float
-    ) -> Allocation:
-        """The point of least loss whose time is within a limit, relative to dense; the cheapest if none is.
+    def at_share(self, share: float) -> Trial:
+        """Return the choice of least loss at a share of the dense layers' cost."""
+        target = at_cost(self._points, share * self._dense_cost)
+        return self.trial(self._candidates, target, self._dense_cost, None, 1, 1)
+
+    def at_time(self, limit: float, last: Callable[[ir.Model], ir.Model] = lambda model: model) -> Trial:
+        """Return the choice of least loss whose time is within a limit, relative to dense; the cheapest if none is.
 
         Time depends on shapes alone, so that it is measured before anything is fitted.
+
+        Args:
+            limit: The share of the dense network's time.
+            last: What is done to the network before it is timed.
         """
+        points, candidates = self._points, self._candidates
         low, high = 0, len(points)
         while high - low > 1:
             middle = points.index(at_cost(points, (points[low].cost + points[high - 1].cost) / 2))
             middle = min(max(middle, low + 1), high - 1)
             taken = zip(self.sites, candidates, points[middle].chosen, strict=True)
             forms = {site.name: options[index].make() for site, options, index in taken if index}
-            took = self._time(self.placed({n: f if self._takes(n) else _without_bias(f) for n, f in forms.items()}))
+            forms = {
+                name: form if _takes_bias(self.site(name)) else _without_bias(form) for name, form in forms.items()
+            }
+            took = self._time(last(self.placed(forms)))
             self._progress(f"measuring time beside the dense model: {took:.2f} of it")
             low, high = (middle, high) if took <= limit else (low, middle)
-        return points[low]
+        return self.trial(candidates, points[low], self._dense_cost, None, 1, 1)
 
-    def _takes(self, name: str) -> bool:
-        return _takes_bias(self.site(name))
-
-    def _found(self, chosen: Trial | None, candidates: tuple[tuple[Candidate, ...], ...], dense: float) -> Found:
-        return Found(trials=tuple(self._trials.values()), chosen=chosen, candidates=candidates, dense_cost=dense)
+    def judged(self, model: ir.Model) -> Lost:
+        """Return what a network loses on the selection set."""
+        return measured(self._loss, self._answers.pairs(Network(model)))
 
     def trial(
         self,
@@ -245,7 +284,7 @@ class Search:
         if kept is None:
             forms = self._fitted(taken, told)
             self._progress(f"{told}: {len(self._sets.selection)} samples of the selection set")
-            lost = measured(self._loss, self._answers.pairs(Network(self.placed(forms))))
+            lost = self.judged(self.placed(forms))
             self._cache.keep_trial(self.sites, taken, forms, lost)
         else:
             forms, lost = kept

@@ -20,6 +20,7 @@ from spdexport.forms.families import NEW
 from spdexport.names import did_you_mean
 from spdexport.planning.choices import Delta, FormChoice, Objective, PlanOptions
 from spdexport.planning.plan import SCHEMA_VERSION, Gain, Weighed
+from spdexport.precision import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,6 +79,7 @@ class PlanRecord:
         options: What it was made with.
         cost: The cost model that it was made by, and what its numbers count.
         layers: By name.
+        precision: How the numbers of the file are stored; None for as they are.
         strict: Whether it must fit the model. The one that a file carries about itself is only a statement: where it
             does not fit, the layer is taken as dense, and comparing the weights tells what is wrong.
     """
@@ -86,6 +88,7 @@ class PlanRecord:
     options: PlanOptions
     cost: tuple[str, str]
     layers: Mapping[str, LayerRecord]
+    precision: Precision | None = None
     strict: bool = True
 
     def check(self, sites: Sequence[ConvSite]) -> None:
@@ -152,6 +155,7 @@ def parse_plan(content: object, origin: str, *, strict: bool = True) -> PlanReco
             options=_options(_mapping(plan.get("options"))),
             cost=_cost(_mapping(plan.get("cost"))),
             layers={layer.name: layer for layer in layers},
+            precision=None if plan.get("precision") is None else Precision.from_json(plan["precision"]),
             strict=strict,
         )
         if len(record.layers) != len(layers):

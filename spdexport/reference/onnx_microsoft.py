@@ -7,14 +7,15 @@ SimplifiedLayerNormalization in ONNX's own domain, which does not have it.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from onnx.reference.op_run import OpRun
 
+from spdexport.reference.onnx_microsoft_quantized import Microsoft, named
 from spdexport.reference.onnx_operators import erf
-from spdexport.reference.onnx_quantized import Microsoft, named
 from spdexport.reference.onnx_windows import Conv, MaxPool
 from spdexport.reference.unavailable import UndefinedFormError
 
@@ -47,34 +48,98 @@ def _activated(x: Array, name: str, given: Sequence[float]) -> Array:
     return np.asarray(y)
 
 
-class FusedConv(Microsoft):
+class FusedProduct(Microsoft):
+    """A product, what is added to it, and an activation."""
+
+    @property
+    def has_activation(self) -> bool:
+        """Whether there is a function behind the sums."""
+        return bool(self.attribute("activation", ""))
+
+    @abstractmethod
+    def before(self, *inputs: Any) -> Array:
+        """Compute what the activation reads."""
+
+    @abstractmethod
+    def size(self, *inputs: Any) -> Array:
+        """Compute the sums of the magnitudes of all that is added up."""
+
+    @abstractmethod
+    def terms(self, *inputs: Any) -> int:
+        """Count the products in each sum."""
+
+    def activated(self, x: Array) -> Array:
+        """Apply the activation."""
+        return _activated(x, self.attribute("activation", ""), self.attribute("activation_params", ()))
+
+    def _run(self, *inputs: Any, **_: Any) -> tuple[Array, ...]:
+        return (self.activated(self.before(*inputs)),)
+
+
+def _magnitudes(inputs: Sequence[Any]) -> list[Any]:
+    return [None if value is None else np.abs(value) for value in inputs]
+
+
+class FusedConv(FusedProduct):
     """A convolution, a sum with a fourth input, and an activation."""
 
-    def _run(self, x: Array, w: Array, b: Array | None = None, z: Array | None = None, **_: Any) -> tuple[Array, ...]:
+    def before(self, x: Array, w: Array, b: Array | None = None, z: Array | None = None) -> Array:
+        """Compute the convolution and the sum."""
         names = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
         (y,) = Conv(self.onnx_node, self.run_params)._run(x, w, b, **{n: self.attribute(n, None) for n in names})
-        y = y if z is None else y + z
-        return (_activated(y, self.attribute("activation", ""), self.attribute("activation_params", ())),)
+        return y if z is None else y + z
+
+    def size(self, *inputs: Any) -> Array:
+        """Compute both of magnitudes."""
+        return self.before(*_magnitudes(inputs))
+
+    def terms(self, x: Array, w: Array, *_: Any) -> int:  # noqa: ARG002 - those of all products
+        """Count the weights of one filter."""
+        return int(w.size // max(w.shape[0], 1))
 
 
-class FusedGemm(Microsoft):
+class FusedGemm(FusedProduct):
     """A Gemm and an activation."""
 
-    def _run(self, a: Array, b: Array, c: Array | None = None, **_: Any) -> tuple[Array, ...]:
+    def before(self, a: Array, b: Array, c: Array | None = None) -> Array:
+        """Compute the Gemm."""
+        return self._product(a, b, c, self.attribute("alpha", 1.0), self.attribute("beta", 1.0))
+
+    def size(self, *inputs: Any) -> Array:
+        """Compute it of magnitudes, its two factors among them."""
+        a, b, *c = _magnitudes(inputs)
+        alpha, beta = abs(self.attribute("alpha", 1.0)), abs(self.attribute("beta", 1.0))
+        return self._product(a, b, c[0] if c else None, alpha, beta)
+
+    def terms(self, a: Array, *_: Any) -> int:
+        """Count the columns of the first matrix."""
+        return int(a.shape[0 if self.attribute("transA", 0) else -1])
+
+    def activated(self, x: Array) -> Array:
+        """Apply the activation, whose parameters have attributes of their own."""
+        found = [self.attribute(f"activation_{name}", None) for name in ("alpha", "beta", "gamma")]
+        return _activated(x, self.attribute("activation", ""), [v for v in found if v is not None])
+
+    def _product(self, a: Array, b: Array, c: Array | None, alpha: float, beta: float) -> Array:
         a = a.T if self.attribute("transA", 0) else a
         b = b.T if self.attribute("transB", 0) else b
-        y = self.attribute("alpha", 1.0) * (a @ b)
-        y = y if c is None else y + self.attribute("beta", 1.0) * c
-        found = [self.attribute(f"activation_{name}", None) for name in ("alpha", "beta", "gamma")]
-        return (_activated(y, self.attribute("activation", ""), [v for v in found if v is not None]),)
+        return np.asarray(alpha * (a @ b) if c is None else alpha * (a @ b) + beta * c)
 
 
-class FusedMatMul(Microsoft):
+class FusedMatMul(FusedProduct):
     """A matrix product of transposed stacks, times a number."""
 
-    def _run(self, a: Array, b: Array, **_: Any) -> tuple[Array, ...]:
-        a, b = self._turned(a, "A"), self._turned(b, "B")
-        return (self.attribute("alpha", 1.0) * (a @ b),)
+    def before(self, a: Array, b: Array) -> Array:
+        """Compute it."""
+        return np.asarray(self.attribute("alpha", 1.0) * (self._turned(a, "A") @ self._turned(b, "B")))
+
+    def size(self, *inputs: Any) -> Array:
+        """Compute it of magnitudes."""
+        return np.abs(self.before(*_magnitudes(inputs)))
+
+    def terms(self, a: Array, *_: Any) -> int:
+        """Count the columns of the first matrix."""
+        return int(self._turned(a, "A").shape[-1])
 
     def _turned(self, x: Array, side: str) -> Array:
         if self.attribute(f"transBatch{side}", 0):

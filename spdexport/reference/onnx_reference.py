@@ -23,17 +23,19 @@ from onnx.reference.op_run import OpFunction, RuntimeContextError
 
 from spdexport.errors import ExampleInputError, first_line
 from spdexport.reference.decisions import Decide, Decision
-from spdexport.reference.decisions_table import RULES
+from spdexport.reference.decisions_table import has_rule
 from spdexport.reference.noise import Magnitudes, Noise, undisturbed
 from spdexport.reference.onnx_bounds import Allowance, BeyondLimitError, check_output
 from spdexport.reference.onnx_legacy import LEGACY_OPERATORS
 from spdexport.reference.onnx_microsoft import MICROSOFT_OPERATORS
+from spdexport.reference.onnx_microsoft_quantized import MICROSOFT_QUANTIZED
 from spdexport.reference.onnx_operators import OPERATORS, promote
 from spdexport.reference.onnx_quantized import QUANTIZED_OPERATORS
 from spdexport.reference.onnx_recurrent import RECURRENT_OPERATORS
 from spdexport.reference.onnx_resize import RESIZE_OPERATORS
 from spdexport.reference.onnx_windows import WINDOW_OPERATORS
-from spdexport.reference.rounding_onnx import DECISIONS, EXACT, SHAPES, Call, with_rounding
+from spdexport.reference.rounding_call import Call
+from spdexport.reference.rounding_onnx import DECISIONS, EXACT, SHAPES, with_rounding
 from spdexport.reference.unavailable import ReferenceUnavailable, check_computed, missing
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ FLOAT32_ONLY = ("CausalConvWithState", "LinearAttention")
 _OPERATORS = [
     *LEGACY_OPERATORS,
     *MICROSOFT_OPERATORS,
+    *MICROSOFT_QUANTIZED,
     *OPERATORS,
     *QUANTIZED_OPERATORS,
     *RECURRENT_OPERATORS,
@@ -268,7 +271,7 @@ class _Evaluator(ReferenceEvaluator):
                     outputs = _compute(node, arguments, settings, version)
                     if run.noise is not None and index not in self._still:
                         outputs = _with_noise(node, arguments, settings, outputs, run, version)
-                if run.decide is not None and node.op_type in RULES and not node.domain:
+                if run.decide is not None and has_rule(node.onnx_node.domain, node.op_type):
                     decision = _decision(node, arguments, settings, outputs, version, is_inner=self is not run.top)
                     outputs = list(run.decide(decision) or outputs)
             except ReferenceUnavailable as error:

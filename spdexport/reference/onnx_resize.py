@@ -11,6 +11,7 @@ the output has. Their reading is used here, so that no way of asking gives anoth
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,9 +23,31 @@ from spdexport.reference.onnx_operators import run_stock
 from spdexport.reference.unavailable import UndefinedFormError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from spdexport.conv import Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class NearestAxis:
+    """An axis of which each output position is one pixel of the input.
+
+    Attributes:
+        axis: Which.
+        length: Of the input.
+        exact: Where each output position lies in the input, in float64, (out,).
+        own: The pixels that the reference takes, (out,).
+        region: The distances from a pixel within which coordinates are that pixel: (before, behind).
+        is_exact: Whether no runtime rounds anything in finding the coordinates: the scale is a power of two.
+    """
+
+    axis: int
+    length: int
+    exact: Array
+    own: Array
+    region: tuple[float, float]
+    is_exact: bool
+
 
 Axis = tuple[int, float, int, tuple[float, float]]
 """An axis to be resized: which, by how much, to what length, and the part of it (start, end) that is wanted."""
@@ -179,6 +202,56 @@ def _axes(
         for axis, scale, length, part in found
         if (scale, length, part) != (1, x.shape[axis], (0.0, 1.0))
     ]
+
+
+_REGIONS = {"floor": (0.0, 1.0), "ceil": (1.0, 0.0)}
+
+
+def nearest_axes(
+    op: str, version: int, inputs: Sequence[Any], attributes: Mapping[str, Any], shape: Sequence[int]
+) -> list[NearestAxis]:
+    """Return the axes that a Resize or an Upsample takes the nearest pixels of; none where it weighs them.
+
+    Args:
+        op: ``Resize`` or ``Upsample``.
+        version: Of the operator set.
+        inputs: Of the node.
+        attributes: Of the node.
+        shape: Of its output.
+    """
+    x, given = inputs[0], [*inputs[1:], None, None, None]
+    is_old = op == "Upsample" or version < 11
+    transformation = attributes.get("coordinate_transformation_mode") or ("asymmetric" if is_old else "half_pixel")
+    if (attributes.get("mode") or "nearest") != "nearest" or transformation == "tf_crop_and_resize":
+        return []
+    axes = [a % x.ndim for a in attributes.get("axes") or range(x.ndim)]
+    scales = given[0] if is_old else given[1]
+    scales = attributes.get("scales") if scales is None else scales
+    if scales is None or not np.size(scales):
+        numbers = [shape[axis] / max(x.shape[axis], 1) for axis in axes]
+    else:
+        numbers = [float(scale) for scale in np.reshape(scales, -1)]
+    found = []
+    for axis, scale in zip(axes, numbers, strict=True):
+        length, out = x.shape[axis], shape[axis]
+        if (out == length and scale == 1) or not length or not out:
+            continue
+        rounding = attributes.get("nearest_mode") or "round_prefer_floor"
+        rounding = ("ceil" if scale < 1 else "floor") if is_old else rounding
+        part = (axis, scale, out, (0.0, 1.0))
+        where = _coordinates(transformation, part, length, np.float32)
+        ratio = (out - 1) / max(length - 1, 1) if transformation == "align_corners" else scale
+        found.append(
+            NearestAxis(
+                axis=axis,
+                length=length,
+                exact=_coordinates(transformation, part, length, np.float64),
+                own=np.clip(_nearest(where, rounding), 0, length - 1).astype(np.int64),
+                region=_REGIONS.get(rounding, (0.5, 0.5)),
+                is_exact=math.frexp(ratio)[0] in (0.0, 0.5),
+            )
+        )
+    return found
 
 
 class Resize(OpRun):

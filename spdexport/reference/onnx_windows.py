@@ -238,4 +238,11 @@ class AveragePool(OpRun):
         return (pool.reduce(x, 0.0, np.add) / counts,)
 
 
-WINDOW_OPERATORS: tuple[type[OpRun], ...] = (AveragePool, Conv, ConvTranspose, MaxPool)
+class GlobalMaxPool(OpRun):
+    """The largest value over all spatial axes; onnx's own takes other axes where there are not two."""
+
+    def _run(self, x: Array) -> tuple[Array, ...]:
+        return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
+
+
+WINDOW_OPERATORS: tuple[type[OpRun], ...] = (AveragePool, Conv, ConvTranspose, GlobalMaxPool, MaxPool)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from spdexport.factors import unit_rounding
 from spdexport.reference import rounding
-from spdexport.reference.noise import FLOAT32, Draw, Magnitudes, rounds, with_errors
+from spdexport.reference.noise import FLOAT32, Draw, rounds, with_errors
 from spdexport.reference.rounding import Affine, Kernel
+from spdexport.reference.rounding_microsoft import MICROSOFT_MODELS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from spdexport.conv import Array
+    from spdexport.reference.rounding_call import Call
 
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """The products whose second operand may be a layer's weight."""
@@ -24,7 +25,7 @@ EXACT = frozenset((
     "Abs", "Bernoulli", "BitCast", "Ceil", "CenterCropPad", "Clip", "Compress", "Concat",
     "ConcatFromSequence", "Constant", "ConstantOfShape", "DepthToSpace", "Dropout", "Expand", "EyeLike", "Flatten",
     "Floor", "Gather", "GatherElements", "GatherND", "GlobalMaxPool", "Hardmax", "Identity", "If", "Loop", "Max",
-    "MaxPool", "MaxRoiPool", "MaxUnpool", "Min", "Mod", "Neg", "NonMaxSuppression", "OneHot", "Optional",
+    "MaxPool", "MaxRoiPool", "MaxUnpool", "Min", "Mod", "Neg", "NhwcMaxPool", "NonMaxSuppression", "OneHot", "Optional",
     "OptionalGetElement", "Pad", "ReduceMax", "ReduceMin", "Relu", "Reshape", "ReverseSequence", "Round", "Scan",
     "Scatter", "ScatterElements", "ScatterND", "SequenceAt", "SequenceConstruct", "SequenceInsert", "Sign",
     "Slice", "SpaceToDepth", "Split", "SplitToSequence", "Squeeze", "TensorScatter", "ThresholdedRelu", "Tile",
@@ -87,48 +88,6 @@ REDUCTIONS = {
     "ReduceSum": "sum",
     "ReduceSumSquare": "sum_square",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """One call of a node.
-
-    Attributes:
-        op: The operator.
-        identity: The node's name, and how often it ran before.
-        node: Has the attributes, by name.
-        inputs: Floats in float64; None for one that is left out.
-        y: The first output.
-        draw: Of the call.
-        again: The operator on other inputs.
-        version: Of the operator set.
-        magnitudes: What the runs of one case share.
-    """
-
-    op: str
-    identity: tuple[str, int]
-    node: Any
-    inputs: Sequence[Any]
-    y: Array
-    draw: Draw
-    again: Callable[[Sequence[Any]], Sequence[Any]]
-    version: int
-    magnitudes: Magnitudes
-
-    def attribute(self, name: str, default: Any) -> Any:
-        """An attribute; its default where the node has none."""
-        value = getattr(self.node, name, None)
-        return default if value is None else value
-
-    def input(self, index: int) -> Any:
-        """An input; None where it is left out."""
-        return self.inputs[index] if index < len(self.inputs) else None
-
-    @property
-    def x(self) -> Array:
-        """The first input."""
-        x: Array = self.inputs[0]
-        return x
 
 
 def with_rounding(call: Call, outputs: Sequence[Any]) -> list[Any]:
@@ -392,5 +351,6 @@ MODELS: Mapping[str, Callable[[Call], Array]] = {
     "RoiAlign": _several(8.0),
     "Softmax": _softmax,
     "Upsample": _interpolated,
+    **MICROSOFT_MODELS,
 }
 """Those of all other operators that round are ``u |y|``."""

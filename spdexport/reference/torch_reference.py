@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Interpreter
 
-from spdexport.reference.decisions_torch import NODES, decided
+from spdexport.reference.decisions_torch import decided, has_rule
 from spdexport.reference.noise import Magnitudes, Noise, undisturbed
+from spdexport.reference.operators_float64 import FLOAT64, full_name
 from spdexport.reference.operators_torch import DECISIONS
 from spdexport.reference.rounding_torch import (
     Call,
@@ -175,7 +176,7 @@ class _Runner(Interpreter):
         if n.op == "call_function":
             if self._noise is not None and n not in self._still and not is_exact(n.target):
                 result = self._rounded(n, result)
-            if self._decide is not None and n.target in NODES:
+            if self._decide is not None and has_rule(n.target):
                 values = {k: self.env[v] if isinstance(v, torch.fx.Node) else v for k, v in arguments(n).items()}
                 given = {k: self._promote(v) if self._float64 else v for k, v in values.items()}
                 result = decided(self._decide, n.name, n.target, given, result)
@@ -193,6 +194,8 @@ class _Runner(Interpreter):
             kwargs = torch.fx.node.map_aggregate(kwargs, self._promote)
         if target is aten.alias.default or not self._float64:
             return super().call_function(target, args, kwargs)
+        if (own := FLOAT64.get(full_name(target))) is not None:
+            return own(*args, **kwargs)
         # Operators without a dtype argument, such as arange and full, would make the default dtype.
         default = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
@@ -232,6 +235,8 @@ class _Runner(Interpreter):
         assert noise is not None, "there is rounding to simulate"
         first = result[0] if isinstance(result, tuple | list) and result else result
         if not isinstance(first, torch.Tensor) or not (first.is_floating_point() or first.is_complex()):
+            return result
+        if first.itemsize == 1:  # which of so few values it is, is a choice
             return result
         times = self._times[name] = self._times.get(name, -1) + 1
         # A dtype stays as the program has it, for a cast to it rounds.

@@ -27,6 +27,10 @@ LAYERS_LEGEND = (
     "cost relative to the dense layer; shares of all layers' errors before the fit, and of all that is saved"
 )
 
+COMBINATIONS_LEGEND = (
+    "loss of both steps together on the selection set; size of the file and time of one batch relative to dense"
+)
+
 WIDTH, HEIGHT = 960, 360
 LEFT, RIGHT, TOP, BOTTOM = 72, 24, 24, 52
 """Of the picture and its margins, in its own units."""
@@ -35,6 +39,8 @@ LEFT, RIGHT, TOP, BOTTOM = 72, 24, 24, 52
 def title(found: Searched) -> str:
     """What was found, in a sentence."""
     chosen = found.chosen
+    if found.storage is not None:
+        return _title_of_storage(found)
     if chosen is None:
         return f"The dense model was written: {found.kept_dense}"
     told = f"{chosen.cost:.2f} of the dense cost, {chosen.macs:.2f} of its MACs, {chosen.size:.2f} of its size"
@@ -45,10 +51,20 @@ def title(found: Searched) -> str:
     return told
 
 
+def _title_of_storage(found: Searched) -> str:
+    """The same of a result in fewer bits."""
+    taken = next(row for row in found.combinations if row.chosen)
+    ends = ", the first and the last layer in float32" if taken.keeps_ends else ""
+    forms = "the dense layers" if found.chosen is None else f"forms of {found.chosen.macs:.2f} of the MACs"
+    return f"{forms} stored as {found.storage}{ends}: {taken.size:.2f} of the dense file's size"
+
+
 def headline(found: Searched) -> list[str]:
     """What was found, what it costs, and what it loses, in lines that stand first."""
     said = [title(found)]
-    if found.test is not None and found.chosen is not None:
+    if found.not_lowered is not None:
+        said.append(f"The result stays in float32: {found.not_lowered}")
+    if found.test is not None and (found.chosen is not None or found.storage is not None):
         seen = found.test.interval
         low, high = _amount(found, seen.low), _amount(found, seen.high)
         said.append(
@@ -61,6 +77,8 @@ def headline(found: Searched) -> list[str]:
             f"time: {found.timing.median:.2f} of the dense model's, in pairs of runs "
             f"({found.timing.confidence:.0%} interval {found.timing.low:.2f} to {found.timing.high:.2f})"
         )
+    if found.storage == "float16":
+        said.append("on a CPU half precision saves size and no time: ONNX Runtime computes it in float32 there")
     return said
 
 
@@ -81,6 +99,9 @@ def summary(found: Searched) -> list[str]:
 def _reached(found: Searched) -> float | None:
     """What the choice costs by what the budget limits; None for a budget of loss."""
     chosen = found.chosen
+    taken = next((row for row in found.combinations if row.chosen), None)
+    if found.budget.cost is CostKind.SIZE and taken is not None:
+        return taken.size
     if chosen is None or found.budget.cost is None:
         return None
     match found.budget.cost:
@@ -117,6 +138,10 @@ def write(page: Page, found: Searched) -> None:
         page.heading("loss against cost, of all choices that were tried")
         page.write(points_table(found))
         page.line(POINTS_LEGEND, "dim")
+    if found.combinations:
+        page.heading("forms and fewer bits, within one budget")
+        page.write(combinations_table(found))
+        page.line(COMBINATIONS_LEGEND, "dim")
     if found.layers:
         page.heading("layers that change")
         page.write(layers_table(found))
@@ -137,6 +162,37 @@ def points_table(found: Searched) -> FittingTable:
             _amount(found, point.bound),
             {None: "-", True: "kept", False: "exceeded"}[point.accepted],
         )
+    return made
+
+
+def combination_rows(found: Searched) -> list[tuple[str, ...]]:
+    """The cells of a row for each combination: name, loss, its interval, at most, MACs, size, time, budget."""
+    rows: list[tuple[str, ...]] = []
+    for row in found.combinations:
+        low, high = _amount(found, row.interval.low), _amount(found, row.interval.high)
+        rows.append(
+            (
+                f"{row.name}{', ends float32' if row.keeps_ends else ''}{', taken' if row.chosen else ''}",
+                _amount(found, row.interval.estimate),
+                f"{low} to {high}",
+                _amount(found, row.bound),
+                f"{row.macs:.2f}",
+                f"{row.size:.2f}",
+                "-" if row.timing is None else f"{row.timing.median:.2f}",
+                "kept" if row.accepted else "exceeded",
+            )
+        )
+    return rows
+
+
+COMBINATIONS = ("combination", "loss", "interval", "at most", "MACs", "size", "time", "budget")
+
+
+def combinations_table(found: Searched) -> FittingTable:
+    """A row for each combination of forms and fewer bits."""
+    made = results_table(*COMBINATIONS)
+    for name, *cells in combination_rows(found):
+        made.add_row(Text(name), *cells)
     return made
 
 
@@ -236,5 +292,7 @@ def values(found: Searched) -> dict[str, Any]:
         "summary": [*headline(found)[1:], *summary(found)],
         "curve": curve(found),
         "layers": found.layers,
+        "combinations": combination_rows(found),
+        "columns": COMBINATIONS,
         "loss": found.loss,
     }

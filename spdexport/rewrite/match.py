@@ -22,14 +22,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias
 
+import numpy as np
+
+from spdexport.factors import unit_rounding
+from spdexport.forms import Stage, compose
+from spdexport.forms.base import CannotComposeError, absorbed
 from spdexport.rewrite.stages import NodeT, ReadStage, Unreadable, ValueT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from spdexport.conv import ConvSpec, Skipped
-    from spdexport.forms import Stage
-    from spdexport.rewrite.stages import Addend, Filling
+    from spdexport.rewrite.stages import Addend, Filling, OddBorder
+
+_ROUNDINGS = 32
+"""Roundings by which a border may differ from the bias that it is filled with."""
 
 Chain: TypeAlias = "tuple[ConvSpec, ...]"
 """The geometries of layers in a row."""
@@ -114,6 +121,29 @@ class Match(Generic[NodeT, ValueT]):
         )
 
 
+def filled(match: Match[NodeT, ValueT], filling: Filling[NodeT, ValueT]) -> Match[NodeT, ValueT] | None:
+    """A match and the padding behind it with its own bias; None where the border holds something else.
+
+    The bias then is the same everywhere, and the rest of the match meets zeros.
+    """
+    spec = match.stage.spec
+    weight, bias = absorbed(match.stage)
+    values = np.asarray(filling.values, dtype=np.float64)
+    if filling.stage.spec.axes != spec.axes or len(values) != spec.out_channels:
+        return None
+    held = np.zeros(len(values)) if bias is None else bias
+    size = max(float(np.abs(held).max(initial=0)), float(np.abs(values).max(initial=0)))
+    # The graph computes what it fills with, in its own dtype, from what the bias is computed from here.
+    if np.abs(held - values).max(initial=0) > _ROUNDINGS * unit_rounding(filling.values.dtype) * size:
+        return None
+    try:
+        stage = compose(Stage(spec=spec, weight=weight), filling.stage)
+    except CannotComposeError:
+        return None
+    padding = Match(data=filling.data, stage=filling.stage, nodes=filling.nodes, last=filling.last)
+    return padding.behind(match, replace(stage, bias=bias))
+
+
 def template_of(stage: Stage, matches: Sequence[Match[NodeT, ValueT]]) -> NodeT | None:
     """The node whose operator computes the stage: a convolution and a transposed one compose to either."""
     layers = [match for match in matches if match.template is not None]
@@ -142,8 +172,8 @@ class GraphReader(Protocol[NodeT, ValueT]):
     def pool(self, node: NodeT, channels: int, axes: int) -> ReadStage[NodeT, ValueT] | Unreadable | None:
         """The node as an average pooling; None for others."""
 
-    def filled(self, node: NodeT, channels: int, axes: int) -> Filling[NodeT, ValueT] | Unreadable | None:
-        """The node as a padding with one number for each channel; None for others."""
+    def filled(self, node: NodeT) -> Filling[NodeT, ValueT] | OddBorder[ValueT] | None:
+        """The node as the end of a padding with one number for each channel; None for others."""
 
     def passed(self, node: NodeT) -> ValueT | None:
         """The value that the node hands on unchanged; None for a node that may change something."""

@@ -15,15 +15,17 @@ from spdexport.rewrite.onnx_links import passed
 from spdexport.rewrite.onnx_names import node_name
 from spdexport.rewrite.onnx_place import place_stage
 from spdexport.rewrite.onnx_reader import OnnxReader
+from spdexport.rewrite.onnx_regroup import regroup
 from spdexport.rewrite.search import Search
 from spdexport.rewrite.stages import ReadStage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Mapping
 
     from spdexport.conv import Skipped
     from spdexport.rewrite.fold_result import FoldedChain
     from spdexport.rewrite.match import Chain
+    from spdexport.rewrite.sums import Key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -66,21 +68,55 @@ def fold_onnx(
         beyond: As ``Search.beyond``.
         if_cheaper: Whether to leave a chain that has fewer multiply-accumulates than its fold, with that reason.
     """
-    model = model.clone()
-    if lone:
-        _without_passed(model.graph)
-        _separate(model.graph)
     search = Search(graph=OnnxReader(sizes=sizes), lone=lone, whole=whole, beyond=beyond)
-    for node in model.graph:
-        search.visit(node)
+    refused: set[Key] = set()
+    while True:
+        graph = model.clone()
+        if lone:
+            _without_passed(graph.graph)
+            _separate(graph.graph)
+        made: dict[ir.Node, Key] = {}
+        search = _searched(graph.graph, search, refused, made)
+        result, left = _placed(graph, search, made, if_cheaper=if_cheaper)
+        if not left:
+            return result
+        # A sum is in another order only where that makes a layer of a part of it.
+        refused |= left
 
+
+def _searched(
+    graph: ir.Graph, empty: Search[ir.Node, ir.Value], refused: Collection[Key], made: dict[ir.Node, Key]
+) -> Search[ir.Node, ir.Value]:
+    """Search a graph, sums regrouped until no more of their terms can be added up first; ``made`` tells by what."""
+    while True:
+        search = empty.anew()
+        for node in graph:
+            search.visit(node)
+        # The last one in the graph has the terms of those that lead to it.
+        taken: set[ir.Node] = set()
+        for found in reversed(search.regroupings):
+            if taken.isdisjoint(found.adds) and found.key not in refused:
+                inner = regroup(graph, found)
+                if inner is None:
+                    refused = {*refused, found.key}
+                else:
+                    made[inner] = found.key
+                    taken |= found.adds
+        if not taken:
+            return search
+
+
+def _placed(
+    model: ir.Model, search: Search[ir.Node, ir.Value], made: Mapping[ir.Node, Key], *, if_cheaper: bool
+) -> tuple[FoldResult, set[Key]]:
+    """Put the folds into their places; also the sums that were regrouped for none."""
     order = {node: index for index, node in enumerate(model.graph)}
     folded, inside = [], []
     for fold in chosen(search, if_cheaper=if_cheaper):
         nodes = sorted(fold.nodes, key=order.__getitem__)
         dtype = dtype_of(fold.layers[0].weight)
-        stage = fold.stage if lone else fold.stage.evaluated()
-        problem = None if lone else unfit(stage, dtype)
+        stage = fold.stage if search.lone else fold.stage.evaluated()
+        problem = None if search.lone else unfit(stage, dtype)
         if problem is not None:
             search.decline(fold, nodes[0], problem)
             continue
@@ -99,7 +135,8 @@ def fold_onnx(
             layer=name,
             bias_value=fold.bias,
         )
-    return FoldResult(model=model, folded=tuple(folded), declined=search.declined_outside(inside))
+    left = {key for node, key in made.items() if not any(node in nodes for nodes in inside)}
+    return FoldResult(model=model, folded=tuple(folded), declined=search.declined_outside(inside)), left
 
 
 def _without_passed(graph: ir.Graph) -> None:

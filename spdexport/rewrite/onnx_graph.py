@@ -228,6 +228,10 @@ def read_affine(node: ir.Node, channels: int, axes: int) -> OnnxStage | Unreadab
     return ReadStage(node=node, data=data, stage=stage, bias=value if node.op_type == "Add" else None)
 
 
+_EPSILON = float(np.float32(1e-5))
+"""What a batch norm that names none adds to the variance: attributes are single floats."""
+
+
 def _read_batch_norm(node: ir.Node, channels: int, axes: int) -> OnnxStage | Unreadable | None:
     data = node.inputs[0]
     if data is None or len(node.inputs) < 5:
@@ -239,7 +243,7 @@ def _read_batch_norm(node: ir.Node, channels: int, axes: int) -> OnnxStage | Unr
     statistics = [constant(value) for value in node.inputs[1:5]]
     if any(array is None or array.shape != (channels,) for array in statistics):
         return Unreadable(reason="the batch norm between is not constant")
-    stage = norm_stage(channels, axes, statistics, node.attributes.get_float("epsilon", 1e-5))
+    stage = norm_stage(channels, axes, statistics, node.attributes.get_float("epsilon", _EPSILON))
     return ReadStage(node=node, data=data, stage=stage, is_norm=True)
 
 

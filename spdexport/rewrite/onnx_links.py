@@ -76,11 +76,12 @@ def read_link(node: ir.Node, channels: int, axes: int) -> OnnxStage | Unreadable
     if is_operator(node, "Neg") and node.inputs[0] is not None:
         return ReadStage(node=node, data=node.inputs[0], stage=negative_stage(channels, axes))
     if is_operator(node, "Pad"):
-        return _read_pad(node, channels, axes)
+        return read_pad(node, channels, axes)
     return read_affine(node, channels, axes)
 
 
-def _read_pad(node: ir.Node, channels: int, axes: int) -> OnnxStage | Unreadable | None:
+def read_pad(node: ir.Node, channels: int, axes: int) -> OnnxStage | Unreadable | None:
+    """A Pad as a stage; ``Unreadable`` where it is not one of the spatial axes with zeros."""
     data = node.inputs[0]
     if data is None:
         return None
@@ -89,9 +90,11 @@ def _read_pad(node: ir.Node, channels: int, axes: int) -> OnnxStage | Unreadable
         return Unreadable(reason=f"the padding between is of mode {mode}, and a convolution pads with zeros")
     filled = constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
     unknown = len(node.inputs) > 2 and node.inputs[2] is not None and filled is None
-    if unknown or (filled is not None and filled.any()):
+    older: float = node.attributes.get_float("value", 0.0)
+    if unknown or (filled is not None and filled.any()) or older != 0:
         return Unreadable(reason="the padding between is not of zeros")
-    pads = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    # Before opset 11, they are an attribute.
+    pads = constant(node.inputs[1]) if len(node.inputs) > 1 else node.attributes.get_ints("pads")
     if pads is None:
         return Unreadable(reason="the padding between is computed")
     rank = rank_of(data, axes)
@@ -113,19 +116,24 @@ def _read_pad(node: ir.Node, channels: int, axes: int) -> OnnxStage | Unreadable
 
 
 def read_pool(node: ir.Node, channels: int, axes: int) -> OnnxStage | Unreadable | None:
-    """Average pooling as a stage; ``Unreadable`` where its borders are not those of a convolution."""
-    if not is_operator(node, "AveragePool") or node.inputs[0] is None:
+    """Average pooling as a stage; ``Unreadable`` where its borders are not those of a convolution.
+
+    The largest of one number is that number: such a MaxPool takes every other location, as a shortcut may.
+    """
+    if not is_operator(node, "AveragePool", "MaxPool") or node.inputs[0] is None:
         return None
     attributes = node.attributes
     kernel = tuple(attributes.get_ints("kernel_shape", ()))
+    if node.op_type == "MaxPool" and (set(kernel) != {1} or any(attributes.get_ints("pads", ())) or node.outputs[1:]):
+        return None
     if len(kernel) != axes:
-        return Unreadable(reason="the average pooling has other axes")
+        return Unreadable(reason="the pooling has other axes")
     if any(step != 1 for step in attributes.get_ints("dilations", (1,) * axes)):
-        return Unreadable(reason="the average pooling is dilated")
+        return Unreadable(reason="the pooling is dilated")
     if attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-        return Unreadable(reason="the padding of the average pooling depends on the input's size")
+        return Unreadable(reason="the padding of the pooling depends on the input's size")
     if attributes.get_int("ceil_mode", 0):
-        return Unreadable(reason="the average pooling rounds the size of its output up")
+        return Unreadable(reason="the pooling rounds the size of its output up")
     pads: Sequence[int] = attributes.get_ints("pads", (0,) * 2 * axes)
     if attributes.get_string("auto_pad", "NOTSET") == "VALID":
         pads = (0,) * 2 * axes

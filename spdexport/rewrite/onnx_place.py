@@ -74,6 +74,22 @@ def place_stage(
         become(last, op_type, inputs if bias_operand is None else [*inputs, bias_operand], attributes)
     if bias_value is not None:
         remove_unused(graph, (), [bias_value])
+    remove_unreached(graph, [value for value in operands if value is not data])
+
+
+def remove_unreached(graph: ir.Graph, values: Iterable[ir.Value | None]) -> None:
+    """Remove the nodes that compute values which nothing uses any more, and what only they used."""
+    pending = list(values)
+    while pending:
+        value = pending.pop()
+        producer = None if value is None else value.producer()
+        if producer is None or producer.graph is not graph:
+            continue
+        if not any(output.uses() or output.is_graph_output() for output in producer.outputs):
+            operands = [operand for operand in producer.inputs if operand is not None]
+            graph.remove(producer, safe=True)
+            pending += operands
+            remove_unused(graph, (), [operand for operand in operands if operand.producer() is None])
 
 
 def _insert_before(graph: ir.Graph, last: ir.Node) -> ir.Node:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spdexport.rewrite.onnx_constants import constant
+from spdexport.rewrite.onnx_filling import read_filling
 from spdexport.rewrite.onnx_graph import is_operator, rank_of, read_affine, read_layer
 from spdexport.rewrite.onnx_links import passed, read_link, read_pool
 from spdexport.rewrite.onnx_names import layer_name, node_name
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from spdexport.rewrite.match import Match
     from spdexport.rewrite.onnx_graph import OnnxStage
-    from spdexport.rewrite.stages import Unreadable
+    from spdexport.rewrite.stages import Filling, OddBorder, Unreadable
 
 
 class OnnxReader:
@@ -50,8 +51,9 @@ class OnnxReader:
         """What an Identity, a Dropout at inference, or a Reshape to the shape that was there hands on."""
         return passed(node)
 
-    def filled(self, node: ir.Node, channels: int, axes: int) -> None:
-        """None is recognized: what exporters write for one computes indices from shapes."""
+    def filled(self, node: ir.Node) -> Filling[ir.Node, ir.Value] | OddBorder[ir.Value] | None:
+        """The last of the nodes that scatter something into the border of a padding with zeros."""
+        return read_filling(node)
 
     def writes(self, node: ir.Node) -> bool:  # noqa: ARG002 - the protocol's
         """Nothing does, in ONNX."""

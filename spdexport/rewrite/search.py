@@ -15,25 +15,19 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Generic
 
-import numpy as np
-
 from spdexport.conv import Skipped
-from spdexport.factors import unit_rounding
 from spdexport.forms import Stage, compose
-from spdexport.forms.base import CannotComposeError, absorbed
+from spdexport.forms.base import CannotComposeError
 from spdexport.forms.compose import add, appends_pointwise, times
-from spdexport.rewrite.match import Declined, Match, first_known, template_of
+from spdexport.rewrite.match import Declined, Match, filled, first_known, template_of
 from spdexport.rewrite.stages import Addend, Filling, NodeT, ReadStage, Unreadable, ValueT
-from spdexport.rewrite.sums import Paths
+from spdexport.rewrite.sums import Paths, Regrouping
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from spdexport.rewrite.match import Chain, GraphReader
-
-_ROUNDINGS = 32
-"""Roundings by which a border may differ from the bias that it is filled with."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,6 +50,11 @@ class Search(Generic[NodeT, ValueT]):
     absorbed: set[ValueT] = field(default_factory=set)
     unreadable: dict[ValueT, Unreadable] = field(default_factory=dict)
     declined: list[Declined[NodeT]] = field(default_factory=list)
+    regroupings: list[Regrouping[NodeT, ValueT]] = field(default_factory=list)
+
+    def anew(self) -> Search[NodeT, ValueT]:
+        """A search of the same kind that has found nothing yet."""
+        return Search(graph=self.graph, lone=self.lone, whole=self.whole, beyond=self.beyond)
 
     @property
     def only_undoes(self) -> bool:
@@ -216,14 +215,14 @@ class Search(Generic[NodeT, ValueT]):
 
     def _extended(self, node: NodeT) -> Match[NodeT, ValueT] | None:
         """A match and the link behind it."""
+        filling = None if self.only_undoes else self.graph.filled(node)
+        if filling is not None:
+            return self._filled(filling) if isinstance(filling, Filling) else None
         for value in map(self.root, self.graph.operands(node)):
             match = self.matches.get(value)
             if match is None or self.shared(value, {node}):
                 continue
             spec = match.stage.spec
-            filling = None if self.only_undoes else self.graph.filled(node, spec.out_channels, spec.axes)
-            if isinstance(filling, Filling):
-                return self._filled(match, filling)
             link = (
                 self.graph.behind(node, match)
                 if self.only_undoes
@@ -237,41 +236,36 @@ class Search(Generic[NodeT, ValueT]):
                 continue  # what comes behind it will tell, if that is a layer
         return None
 
-    def _filled(self, match: Match[NodeT, ValueT], filling: Filling[NodeT, ValueT]) -> Match[NodeT, ValueT] | None:
-        """A match and a padding with its own bias: the bias then is the same everywhere, and the rest meets zeros."""
-        weight, bias = absorbed(match.stage)
-        held = np.zeros(len(filling.values)) if bias is None else bias
-        values = np.asarray(filling.values, dtype=np.float64)
-        size = max(float(np.abs(held).max(initial=0)), float(np.abs(values).max(initial=0)))
-        # The graph computes what it fills with, in its own dtype, from what the bias is computed from here.
-        if np.abs(held - values).max(initial=0) > _ROUNDINGS * unit_rounding(filling.values.dtype) * size:
-            return None
-        try:
-            stage = compose(Stage(spec=match.stage.spec, weight=weight), filling.stage)
-        except CannotComposeError:
-            return None
-        padding = Match(
-            data=filling.data,
-            stage=filling.stage,
-            nodes=frozenset((filling.node, *filling.writers)),
-            last=filling.node,
-        )
-        return padding.behind(match, replace(stage, bias=bias))
+    def _filled(self, filling: Filling[NodeT, ValueT]) -> Match[NodeT, ValueT] | None:
+        """A match and a padding with its own bias."""
+        value = self.root(filling.data)
+        match = self.matches.get(value)
+        return None if match is None or self.shared(value, filling.nodes) else filled(match, filling)
 
     # --- sums ---
 
     def _sum(self, node: NodeT) -> Match[NodeT, ValueT] | None:
-        """The sum of maps of the same input, with a layer in one of them."""
+        """The sum of maps of the same input, with a layer in one of them; of a part of them, that part is noted."""
         adds = {node}
         factors: dict[ValueT, float] = {}
         for term in self._terms(node, 1.0, adds):
             factors[term.value] = factors.get(term.value, 0.0) + term.factor
-        values = list(factors)
-        known = [self.matches[value] for value in values if value in self.matches]
-        if not known or len(values) < 2:
+        known = [self.matches[value] for value in factors if value in self.matches]
+        if not known or len(factors) < 2:
             return None
         lead = next((match for match in known if match.is_fold), known[-1])
         paths = Paths(search=self, like=lead.stage.spec, adds=adds)
+        whole = self._added(node, factors, paths, lead)
+        if whole is None and not self.only_undoes and (part := paths.together(factors)):
+            self.regroupings.append(Regrouping(last=node, adds=frozenset(adds), factors=factors, together=tuple(part)))
+        return whole
+
+    def _added(
+        self, node: NodeT, factors: Mapping[ValueT, float], paths: Paths[NodeT, ValueT], lead: Match[NodeT, ValueT]
+    ) -> Match[NodeT, ValueT] | None:
+        """All terms of a sum as one map; None where they are none, which is noted if it looks otherwise."""
+        adds = paths.adds
+        values = list(factors)
         chosen = paths.to_nearest(values)
         if chosen is None:
             if (why := paths.why_none()) is not None:

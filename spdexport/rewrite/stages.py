@@ -20,6 +20,9 @@ NodeT = TypeVar("NodeT")
 ValueT = TypeVar("ValueT")
 
 
+ODD_BORDER = "what is written into the padding between is not one number per channel, all around"
+
+
 class Addend(NamedTuple, Generic[ValueT]):
     """A value of a sum, and the number that it is multiplied with: -1 for what is subtracted."""
 
@@ -36,6 +39,17 @@ class Unreadable:
     """
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OddBorder(Unreadable, Generic[ValueT]):
+    """A padding into whose border something else is written than one number for each channel.
+
+    Attributes:
+        data: The padding's input.
+    """
+
+    data: ValueT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -65,17 +79,24 @@ class Filling(Generic[NodeT, ValueT]):
 
     Attributes:
         node: The padding with zeros.
-        data: Its input.
+        last: The node that gives the filled value: the padding itself where it is written to in place.
+        data: The padding's input.
         stage: What it does but for the numbers.
         values: They, shape (channels,).
         writers: The nodes that put them there.
     """
 
     node: NodeT
+    last: NodeT
     data: ValueT
     stage: Stage
     values: Array
     writers: frozenset[NodeT]
+
+    @property
+    def nodes(self) -> frozenset[NodeT]:
+        """The padding and the writers."""
+        return frozenset((self.node, self.last, *self.writers))
 
 
 def affine_stage(channels: int, axes: int, *, mask: Array | None = None, bias: Array | None = None) -> Stage:

@@ -1,14 +1,15 @@
-"""The terms of a sum, as maps of what they are computed from: of which value are all of them maps?"""
+"""The terms of a sum, as maps of what they are computed from: of which value are all of them maps, or else some?"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, Protocol
+from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias
 
 from spdexport.forms import compose
 from spdexport.forms.base import CannotComposeError
+from spdexport.forms.compose import add, times
 from spdexport.rewrite.match import Match
-from spdexport.rewrite.stages import NodeT, Unreadable, ValueT, affine_stage
+from spdexport.rewrite.stages import Addend, NodeT, OddBorder, Unreadable, ValueT, affine_stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from spdexport.conv import ConvSpec
     from spdexport.rewrite.match import Declined, GraphReader
     from spdexport.rewrite.stages import ReadStage
+
+
+Key: TypeAlias = "tuple[str, ...]"
 
 
 class KnownGraph(Protocol[NodeT, ValueT]):
@@ -59,6 +63,58 @@ class Obstacle(Generic[NodeT, ValueT]):
     reason: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Regrouping(Generic[NodeT, ValueT]):
+    """A sum of which some terms are one map, if they are added up first: ``z + a(x) + b(x)`` is ``(a(x) + b(x)) + z``.
+
+    Attributes:
+        last: The node that gives the sum.
+        adds: All nodes that add its terms up.
+        factors: The terms, in the order of the graph, and what each is multiplied with.
+        together: Those that are one map.
+    """
+
+    last: NodeT
+    adds: frozenset[NodeT]
+    factors: Mapping[ValueT, float]
+    together: tuple[ValueT, ...]
+
+    @property
+    def key(self) -> Key:
+        """What tells it from others in a graph, and is the same in a copy of the graph."""
+        return tuple(str(getattr(value, "name", None)) for value in (*self.factors, *self.together))
+
+    def ordered(self) -> OrderedSum[ValueT] | None:
+        """Return the terms so that either sum begins with one that is multiplied with 1; None where that cannot be.
+
+        Terms that are multiplied with anything but 1 and -1 cannot be, either.
+        """
+        inner = [Addend(value, self.factors[value]) for value in self.together]
+        others = [Addend(value, factor) for value, factor in self.factors.items() if value not in self.together]
+        sign = 1.0 if any(term.factor == 1 for term in inner) else -1.0
+        inner = sorted((Addend(t.value, sign * t.factor) for t in inner), key=lambda term: term.factor != 1)
+        if sign == -1:
+            others.sort(key=lambda term: term.factor != 1)
+        if any(abs(factor) != 1 for factor in self.factors.values()) or (sign == -1 and others[0].factor != 1):
+            return None
+        return OrderedSum(inner=tuple(inner), sign=sign, others=tuple(others))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class OrderedSum(Generic[ValueT]):
+    """A sum in the order of its additions: ``others[0] - inner - ...`` with a sign of -1, else ``inner + ...``.
+
+    Attributes:
+        inner: The terms that are added up first.
+        sign: What their sum is multiplied with, 1 or -1.
+        others: The other terms.
+    """
+
+    inner: tuple[Addend[ValueT], ...]
+    sign: float
+    others: tuple[Addend[ValueT], ...]
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Paths(Generic[NodeT, ValueT]):
     """The ways back from the terms of a sum.
@@ -86,6 +142,34 @@ class Paths(Generic[NodeT, ValueT]):
             if len(chosen) == len(values):
                 return chosen
         return None
+
+    def together(self, factors: Mapping[ValueT, float]) -> list[ValueT]:
+        """Return the most terms, not all, that are one map of a value with a layer in it; none where no two are.
+
+        Args:
+            factors: The terms, in the order in which ``to_nearest`` was given them, and their factors.
+        """
+        if len(factors) < 3 or any(self._is_written_into(add) for add in self.adds):
+            return []
+        best: list[ValueT] = []
+        for data in dict.fromkeys(match.data for path in self.found for match in path):
+            maps: dict[ValueT, Match[NodeT, ValueT]] = {}
+            for value, path in zip(factors, self.found, strict=True):
+                match = next((match for match in path if match.data is data), None)
+                if match is not None and not (match.nodes and self.search.shared(value, self.adds)):
+                    maps[value] = match
+            part = _alike(maps, factors)
+            best = part if len(best) < len(part) < len(factors) else best
+        return best
+
+    def _is_written_into(self, add: NodeT) -> bool:
+        """Whether an addition changes something else than a sum of its own or what a map gives to it alone."""
+        search = self.search
+        if not search.graph.writes(add):
+            return False
+        value = search.root(search.graph.operands(add)[0])
+        own = value in search.matches or search.graph.producer(value) in self.adds
+        return not own or search.shared(value, self.adds) is not None
 
     def why_none(self) -> Obstacle[NodeT, ValueT] | None:
         """What keeps terms that look like maps of the same value from it; None where nothing looks so."""
@@ -116,21 +200,29 @@ class Paths(Generic[NodeT, ValueT]):
         while not search.only_undoes and not search.shared(match.data, match.nodes | self.adds):
             further = self._further(match)
             if further is None:
-                return
+                break
             yield further
             match = further
         self._look_at_border(match)
 
     def _look_at_border(self, match: Match[NodeT, ValueT]) -> None:
         """Note a padding in front of a map whose border is filled with what is no bias."""
-        search, spec = self.search, match.stage.spec
+        search = self.search
         node = search.graph.producer(match.data)
-        filling = None if node is None else search.graph.filled(node, spec.in_channels, spec.axes)
+        filling = None if node is None else search.graph.filled(node)
         if node is None or filling is None:
             return
-        earlier = search.matches.get(search.root(search.graph.operands(node)[0]))
-        reason = filling.reason if isinstance(filling, Unreadable) else "its border is filled with other than its bias"
+        earlier = search.matches.get(search.root(filling.data))
+        reason = filling.reason if isinstance(filling, OddBorder) else "its border is filled with other than its bias"
         self.obstacles.append(Obstacle(first=node, data=earlier.data if earlier else None, reason=reason))
+
+    def _look_at_product(self, node: NodeT) -> None:
+        """Note a map that is multiplied with what is not constant."""
+        search = self.search
+        factors = (search.root(value) for value in search.graph.operands(node)) if search.graph.is_product(node) else ()
+        for match in (search.matches[value] for value in factors if value in search.matches):
+            reason = "what it, or a layer beside it, is multiplied with is not constant"
+            self.obstacles.append(Obstacle(first=node, data=match.data, reason=reason))
 
     def _further(self, match: Match[NodeT, ValueT]) -> Match[NodeT, ValueT] | None:
         """The match and the node, or match, in front of it; None where that is no part of one map."""
@@ -147,6 +239,7 @@ class Paths(Generic[NodeT, ValueT]):
                 data = search.root(operands[0]) if operands else None
                 self.obstacles.append(Obstacle(first=node, data=data, reason=link.reason))
             if link is None or isinstance(link, Unreadable):
+                self._look_at_product(node)
                 return None
             earlier = search.link_match(link)
         try:
@@ -154,3 +247,21 @@ class Paths(Generic[NodeT, ValueT]):
         except CannotComposeError as error:
             self.obstacles.append(Obstacle(first=node, data=earlier.data, reason=str(error)))
             return None
+
+
+def _alike(maps: Mapping[ValueT, Match[NodeT, ValueT]], factors: Mapping[ValueT, float]) -> list[ValueT]:
+    """Return the terms, maps of one value, that can be added to the first layer among them, folds before others."""
+    layers = sorted((value for value, match in maps.items() if match.layers), key=lambda v: not maps[v].is_fold)
+    if not layers:
+        return []
+    lead, *_ = layers
+    stage, part = times(maps[lead].stage, factors[lead]), [lead]
+    for value, match in maps.items():
+        if value is lead:
+            continue
+        try:
+            stage = add(stage, times(match.stage, factors[value]))
+        except CannotComposeError:
+            continue
+        part.append(value)
+    return [value for value in factors if value in part] if len(part) > 1 else []

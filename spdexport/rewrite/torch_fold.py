@@ -17,9 +17,10 @@ from spdexport.rewrite.torch_builder import convolution, has_padding
 from spdexport.rewrite.torch_edit import ProgramEdit
 from spdexport.rewrite.torch_graph import PRODUCTS
 from spdexport.rewrite.torch_reader import TorchReader
+from spdexport.rewrite.torch_regroup import may_regroup, regrouped
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from torch.export import ExportedProgram
     from torch.fx import Node
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from spdexport.conv import ConvSpec, Skipped
     from spdexport.rewrite.fold_result import FoldedChain
     from spdexport.rewrite.match import Match
+    from spdexport.rewrite.sums import Key, Regrouping
 
 aten = torch.ops.aten
 
@@ -56,12 +58,50 @@ def fold_program(program: ExportedProgram, *, if_cheaper: bool = False) -> Progr
         program: The program; it is not changed.
         if_cheaper: Whether to leave a chain that has fewer multiply-accumulates than its fold, with that reason.
     """
-    reader = TorchReader(program)
-    search: Search[Node, Node] = Search(graph=reader)
-    order = {node: index for index, node in enumerate(program.graph.nodes)}
-    for node in order:
-        search.visit(node)
+    refused: set[Key] = set()
+    while True:
+        made: dict[str, Key] = {}
+        ordered, search = _searched(program, refused, made)
+        result, left = _placed(ordered, search, made, if_cheaper=if_cheaper)
+        if not left:
+            return result if result.folded else replace(result, program=program)
+        # A sum is in another order only where that makes a layer of a part of it.
+        refused |= left
 
+
+def _searched(
+    program: ExportedProgram, refused: Collection[Key], made: dict[str, Key]
+) -> tuple[ExportedProgram, Search[Node, Node]]:
+    """Search a program, sums regrouped until no more of their terms can be added up first.
+
+    Args:
+        program: The program; it is not changed.
+        refused: Sums to leave as they are.
+        made: Receives the names of the nodes that add such terms up.
+    """
+    while True:
+        search: Search[Node, Node] = Search(graph=TorchReader(program))
+        for node in program.graph.nodes:
+            search.visit(node)
+        # The last one in the graph has the terms of those that lead to it.
+        taken: list[Regrouping[Node, Node]] = []
+        for found in reversed(search.regroupings):
+            apart = all(found.adds.isdisjoint(other.adds) for other in taken)
+            if apart and found.key not in refused and may_regroup(program, found):
+                taken.append(found)
+        if not taken:
+            return program, search
+        program, names = regrouped(program, taken)
+        made.update(zip(names, (found.key for found in taken), strict=True))
+
+
+def _placed(
+    program: ExportedProgram, search: Search[Node, Node], made: Mapping[str, Key], *, if_cheaper: bool
+) -> tuple[ProgramFold, set[Key]]:
+    """The program with the folds in their places; also the sums that were regrouped for none."""
+    reader = search.graph
+    assert isinstance(reader, TorchReader)
+    order = {node: index for index, node in enumerate(program.graph.nodes)}
     edit = ProgramEdit(program)
     in_place = [node for node in order if is_in_place(node)]
     folded, inside = [], []
@@ -81,11 +121,13 @@ def fold_program(program: ExportedProgram, *, if_cheaper: bool = False) -> Progr
         name = name_of(fold, reader)
         folded.append(folded_chain(fold, reader, name, [node.name for node in nodes]))
         _place(edit, fold, nodes, reader=reader, layer=name, dtype=dtype)
-    return ProgramFold(
-        program=edit.finish() if folded else program,
+    left = {key for name, key in made.items() if not any(name == node.name for nodes in inside for node in nodes)}
+    result = ProgramFold(
+        program=edit.finish() if folded and not left else program,
         folded=tuple(folded),
         declined=search.declined_outside(inside),
     )
+    return result, left
 
 
 def _unknown(spec: ConvSpec) -> str | None:

@@ -12,7 +12,9 @@ import torch
 from torch.fx import Node
 
 from spdexport.rewrite.stages import (
+    ODD_BORDER,
     Filling,
+    OddBorder,
     ReadStage,
     Unreadable,
     padding_stage,
@@ -61,6 +63,7 @@ _END = 2**63 - 1
 """What torch writes for the end of an axis."""
 
 POOLS = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
+LARGEST = (aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default)
 
 
 def passed(node: Node) -> Node | None:
@@ -103,17 +106,23 @@ def read_pad(node: Node, channels: int, axes: int) -> ReadStage[Node, Node] | Un
 
 
 def read_pool(node: Node, channels: int, axes: int) -> ReadStage[Node, Node] | Unreadable | None:
-    """Average pooling as a stage; ``Unreadable`` where its borders are not those of a convolution."""
-    if node.op != "call_function" or node.target not in POOLS:
+    """Average pooling as a stage; ``Unreadable`` where its borders are not those of a convolution.
+
+    The largest of one number is that number: such a max pooling takes every other location, as a shortcut may.
+    """
+    if node.op != "call_function" or node.target not in (*POOLS, *LARGEST):
         return None
     args = arguments(node)
     data = args["self"]
-    if POOLS.index(node.target) + 1 != axes or data.meta["val"].ndim != axes + 2:
-        return Unreadable(reason="the average pooling has other axes")
     kernel, padding = (_each(args[name], axes) for name in ("kernel_size", "padding"))
+    if node.target in LARGEST and (set(kernel) != {1} or any(padding)):
+        return None
+    table = LARGEST if node.target in LARGEST else POOLS
+    if table.index(node.target) + 1 != axes or data.meta["val"].ndim != axes + 2:
+        return Unreadable(reason="the pooling has other axes")
     stride = _each(args["stride"], axes) if args["stride"] else kernel
     if args["ceil_mode"]:
-        return Unreadable(reason="the average pooling rounds the size of its output up")
+        return Unreadable(reason="the pooling rounds the size of its output up")
     if any(padding) and not args["count_include_pad"]:
         return Unreadable(reason="the average pooling divides by fewer numbers at the border")
     stage = pool_stage(
@@ -128,29 +137,27 @@ def _each(given: Any, axes: int) -> Sequence[int]:
     return numbers * axes if len(numbers) == 1 else numbers
 
 
-def read_filling(
-    node: Node, channels: int, axes: int, array: Callable[[Any], Array | None]
-) -> Filling[Node, Node] | Unreadable | None:
+def read_filling(node: Node, array: Callable[[Any], Array | None]) -> Filling[Node, Node] | OddBorder[Node] | None:
     """A padding with zeros whose border is then written over, with one number for each channel: DBB's bias padding.
 
     Args:
         node: Any node.
-        channels: Channels of its output.
-        axes: Its spatial axes.
         array: What is constant.
 
     Returns:
-        None where nothing is written into the padding; ``Unreadable`` where something else is.
+        None where nothing is written into the padding; ``OddBorder`` where something else is.
     """
     if node.op != "call_function" or node.target not in PADDINGS:
         return None
     written = dict(_copies(node))
-    if not written:
+    shape = node.meta["val"].shape
+    if not written or len(shape) < 3 or not isinstance(shape[1], int):
         return None
+    channels, axes = shape[1], len(shape) - 2
     pad = read_pad(node, channels, axes)
     if isinstance(pad, Unreadable):
-        return pad
-    odd = Unreadable(reason="what is written into the padding between is not one number per channel, all around")
+        return OddBorder(reason=pad.reason, data=cast("Node", node.args[0]))
+    odd = OddBorder(reason=ODD_BORDER, data=pad.data)
     sides: set[tuple[int, bool]] = set()
     values: Array | None = None
     for copy, chain in written.items():
@@ -175,7 +182,7 @@ def read_filling(
     early = any(order[user] < max(order[copy] for copy in written) for user in node.users if user not in inside)
     if values is None or sides != needed or early:
         return odd
-    return Filling(node=node, data=pad.data, stage=pad.stage, values=values, writers=frozenset(inside))
+    return Filling(node=node, last=node, data=pad.data, stage=pad.stage, values=values, writers=frozenset(inside))
 
 
 def _copies(node: Node) -> Iterator[tuple[Node, tuple[Node, ...]]]:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Array, ConvSpec
     from spdexport.rewrite.match import Match
-    from spdexport.rewrite.stages import Filling
+    from spdexport.rewrite.stages import Filling, OddBorder
 
 aten = torch.ops.aten
 
@@ -205,9 +205,9 @@ class TorchReader:
         """Average pooling."""
         return read_pool(node, channels, axes)
 
-    def filled(self, node: Node, channels: int, axes: int) -> Filling[Node, Node] | Unreadable | None:
+    def filled(self, node: Node) -> Filling[Node, Node] | OddBorder[Node] | None:
         """A padding with zeros into whose border something is written in place."""
-        return read_filling(node, channels, axes, self.array)
+        return read_filling(node, self.array)
 
     def writes(self, node: Node) -> bool:
         """Whether it changes its first operand in place."""

@@ -1,13 +1,6 @@
 """Weights of adapters beside a dense model, LoRA and its kin, and factors whose names do not tell their order.
 
-Adapters are added to the layer's weight, which then is one dense layer again. With alpha, the rank r, and the factors
-in the layouts that peft, kohya's scripts and LyCORIS write, the weight that is added is, in float64::
-
-    LoRA    alpha / r * up down            down a convolution of the layer's kernel or 1x1, up the other of the two
-    LoCon   alpha / r * up mid down        mid the layer's kernel between 1x1 convolutions
-    LoHa    alpha / r * (w1_a w1_b) * (w2_a w2_b)          elementwise; with t1 and t2, each a Tucker product
-    LoKr    alpha / r * kron(w1, w2)                       each of the two a product, or whole
-
+Adapters are added to the layer's weight, which then is one dense layer again (``adapter_products`` has the formulas).
 ``<layer>.A`` with ``<layer>.B``, and ``U``, ``S`` with ``V``, are factors of the weight itself, as V and U are. Which
 is which, and which way round, is told by the shapes where only one reading of them fits.
 """
@@ -15,17 +8,12 @@ is which, and which way round, is told by the shapes where only one reading of t
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from spdexport.arrays import to_numpy
-from spdexport.conv import ConvSpec
 from spdexport.errors import ComponentsError
 from spdexport.factors import Factors
-from spdexport.forms import Form, Stage, compose, dense
-from spdexport.forms.base import CannotComposeError
 from spdexport.names import shape_of
 
 if TYPE_CHECKING:
@@ -33,7 +21,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from spdexport.conv import Array, ConvSite, FloatArray
+    from spdexport.conv import Array, ConvSite
 
 _PARTS = {
     "lora_A": ("lora", "down"), "lora_B": ("lora", "up"),
@@ -43,6 +31,7 @@ _PARTS = {
     "lokr_w1": ("lokr", "w1"), "lokr_w1_a": ("lokr", "w1_a"), "lokr_w1_b": ("lokr", "w1_b"),
     "lokr_w2": ("lokr", "w2"), "lokr_w2_a": ("lokr", "w2_a"), "lokr_w2_b": ("lokr", "w2_b"),
     "lokr_t2": ("lokr", "t2"),
+    "lora_magnitude_vector": ("lora", "magnitude"),
 }  # fmt: skip
 """What the parts are called in files, and the kind of adapter and the part that each is."""
 
@@ -67,7 +56,7 @@ class RawAdapter:
 
     Attributes:
         kind: A key of ``NAMES``.
-        parts: By what ``_PARTS`` calls them; ``A`` and ``B``, or ``U``, ``S`` and ``V``.
+        parts: By what ``_PARTS`` calls them, and ``dora_scale``; ``A`` and ``B``, or ``U``, ``S`` and ``V``.
         alpha: Over the rank, what the product is multiplied with; None for the rank itself.
         scale: The factor itself, where a configuration tells it; None to go by alpha.
     """
@@ -115,12 +104,15 @@ def read_adapters(
     found: dict[str, dict[str, torch.Tensor]] = {}
     kinds: dict[str, str] = {}
     alphas: dict[str, torch.Tensor] = {}
+    magnitudes: dict[str, torch.Tensor] = {}
     rest: list[str] = []
     names: set[str] = set()
     for key, tensor in tensors.items():
         layer, _, last = key.rpartition(".")
         if last == "alpha" and layer:
             alphas[layer] = tensor
+        elif last == "dora_scale" and layer:
+            magnitudes[layer] = tensor
         elif match := _KEY.fullmatch(key):
             kind, part = _PARTS[match["part"]]
             if kinds.setdefault(match["layer"], kind) != kind or part in found.get(match["layer"], ()):
@@ -137,20 +129,31 @@ def read_adapters(
         not names and not all({"A", "B"} == set(found[x]) or {"U", "S", "V"} == set(found[x]) for x in paired)
     ):
         return None
-    if rest or set(alphas) - set(found):
-        odd = rest[0] if rest else f"{next(iter(set(alphas) - set(found)))}.alpha"
+    rest += [f"{layer}.alpha" for layer in alphas if layer not in found]
+    rest += [f"{layer}.dora_scale" for layer in magnitudes if layer not in found or layer in paired]
+    if rest:
+        odd = rest[0]
         raise ComponentsError(
             f"The file holds {odd}, which is no part of an adapter that is known.",
             where=where,
-            hint="Known are LoRA, LoHa and LoKr as peft, kohya's scripts and LyCORIS write them; merge others first.",
+            hint="Known are LoRA, DoRA, LoHa and LoKr as peft, kohya's scripts and LyCORIS write them; merge others.",
         )
     layers: dict[str, RawAdapter] = {}
     is_peft = bool(names & {"lora_A", "lora_B"}) or any(layer.startswith(_PEFT) for layer in found)
     for layer, parts in found.items():
+        if layer in magnitudes:
+            parts["dora_scale"] = magnitudes[layer]
         _check_parts(layer, kinds[layer], parts, where)
         scale = None
         if is_peft and kinds[layer] in _NEEDED:
             scale = _peft_scale(layer, kinds[layer], config, layer in alphas, where)
+            if config is not None and config.get("use_dora") and "magnitude" not in parts:
+                raise _fault(
+                    f"The configuration has use_dora, and {layer} has no lora_magnitude_vector.",
+                    layer,
+                    where,
+                    hint="Give the file that peft saved, or merge the adapter with peft first.",
+                )
         alpha = float(alphas[layer]) if layer in alphas and alphas[layer].numel() == 1 else None
         name = _bare(layer)
         if name in layers:
@@ -207,7 +210,7 @@ def _peft_scale(
             hint=f"Put adapter_config.json, with {key} and r, beside the file, or write {layer}.alpha into it.",
         )
     assert config is not None and isinstance(alpha, int | float) and isinstance(rank, int | float)  # noqa: PT018
-    for name in ("rank_pattern", "alpha_pattern", "use_dora"):
+    for name in ("rank_pattern", "alpha_pattern"):
         if config.get(name):
             raise _fault(
                 f"The configuration has {name}, which is not read.",
@@ -216,102 +219,6 @@ def _peft_scale(
                 hint="Merge the adapter with peft first.",
             )
     return float(alpha) / float(rank) ** (0.5 if config.get("use_rslora") else 1)
-
-
-def added_form(raw: RawAdapter, site: ConvSite, where: str) -> Form:
-    """Return the dense layer with the adapter added to its weight, rounded once to the layer's dtype.
-
-    Args:
-        raw: The adapter.
-        site: The layer.
-        where: The file and layer, for messages.
-
-    Raises:
-        ComponentsError: It does not fit the layer.
-    """
-    about = f"{site.name} ({site.kind} {site.spec.describe()})"
-    if site.spec.groups > 1 or site.spec.transposed:
-        raise ComponentsError(
-            f"{about} has groups or is transposed, and adapters of such layers are laid out in several ways.",
-            where=where,
-            hint=f"Merge the adapter first, or leave the layer out with --exclude {site.name}.",
-        )
-    shapes = ", ".join(f"{name} {shape_of(tuple(tensor.shape))}" for name, tensor in raw.parts.items())
-    try:
-        change = scale_of(raw) * _product(raw, site.spec)
-        if change.shape != site.spec.weight_shape:
-            raise ValueError("the product has another size")
-    except (ValueError, CannotComposeError) as error:
-        raise ComponentsError(
-            f"The {NAMES[raw.kind]} of {shapes} does not fit {about}.",
-            where=where,
-            hint=f"Give the model that it was trained on, or leave the layer out with --exclude {site.name}.",
-        ) from error
-    with np.errstate(over="ignore"):
-        weight = (np.asarray(site.weight, dtype=np.float64) + change).astype(site.weight.dtype)
-    if not np.isfinite(weight.astype(np.float64)).all():
-        raise ComponentsError(
-            f"The weight of {about} with the adapter is beyond the range of {site.weight.dtype}.",
-            where=where,
-            hint=f"Convert the model in a wider dtype, or leave the layer out with --exclude {site.name}.",
-        )
-    return dense(site.spec, weight, site.bias)
-
-
-def scale_of(raw: RawAdapter) -> float:
-    """Return what an adapter's product is multiplied with."""
-    if raw.scale is not None:
-        return raw.scale
-    rank = _rank(raw)
-    return 1.0 if raw.alpha is None or rank is None else raw.alpha / rank
-
-
-def _rank(raw: RawAdapter) -> int | None:
-    """The rank; None for a LoKr of two whole factors, which LyCORIS does not scale."""
-    match raw.kind:
-        case "lora":
-            return int(raw.parts["down"].shape[0])
-        case "loha":
-            return int(raw.parts["w1_b"].shape[0])
-        case _:
-            inner = raw.parts.get("w1_b", raw.parts.get("w2_b"))
-            return None if inner is None else int(inner.shape[0])
-
-
-def _product(raw: RawAdapter, spec: ConvSpec) -> FloatArray:
-    parts = {name: _f64(tensor) for name, tensor in raw.parts.items()}
-    match raw.kind:
-        case "lora":
-            return _composed([parts[name] for name in ("down", "mid", "up") if name in parts], spec)
-        case "loha":
-            first, second = (_factor(parts, name) for name in ("w1", "w2"))
-            return (first * second).reshape(spec.weight_shape)
-        case _:
-            first, second = (_factor(parts, name) for name in ("w1", "w2"))
-            first = first.reshape(*first.shape, *(1,) * (second.ndim - first.ndim))
-            return np.asarray(np.kron(first, second)).reshape(spec.weight_shape)
-
-
-def _factor(parts: Mapping[str, FloatArray], name: str) -> FloatArray:
-    """One of the two factors of LoHa and LoKr: whole, a product, or a Tucker product with a core."""
-    if name in parts:
-        return parts[name]
-    a, b, core = parts[f"{name}_a"], parts[f"{name}_b"], parts.get(f"t{name[1:]}")
-    if core is None:
-        return a @ b.reshape(b.shape[0], -1)
-    return np.asarray(np.einsum("ij...,ip,jr->pr...", core, a, b))
-
-
-def _composed(weights: list[FloatArray], spec: ConvSpec) -> FloatArray:
-    """The weight of convolutions in a row that stand for one of this geometry; a matrix is a 1x1 convolution."""
-    axes, stage = spec.axes, None
-    for weight in weights:
-        full = weight if weight.ndim == axes + 2 else weight.reshape(*weight.shape[:2], *(1,) * axes)
-        own = replace(ConvSpec.pointwise(full.shape[1], full.shape[0], axes=axes), kernel=full.shape[2:])
-        further = Stage(spec=own, weight=full)
-        stage = further if stage is None else compose(stage, further)
-    assert stage is not None, "an adapter has factors"
-    return np.asarray(stage.weight, dtype=np.float64)
 
 
 def read_factors(raw: RawAdapter, site: ConvSite, where: str) -> Factors:
@@ -388,7 +295,3 @@ def _turned(matrix: Array, name: str) -> Iterator[tuple[Array, str]]:
     if flat.ndim == 2:
         yield flat, name
         yield flat.T, f"{name} transposed"
-
-
-def _f64(tensor: torch.Tensor) -> FloatArray:
-    return np.asarray(to_numpy(tensor), dtype=np.float64)

@@ -12,7 +12,8 @@ from spdexport.errors import ComponentsError
 from spdexport.factors import Factors, expected_shapes, unit_rounding
 from spdexport.gates import GlobalInput, GlobalShare
 from spdexport.names import did_you_mean, layer_of_call, some
-from spdexport.sources.adapters import NAMES, added_form, read_factors, scale_of, told_reading
+from spdexport.sources.adapter_products import added_form, told_change
+from spdexport.sources.adapters import NAMES, read_factors, told_reading
 from spdexport.sources.chains import changed_layers, form_of
 from spdexport.sources.spd_gates import Gates
 from spdexport.sources.spd_layouts import INSERTED
@@ -114,7 +115,7 @@ def adapter_notes(components: ComponentSet, sites: Sequence[ConvSite]) -> tuple[
         if site is None:
             continue  # the user left it out
         told = (
-            f"{NAMES[raw.kind]} times {scale_of(raw):g} is added to the weight"
+            told_change(raw)
             if raw.is_added
             else f"{NAMES[raw.kind]} are factors of the weight: {told_reading(raw, site)}"
         )

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from spdexport.content import content_hash
 from spdexport.errors import ExampleInputError
-from spdexport.factors import unit_rounding
 from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import reload_onnx
 from spdexport.model_files import read_metadata, recorded_ranges
@@ -29,6 +28,7 @@ from spdexport.verification.file_inputs import file_cases, given_tensors, guesse
 from spdexport.verification.inner import Evaluated, first_divergent, hidden_layers, layer_ratios
 from spdexport.verification.layers import judged
 from spdexport.verification.ports import FileCase, input_ports, output_ports
+from spdexport.verification.precision import file_unit_rounding
 from spdexport.verification.result import EdgeResult, Meant, Status, Verification
 from spdexport.verification.runner import Runner
 from spdexport.verification.sessions import SessionEdges
@@ -119,7 +119,7 @@ class FileRun(Runner[FileCase]):
         ports = [port for port in input_ports(self._right) if port.name not in beside]
         self._inputs = tuple(port.narrowed(taken.get(port.name, port)) for port in ports)
         self._outputs = output_ports(self._right)
-        u = max((unit_rounding(t.dtype.numpy()) for t in _float_weights(self._right)), default=2.0**-24)
+        u = file_unit_rounding(self._right)
         super().__init__(check, SessionEdges(file, check.providers, is_evaluated=reference == file), u, edges)
         self._evaluated = Evaluated(reference, self._right)
         self._following = Following(file, unit_rounding=u, seed=check.seed, is_right=reference == file)
@@ -377,9 +377,3 @@ def _check_sizes(given: Mapping[str, Array], ranges: Ranges) -> None:
                 where="--inputs or --input-shape",
                 hint="Give inputs in that range, or convert the model with example inputs of such sizes.",
             )
-
-
-def _float_weights(model: ir.Model) -> Iterator[ir.TensorProtocol]:
-    for value in model.graph.initializers.values():
-        if value.const_value is not None and value.const_value.dtype.is_floating_point():
-            yield value.const_value

@@ -191,7 +191,9 @@ class Steadiness:
         """Take in the choice of a node as it is evaluated."""
         rule = RULES[node.op]
         if rule.chooses(node):
-            self.see(f"{node.op} node {node.name}", [node.outputs[i] for i in rule.taken])
+            # Not the values themselves: those of pixels move with rounding, and which pixels they are does not.
+            choice = rule.choice(node, [node.outputs[i] for i in rule.taken])
+            self.see(f"{node.op} node {node.name}", choice if isinstance(choice, list | tuple) else [choice])
 
 
 @dataclass(slots=True, eq=False)

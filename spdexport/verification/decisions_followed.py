@@ -12,7 +12,8 @@ from onnx import inliner
 
 from spdexport.files.onnx_reading import reload_onnx, reload_proto
 from spdexport.ort.sessions import RuntimeFailure
-from spdexport.reference.decisions_table import RULES
+from spdexport.reference.decisions_quantized import SMALL_ELEMENTS
+from spdexport.reference.decisions_table import RULES, has_rule
 from spdexport.reference.noise import Noise
 from spdexport.reference.onnx_reference import OnnxReference
 from spdexport.reference.unavailable import ReferenceUnavailable
@@ -226,7 +227,7 @@ class Following:
     def _has_inner(self) -> bool:
         """Whether something chooses in a subgraph."""
         graphs = [] if self._model is None else _subgraphs(self._model.graph)
-        return any(not node.domain and node.op_type in RULES for graph in graphs for node in graph.node)
+        return any(has_rule(node.domain, node.op_type) for graph in graphs for node in graph.node)
 
     def _near(self, decide: Decide | None = None, *, inner: bool = False) -> list[str]:
         """The nodes whose choice changes with all that counts as rounding at once; inner ones, or all."""
@@ -255,18 +256,18 @@ def _subgraphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def _gives_floats(node: onnx.NodeProto) -> bool:
-    """Return whether a node is a cast to floats, which rounds and does not choose."""
+    """Return whether a node is a cast to floats of more than a byte, which rounds and does not choose."""
     if node.op_type != "Cast":
         return False
     to = next((attribute.i for attribute in node.attribute if attribute.name == "to"), 0)
-    return onnx.helper.tensor_dtype_to_np_dtype(to).kind not in "iub"
+    return to not in SMALL_ELEMENTS and onnx.helper.tensor_dtype_to_np_dtype(to).kind not in "iub"
 
 
 def _choices(model: onnx.ModelProto) -> list[str]:
     """The values of a model that tell what it chooses."""
     names = []
     for node in model.graph.node:
-        rule = None if node.domain or _gives_floats(node) else RULES.get(node.op_type)
+        rule = RULES[node.op_type] if has_rule(node.domain, node.op_type) and not _gives_floats(node) else None
         taken = [] if rule is None else [node.output[i] for i in rule.taken if i < len(node.output)]
         names += taken if rule is not None and len(taken) == len(rule.taken) and all(taken) else []
     return names

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from spdexport.arrays import to_numpy
-from spdexport.reference.decisions_torch import NODES
+from spdexport.reference.decisions_torch import PIXELS, has_rule
 from spdexport.reference.torch_reference import evaluate
 from spdexport.verification.compare import Comparison, failed
 from spdexport.verification.decisions import Steadiness, follow, recording
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def steadiness_of(program: ExportedProgram, steady: Steadiness) -> Callable[[str, torch.Tensor], None]:
     """What watches an evaluation of a program for its choices: nodes that choose, integers and truth values."""
-    choosing = {node.name for node in program.graph.nodes if node.target in NODES}
+    choosing = {node.name for node in program.graph.nodes if has_rule(node.target) and node.target not in PIXELS}
 
     def watch(name: str, value: torch.Tensor) -> None:
         if name in choosing or not (value.is_floating_point() or value.is_complex()):

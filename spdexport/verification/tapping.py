@@ -13,6 +13,7 @@ import onnx_ir as ir
 from spdexport.files.atomic import named_beside
 from spdexport.files.onnx_reading import reload_onnx
 from spdexport.ort.sessions import RuntimeFailure, SessionSettings, open_session
+from spdexport.reference.decisions_quantized import SMALL_ELEMENTS as FLOATS
 from spdexport.verification.compare import compare
 from spdexport.verification.result import Status
 from spdexport.verification.trial import masked_floor
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Array
 
+
+SMALL_ELEMENTS = FLOATS | {onnx.TensorProto.INT4, onnx.TensorProto.UINT4}
 
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -127,10 +130,34 @@ def with_choices(
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     own = {value.name for value in model.graph.output}
-    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in own)
+    # Of types that Python has no arrays of, what they stand for is taken.
+    cast = {name: f"{name} as numbers" for name in names if name in small_values(model) and name not in own}
+    for name, number in cast.items():
+        watched.graph.node.append(onnx.helper.make_node("Cast", [name], [number], to=onnx.TensorProto.FLOAT))
+    wanted = [cast.get(name, name) for name in names if name not in own]
+    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
     is_outside = any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer)
     with _loadable(watched, path, is_outside=is_outside) as source:
-        return open_session(source, settings).run(inputs)
+        found = open_session(source, settings).run(inputs)
+    names_of = {number: name for name, number in cast.items()}
+    return {names_of.get(name, name): value for name, value in found.items()}
+
+
+def small_values(model: onnx.ModelProto) -> frozenset[str]:
+    """Return the values of a model that are floats of a byte or less, or integers of four bits, as far as it tells."""
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
+    types |= {value.name: value.type.tensor_type.elem_type for value in values}
+    for node in model.graph.node:
+        given = {attribute.name: attribute.i for attribute in node.attribute}
+        if node.op_type == "Cast":
+            types[node.output[0]] = given.get("to", 0)
+        elif node.op_type == "CastLike":
+            types[node.output[0]] = types.get(node.input[1], 0)
+        elif node.op_type == "QuantizeLinear":
+            zero = types.get(node.input[2], 0) if len(node.input) > 2 else 0
+            types[node.output[0]] = zero or given.get("output_dtype", 0)
+    return frozenset(name for name, element in types.items() if element in SMALL_ELEMENTS)
 
 
 @contextlib.contextmanager

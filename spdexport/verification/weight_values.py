@@ -189,20 +189,24 @@ def magnitudes(model: ir.Model) -> ir.Model:
         model: The model, its computed constants stored (``with_computed``); it is not changed.
     """
     model = model.clone()
+    # All that is subtracted gets an initializer of its own first, made of the weight as it is stored: one weight may be
+    # added, multiplied by and subtracted, even by one node (a batch norm whose parameters are all one initializer).
+    subtracted: dict[tuple[int, ir.Value], ir.Value] = {}
     for graph in model.graphs():
         for node in list(graph):
             for index in _subtracted(node):
                 value = node.inputs[index]
-                if is_stored(value):
-                    assert value is not None, "it is stored"
-                    node.replace_input_with(index, _register(graph, value, _sized(value, sign=-1)))
+                if value is not None and is_stored(value):
+                    key = (id(graph), value)
+                    if key not in subtracted:
+                        subtracted[key] = _register(graph, value, _sized(value, sign=-1))
+                    node.replace_input_with(index, subtracted[key])
+    done = set(subtracted.values())
+    for graph in model.graphs():
         for value in graph.initializers.values():
-            if not value.name or not value.name.endswith(_NEGATIVE):
+            if value not in done:
                 value.const_value = _sized(value, sign=1)
     return model
-
-
-_NEGATIVE = " subtracted"
 
 
 def _subtracted(node: ir.Node) -> tuple[int, ...]:
@@ -214,10 +218,9 @@ def _subtracted(node: ir.Node) -> tuple[int, ...]:
 
 def _register(graph: ir.Graph, old: ir.Value, tensor: ir.TensorProtocol | None) -> ir.Value:
     """Another initializer in the place of one, which may be used elsewhere too."""
-    name = f"{old.name}{_NEGATIVE}"
-    known = graph.initializers.get(name)
-    if known is not None:
-        return known
+    name = f"{old.name} subtracted"
+    while name in graph.initializers:
+        name += "'"
     value = ir.Value(name=name, const_value=tensor, shape=old.shape, type=old.type)
     graph.register_initializer(value)
     return value

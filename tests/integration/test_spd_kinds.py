@@ -1,6 +1,6 @@
 """Every kind of SPD run, against what SPD's own code computed of it: importances, masked outputs, masks and ablations.
 
-``tests/data/spd_kinds`` has nine small runs that SPD's code wrote, with the inputs and outputs of its own models.
+``tests/data/spd_kinds`` has twelve small runs that SPD's code wrote, with the inputs and outputs of its own models.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ DATA = Path(__file__).parents[1] / "data" / "spd_kinds"
 TARGETS = {
     "conv_mlp": "CNN", "conv_linear": "CNN", "vector_mlp": "MLP", "shared_seq": "MLP", "conv1d": "C1D",
     "embed": "Emb", "global_mlp": "MLP", "global_tf": "MLP", "ident": "MLP",
+    "global_rr": "MLP", "global_rr_embed": "Emb", "nano": "MLP",
 }  # fmt: skip
 KINDS = tuple(TARGETS)
 CLOSE = 1e-5
@@ -59,7 +60,8 @@ def components(run):
     """V and U by the model's own layer names, float64, in the order of the model."""
     state = torch.load(DATA / run / "model_100.pth", weights_only=True)
     own = [key.removeprefix("ci/") for key in golden(run) if key.startswith("ci/")]
-    return {x: [state[f"_components.{x.replace('.', '-')}.{part}"].double() for part in "VU"] for x in own}
+    stems = {x: f"target.{x}" if run == "nano" else f"_components.{x.replace('.', '-')}" for x in own}
+    return {x: [state[f"{stem}.{part}"].double() for part in "VU"] for x, stem in stems.items()}
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +137,7 @@ def effective(run, masks):
 
         def evaluate(x):
             with torch.no_grad():
-                return target(torch.as_tensor(x) if run == "embed" else torch.as_tensor(x).double()).numpy()
+                return target(torch.as_tensor(x) if TARGETS[run] == "Emb" else torch.as_tensor(x).double()).numpy()
 
     return evaluate
 

@@ -33,16 +33,25 @@ FILES = {
     "lycoris_loha_flat": "lycoris_loha_flat.safetensors",
     "lycoris_lokr": "lycoris_lokr.safetensors",
     "lycoris_lokr_whole": "lycoris_lokr_whole.safetensors",
+    "peft_dora_convs": "peft_dora_convs/adapter_model.safetensors",
+    "lycoris_dora": "lycoris_dora.safetensors",
+    "lycoris_dora_inputs": "lycoris_dora_inputs.safetensors",
+    "lycoris_dora_loha": "lycoris_dora_loha.safetensors",
 }
 
 
-def net() -> nn.Module:
+def written(kind: str) -> nn.Module:
+    """A network of the script that wrote the files, with the weights that it had."""
     spec = importlib.util.spec_from_file_location("write_adapters", DATA / "write_adapters.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    made: nn.Module = module.Net().eval()
-    made.load_state_dict(load_file(DATA / "model.safetensors"))
+    made: nn.Module = getattr(module, kind)().eval()
+    made.load_state_dict(load_file(DATA / f"{'model' if kind == 'Net' else 'grouped'}.safetensors"))
     return made
+
+
+def net() -> nn.Module:
+    return written("Net")
 
 
 def converted(out: Path, components: Path, **options: object) -> dict[str, torch.Tensor]:
@@ -63,6 +72,51 @@ def test_an_adapter_is_merged_as_its_library_does(tmp_path: Path, name: str) -> 
         right = merged[f"{name}/{layer}.weight"]
         assert (found[f"{layer}.weight"] - right).abs().max() <= 2e-7 * right.abs().max() * 4, layer
         assert torch.equal(found[f"{layer}.bias"], merged[f"{name}/{layer}.bias"])
+
+
+def every_channel(weight: torch.Tensor, channels: int) -> torch.Tensor:
+    """The kernel of a convolution with groups, zeros where an output does not read a channel."""
+    groups = channels // weight.shape[1]
+    whole = torch.zeros(len(weight), channels, *weight.shape[2:])
+    for index in range(len(weight)):
+        first = index // (len(weight) // groups) * weight.shape[1]
+        whole[index, first : first + weight.shape[1]] = weight[index]
+    return whole
+
+
+@pytest.mark.parametrize("ending", [".pt2", ".onnx"])
+@pytest.mark.parametrize("name", ["peft_loha_groups", "lora"])
+def test_an_adapter_of_a_layer_with_groups(tmp_path: Path, name: str, ending: str) -> None:
+    """peft's LoHa has the groups of the layer; its LoRA reads all channels, and may leave those of others alone."""
+    out, path = tmp_path / f"out{ending}", DATA / name / "adapter_model.safetensors"
+    if name == "lora":
+        down, up = torch.randn(2, 4, 3, 3), torch.randn(6, 1, 1, 1)
+        down[0, 2:], down[1, :2] = 0, 0
+        path = tmp_path / "a.safetensors"
+        save_file({"body.0.lora_A.weight": down, "body.0.lora_B.weight": up, "body.0.alpha": torch.tensor(1.0)}, path)
+        right = every_channel(written("Grouped").state_dict()["body.0.weight"], 4)
+        right = right + 0.5 * up.reshape(6, 1, 1, 1) * down.repeat_interleave(3, dim=0)
+    else:
+        right = load_file(DATA / "merged.safetensors")[f"{name}/body.0.weight"]
+    result = convert(written("Grouped"), out, components=path, input_shape="2x4x9x9")
+    assert result.verification.verdict is Status.PASS
+    if ending == ".pt2":
+        found = torch.export.load(out).state_dict["body.0.weight"]
+    else:
+        found = torch.tensor(ir.load(out).graph.initializers["body.0.weight"].const_value.numpy())
+    assert (every_channel(found, 4) - right).abs().max() <= 1e-6 * right.abs().max()
+
+
+def test_a_lora_across_groups_is_refused(tmp_path: Path) -> None:
+    """What peft trains beside a layer with groups is a layer without; nor does peft merge it."""
+    with pytest.raises(ComponentsError) as caught:
+        convert(
+            written("Grouped"), tmp_path / "out.onnx", components=DATA / "peft_lora_groups/adapter_model.safetensors",
+            input_shape="2x4x9x9",
+        )  # fmt: skip
+    assert "reads channels of all groups for each output, which has no place in the weight of body." in str(
+        caught.value
+    )
 
 
 def test_an_onnx_file_takes_them_too_and_the_summary_tells(tmp_path: Path) -> None:
@@ -147,8 +201,97 @@ def test_a_scale_that_is_not_known_is_asked_for(tmp_path: Path) -> None:
     refused(tmp_path / "adapter.safetensors", "The configuration has alpha_pattern, which is not read.")
 
 
-def test_an_adapter_of_another_kind_is_refused() -> None:
-    refused(DATA / "peft_dora/adapter_model.safetensors", "lora_magnitude_vector, which is no part of an adapter")
+def test_an_adapter_of_another_kind_is_refused(tmp_path: Path) -> None:
+    save_file(
+        {"body.2.oft_R.weight": torch.ones(2, 2), "head.lora_A.weight": torch.ones(2, 8)}, tmp_path / "a.safetensors"
+    )
+    refused(tmp_path / "a.safetensors", "body.2.oft_R.weight, which is no part of an adapter")
+
+
+def test_the_summary_tells_of_magnitudes(tmp_path: Path) -> None:
+    result = convert(
+        net(), tmp_path / "out.onnx", components=DATA / "peft_dora/adapter_model.safetensors", input_shape="2x3x9x9"
+    )  # fmt: skip
+    assert result.verification.verdict is Status.PASS
+    right = load_file(DATA / "merged.safetensors")["peft_dora/head.weight"]
+    found = ir.load(tmp_path / "out.onnx").graph.initializers["head.weight"].const_value.numpy()
+    assert abs(found - right.numpy()).max() <= 1e-6
+    notes = " ".join(result.notes)
+    assert "LoRA times 1.5 is added to the weight, which is then brought to DoRA's magnitudes: head" in notes
+
+
+LORA = {"lora_down.weight": torch.ones(2, 6), "lora_up.weight": torch.ones(8, 2)}
+
+
+@pytest.mark.parametrize(
+    ("parts", "text"),
+    [
+        ({**LORA, "dora_scale": torch.ones(7, 1, 1, 1)}, "does not fit body.2"),
+        ({**LORA, "dora_scale": torch.ones(8, 6, 1, 1)}, "does not fit body.2"),
+        ({**LORA, "dora_scale": torch.tensor(1.0)}, "does not fit body.2"),
+        ({**LORA, "dora_scale": torch.full((8, 1, 1, 1), float("nan"))}, "holds no finite floats"),
+        ({**LORA, "lora_magnitude_vector": torch.ones(6)}, "does not fit body.2"),
+        ({"A": torch.ones(6, 2), "B": torch.ones(2, 8), "dora_scale": torch.ones(8, 1, 1, 1)}, "is no part"),
+        ({"dora_scale": torch.ones(8, 1, 1, 1), "alpha": torch.tensor(1.0)}, "no adapter|no part"),
+    ],
+)
+def test_magnitudes_that_do_not_fit_are_refused(tmp_path: Path, parts: dict[str, torch.Tensor], text: str) -> None:
+    save_file({f"body.2.{name}": tensor for name, tensor in parts.items()}, tmp_path / "a.safetensors")
+    with pytest.raises(ComponentsError) as caught:
+        convert(net(), tmp_path / "out.onnx", components=tmp_path / "a.safetensors", input_shape="2x3x9x9")
+    assert any(part in str(caught.value) for part in text.split("|")) or text == "no adapter|no part"
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_a_weight_of_zeros_has_no_direction(tmp_path: Path) -> None:
+    weight = load_file(DATA / "model.safetensors")["body.2.weight"].reshape(8, 6)
+    parts = {"lora_A.weight": torch.eye(6), "lora_B.weight": -weight, "lora_magnitude_vector": torch.ones(8),
+             "alpha": torch.tensor(6.0)}  # fmt: skip
+    save_file({f"body.2.{name}": tensor for name, tensor in parts.items()}, tmp_path / "a.safetensors")
+    refused(tmp_path / "a.safetensors", "leaves nothing but zeros of an output of body.2")
+
+
+def test_dora_without_its_magnitudes_is_refused(tmp_path: Path) -> None:
+    tensors = load_file(DATA / "peft_dora/adapter_model.safetensors")
+    shutil.copy(DATA / "peft_dora/adapter_config.json", tmp_path)
+    save_file({k: t for k, t in tensors.items() if "magnitude" not in k}, tmp_path / "adapter_model.safetensors")
+    refused(tmp_path / "adapter_model.safetensors", "has use_dora, and base_model.model.head has no lora_magnitude")
+
+
+@pytest.mark.parametrize(
+    ("down", "up", "dora", "text"),
+    [
+        (
+            (2, 2, 3, 3),
+            (6, 2, 1, 1),
+            False,
+            "is a product of the stored weight, or convolutions in a row",
+        ),
+        ((2, 4, 3, 3), (6, 1, 1, 1), True, "reads channels of all groups for each output"),
+        ((2, 3, 3, 3), (6, 1, 1, 1), False, "does not fit body.0"),
+        ((2, 2, 3, 3), (6, 1, 1, 1), False, None),
+    ],
+)
+def test_factors_of_a_layer_with_groups_are_read_by_their_shapes(
+    tmp_path: Path, down: tuple[int, ...], up: tuple[int, ...], dora: bool, text: str | None
+) -> None:
+    parts = {"lora_down.weight": torch.randn(down), "lora_up.weight": torch.randn(up)}
+    parts |= {"dora_scale": torch.ones(6, 1, 1, 1)} if dora else {}
+    path = tmp_path / "a.safetensors"
+    save_file({f"body.0.{name}": tensor for name, tensor in parts.items()}, path)
+    model = written("Grouped")
+    if text is not None:
+        with pytest.raises(ComponentsError) as caught:
+            convert(model, tmp_path / "out.pt2", components=path, input_shape="2x4x9x9")
+        assert text in str(caught.value)
+        return
+    convert(model, tmp_path / "out.pt2", components=path, input_shape="2x4x9x9", verify=False)
+    found = torch.export.load(tmp_path / "out.pt2").state_dict["body.0.weight"]
+    own, first = model.state_dict()["body.0.weight"], parts["lora_down.weight"]
+    for index in range(6):
+        group = index // 3
+        right = own[index] + parts["lora_up.weight"][index, 0] * first[group]
+        assert (found[index] - right).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize(

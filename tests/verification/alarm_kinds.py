@@ -201,6 +201,42 @@ def quantized_as_it_comes(n: Net) -> str:
     return n.conv(n.add("DequantizeLinear", steps, steps + "_1", steps + "_2"), CHANNELS, 2)
 
 
+def in_bytes(element: int) -> Callable[[Net], str]:
+    """Return a map in floats of a byte, and a convolution of what they stand for."""
+
+    def make(n: Net) -> str:
+        small = n.add("Cast", n.c, to=element)
+        return n.conv(n.add("Cast", small, to=TensorProto.FLOAT), CHANNELS, 2)
+
+    return make
+
+
+def whole_numbers(n: Net) -> list[str]:
+    """Return a convolution in whole numbers, and a product behind it."""
+    scale, zero, weights = n.constant(0.05), n.constant(120, "uint8"), n.constant(0.011)
+    none = n.constant(0, "int8")
+    steps = n.add("QuantizeLinear", n.c, scale, zero)
+    # Of seven bits: with eight, sums of two products may leave 16 bits on processors without VNNI.
+    kernel = n.constant(n.rng.integers(-60, 60, (CHANNELS, CHANNELS, 3, 3)), "int8")
+    bias = n.constant(n.rng.integers(-900, 900, CHANNELS), "int32")
+    found = n.add("QLinearConv", steps, scale, zero, kernel, weights, none, n.constant(0.07), zero, bias)
+    matrix = n.constant(n.rng.integers(-60, 60, (n.size - 2, 5)), "int8")
+    product = n.add("QLinearMatMul", found, n.constant(0.07), zero, matrix, weights, none, n.constant(0.13), zero)
+    return [found, product]
+
+
+def taken(n: Net) -> list[str]:
+    """Return the nearest pixels by each way to round, of sizes that are no multiples."""
+    found = []
+    for rounding, coordinates in (
+        ("floor", "asymmetric"), ("ceil", "align_corners"), ("round_prefer_ceil", "pytorch_half_pixel"),
+    ):  # fmt: skip
+        scales = n.constant([1, 1, n.rng.uniform(0.4, 3.0), n.rng.integers(2, 40) / n.rng.integers(7, 13)])
+        settings = {"nearest_mode": rounding, "coordinate_transformation_mode": coordinates}
+        found.append(n.add("Resize", n.c, "", scales, mode="nearest", **settings))
+    return found
+
+
 def grid(mode: str) -> Callable[[Net], str]:
     """Return an image sampled at places that a convolution gives."""
 
@@ -319,6 +355,7 @@ KINDS: dict[str, tuple[Callable[[Net], str | list[str]], tuple[int, ...]]] = {
     "MaxPool with places": (pooled_with_places, SIZES),
     "Resize, linear": (resized("linear"), SIZES),
     "Resize, nearest": (resized("nearest"), SIZES),
+    "Resize, nearest by all rules": (taken, SIZES),
     "Resize, cubic": (resized("cubic"), SIZES),
     "GridSample, linear": (grid("linear"), SIZES),
     "GridSample, nearest": (grid("nearest"), SIZES),
@@ -333,6 +370,9 @@ KINDS: dict[str, tuple[Callable[[Net], str | list[str]], tuple[int, ...]]] = {
     "Hardmax": (lambda n: n.conv(n.add("Hardmax", n.c, axis=1), CHANNELS, 2), SIZES),
     "QuantizeLinear": (quantized, SIZES),
     "DynamicQuantizeLinear": (quantized_as_it_comes, SIZES),
+    "QLinearConv and QLinearMatMul": (whole_numbers, SIZES),
+    "float8 E4M3": (in_bytes(TensorProto.FLOAT8E4M3FN), SIZES),
+    "float8 E5M2": (in_bytes(TensorProto.FLOAT8E5M2), SIZES),
     "NonMaxSuppression": (boxes, SIZES),
     "If": (branches, SIZES),
     "LSTM": (recurrent("LSTM", 4), SIZES),

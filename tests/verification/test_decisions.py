@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -95,6 +96,43 @@ NODES: dict[str, tuple[list[onnx.NodeProto], np.ndarray]] = {
     ),
     "NonZero": ([make_node("Relu", ["z"], ["r"]), make_node("NonZero", ["r"], ["q"])], sure(spread(0), 5.4)),
     "Unique": ([make_node("Unique", ["z"], ["values", "", "q"])], sure(spread(1, 2), 5.4)),
+    "Cast to float8": (
+        [make_node("Cast", ["z"], ["q"], to=TensorProto.FLOAT8E5M2)], sure(spread(1.125, -2.25, 3.25), 1.0)
+    ),
+    "CastLike float8": (
+        [make_node("CastLike", ["z", "small"], ["q"])], sure(spread(1.0625, -2.125, 3.125), 1.0)
+    ),
+    "QuantizeLinear to float8": (
+        [make_node("QuantizeLinear", ["z", "tenth", "small"], ["q"])], sure(spread(0.10625, -0.2125, 0.3125), 0.1)
+    ),
+    "QuantizeLinear to int4": (
+        [make_node("QuantizeLinear", ["z", "one", "four"], ["q"])], sure(spread(0.5, -2.5, 1.5), 2.2)
+    ),
+    "QLinearMatMul": (
+        [
+            make_node("QuantizeLinear", ["z", "one", "zero"], ["a"]),
+            make_node("QLinearMatMul", ["a", "tenth", "zero", "fives", "third", "zero", "third", "zero"], ["q"]),
+        ],
+        sure(spread(1, 3, -1), 4),
+    ),
+    "QLinearConv": (
+        [
+            make_node("QuantizeLinear", ["z", "one", "zero"], ["a"]),
+            make_node("Reshape", ["a", "channels"], ["r"]),
+            make_node("QLinearConv", ["r", "tenth", "zero", "kernel", "third", "zero", "third", "zero"], ["q"]),
+        ],
+        sure(spread(1, 3, -1), 4),
+    ),
+    "QLinearAdd": (
+        [
+            make_node("QuantizeLinear", ["z", "one", "zero"], ["a"]),
+            make_node(
+                "QLinearAdd", ["a", "tenth", "zero", "fours", "third", "zero", "fifth", "zero"], ["q"],
+                domain="com.microsoft",
+            ),
+        ],
+        sure(spread(2, 4, 0), 5),
+    ),
     "GridSample": (
         [
             make_node("Reshape", ["z", "grid"], ["r"]),
@@ -110,6 +148,12 @@ NODES: dict[str, tuple[list[onnx.NodeProto], np.ndarray]] = {
         sure(spread(0.5, 0.75), 0.9),
     ),
 }  # fmt: skip
+
+HIDDEN = ("Cast to float8", "CastLike float8", "QuantizeLinear to float8", "QuantizeLinear to int4")
+"""What they choose has a type of which Python has no arrays: it is no output, and is looked at as numbers."""
+
+ONE_CHOICE = [name for name in NODES if not name.startswith("QLinear")]
+"""Those before which nothing chooses."""
 
 FAST = [name for name in NODES if name not in ("GreaterOrEqual", "LessOrEqual", "ArgMin", "Ceil")]
 
@@ -132,6 +176,10 @@ def file(path: Path, name: str, seed: int) -> tuple[Path, torch.Tensor]:
         "w": w, "b": b, "one": np.float32(1), "zero": np.uint8(3), "rows": np.array([-1, 4]), "seven": np.array([7]),
         "all": np.array([N]), "image": np.array([1, 2, 8, -1]), "grid": np.array([1, 8, -1, 2]),
         "scores": np.array([1, 1, N]), "half": np.array([0.5], np.float32), "tenth": np.float32(0.1),
+        "third": np.float32(0.3), "fifth": np.float32(0.2), "four": np.array(-4, ml_dtypes.int4),
+        "small": np.array(0, ml_dtypes.float8_e4m3fn), "fives": np.uint8(5 * np.eye(N) + 3),
+        "kernel": np.uint8(5 * np.eye(N) + 3)[..., None], "fours": np.full((1, N), 4, np.uint8),
+        "channels": np.array([1, N, 1]),
         "picture": rng.standard_normal((1, 3, 8, 8)).astype(np.float32),
         "boxes": np.concatenate([corners, corners + 0.4], axis=2),
     }  # fmt: skip
@@ -145,9 +193,14 @@ def file(path: Path, name: str, seed: int) -> tuple[Path, torch.Tensor]:
     weights = [onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items() if k in used]
     graph = onnx.helper.make_graph(
         end, "g", [onnx.helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 64])],
-        [onnx.helper.make_empty_tensor_value_info(k) for k in ("z", "q", "y")], weights,
+        [onnx.helper.make_empty_tensor_value_info(k) for k in ("z", "q", "y") if k != "q" or name not in HIDDEN],
+        weights,
     )  # fmt: skip
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
+    opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("com.microsoft", 1)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    if name == "QLinearAdd":  # onnx has no definition of it
+        next(value for value in graph.output if value.name == "q").type.tensor_type.elem_type = TensorProto.UINT8
+        model.graph.output[1].type.tensor_type.elem_type = TensorProto.UINT8
     model = onnx.shape_inference.infer_shapes(model)
     onnx.save(model, path)
     return path, torch.from_numpy(x)
@@ -218,7 +271,7 @@ NO_CHOICE = ("GridSample", "ThresholdedRelu", "Shrink")
 @pytest.mark.parametrize("name", [n for n in FAST if n not in NO_CHOICE])
 def test_decisions_beyond_rounding_fail_by_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, x = file(tmp_path / "m.onnx", name, 0)
-    patched(monkeypatch, "q", another(name))
+    patched(monkeypatch, "q as numbers" if name in HIDDEN else "q", another(name))
     found = edge(pipeline.verify(path, inputs={"x": x}), "export")
     assert found.status is Status.FAIL
     if name != "Mod":  # a remainder that is no remainder is a wrong value

@@ -7,13 +7,17 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from spdexport import pipeline
 from spdexport.conv import ConvSpec
 from spdexport.rewrite.match import in_chains
+from spdexport.rewrite.onnx_fold import fold_onnx
 from spdexport.verification.result import Status
+from spdexport.verification.weight_values import magnitudes
 from spdexport.verification.weights import compare_weights, weights_edge
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 RNG = np.random.default_rng(0)
 V, U = RNG.standard_normal((5, 3, 3, 3)), RNG.standard_normal((4, 5, 1, 1))
@@ -161,3 +165,86 @@ def test_other_forms_compose_where_the_plan_has_them(
 def test_what_is_in_no_chain_of_the_plan_is_left_as_it_is() -> None:
     other = (SPATIAL_CHAIN[0], *TUCKER_CHAIN)
     assert compare_weights(SPATIAL, SPATIAL.clone(), beyond=in_chains([other])).edge.reason.startswith("0 layers")
+
+
+SHARED = ["abcd", "aabb", "abab", "abba", "abbc", "aabc", "abcb", "aaaa"]
+"""Which of scale, bias, mean and variance are one initializer."""
+
+
+def normed(shared: str, kind: str, path: Path) -> Path:
+    """A convolution and a batch norm behind it, in a body of If too."""
+    rng = np.random.default_rng(1)
+    tensors = {n: rng.uniform(0.5, 1.5, 8).astype(np.float32) for n in sorted(set(shared))}
+    tensors |= {"w": rng.standard_normal((8, 3, 3, 3)).astype(np.float32)}
+    conv = onnx.helper.make_node("Conv", ["x", "w"], ["conv"])
+
+    def norm(output: str) -> onnx.NodeProto:
+        return onnx.helper.make_node("BatchNormalization", ["conv", *shared], [output])
+
+    def body(name: str, node: onnx.NodeProto) -> onnx.GraphProto:
+        out = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        return onnx.helper.make_graph([node], name, [], [out])
+
+    nodes = [conv, norm("y")]
+    if kind == "in a body":
+        tensors["a subtracted"] = tensors["a"] + 1
+        chosen = onnx.helper.make_node(
+            "If", ["flag"], ["y"], then_branch=body("p", norm("p")),
+            else_branch=body("q", onnx.helper.make_node("Sub", ["conv", "a subtracted"], ["q"])),
+        )  # fmt: skip
+        nodes = [
+            conv,
+            onnx.helper.make_node("Sub", ["conv", "wide"], ["less"]),
+            onnx.helper.make_node("ReduceMean", ["less"], ["mean"], keepdims=0),
+            onnx.helper.make_node("Cast", ["mean"], ["flag"], to=onnx.TensorProto.BOOL),
+            chosen,
+        ]
+        tensors["wide"] = rng.standard_normal((8, 1, 1)).astype(np.float32)
+        tensors["a subtracted"] = tensors["a subtracted"].reshape(8, 1, 1)
+    graph = onnx.helper.make_graph(
+        nodes, "g", [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 3, 6, 6])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(value, name) for name, value in tensors.items()],
+    )  # fmt: skip
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(
+        onnx.shape_inference.infer_shapes(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)), path
+    )
+    return path
+
+
+@pytest.mark.parametrize("shared", SHARED)
+@pytest.mark.parametrize("kind", ["in the graph", "in a body"])
+def test_magnitudes_of_one_initializer_that_feeds_several_inputs(shared: str, kind: str, tmp_path: Path) -> None:
+    model = ir.load(normed(shared, kind, tmp_path / "m.onnx"))
+    found = magnitudes(model)
+    own = {value.name: value for graph in model.graphs() for value in graph.initializers.values()}
+    norm, size = (
+        next(node for graph in m.graphs() for node in graph if node.op_type == "BatchNormalization")
+        for m in (model, found)
+    )
+    for index, name in enumerate(shared, 1):
+        value, stored = size.inputs[index], own[name].const_value
+        assert norm.inputs[index] is own[name], "the model itself is not changed"
+        assert value is not None and value.const_value is not None and stored is not None  # noqa: PT018
+        assert np.array_equal(value.const_value.numpy(), stored.numpy() * (-1 if index == 3 else 1))
+    folded = fold_onnx(found, lone=True, sizes=True).model
+    for value in (v for graph in folded.graphs() for v in graph.initializers.values()):
+        assert value.const_value is not None
+        assert np.isfinite(value.const_value.numpy()).all(), value.name
+
+
+def test_a_batch_norm_of_one_initializer_is_converted_and_compared(tmp_path: Path) -> None:
+    source = normed("aaaa", "in the graph", tmp_path / "m.onnx")
+    done = pipeline.convert(source, tmp_path / "out.onnx", form="factorized")
+    assert done.verification is not None
+    assert done.verification.verdict is Status.PASS, done.verification.edges
+    again = pipeline.verify(tmp_path / "out.onnx", against=source)
+    assert again.verdict is Status.PASS, again.edges
+    model = onnx.load(source)
+    scale = next(t for t in model.graph.initializer if t.name == "a")
+    scale.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(scale) * np.float32(1 + 1e-5), "a"))
+    onnx.save(model, tmp_path / "other.onnx")
+    found = pipeline.verify(tmp_path / "out.onnx", against=tmp_path / "other.onnx")
+    edge = next(edge for edge in found.edges if edge.edge == "weights")
+    assert edge.status is Status.FAIL, edge

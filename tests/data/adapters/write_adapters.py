@@ -1,21 +1,24 @@
 """Write the files of this folder, with peft 0.21.2 and lycoris-lora: run it in an environment that has both.
 
-    python write_adapters.py
+    python write_adapters.py [NAME ...]
 
-``model.safetensors`` has the weights of ``Net``; each other file an adapter as its library saves it, in a folder of its
-own where peft writes a configuration beside it; ``merged.safetensors`` the weights that each layer has with an adapter
-on it, called ``<adapter>/<parameter>``. They are read off what the adapted layer gives for impulses, in float64: the
-merge of LyCORIS itself scales a LoHa and a LoKr twice where alpha is not the rank, and its forward pass does not.
+With names, only those files are written, and their weights put beside the others'. ``model.safetensors`` has the
+weights of ``Net``, ``grouped.safetensors`` those of ``Grouped``; each other file an adapter as its library saves it, in
+a folder of its own where peft writes a configuration beside it; ``merged.safetensors`` the weights that each layer has
+with an adapter on it, called ``<adapter>/<parameter>``, those of convolutions with all channels for each output. They
+are read off what the adapted layer gives for impulses, in float64: the merge of LyCORIS itself scales a LoHa and a LoKr
+twice where alpha is not the rank, and its forward pass does not.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 HERE = Path(__file__).parent
@@ -31,6 +34,15 @@ class Net(nn.Module):
         return self.head(self.body(x).mean((2, 3)))
 
 
+class Grouped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), nn.Conv2d(6, 6, 3, groups=6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+
 def randomized(module: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
@@ -38,10 +50,10 @@ def randomized(module: nn.Module, seed: int) -> None:
             parameter.data.uniform_(-0.5, 0.5, generator=generator)
 
 
-def seen(net: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+def seen(net: nn.Module, x: torch.Tensor, model: type[nn.Module] = Net) -> dict[str, torch.Tensor]:
     """The weights and biases that the layers of an adapted network act with, from impulses; ``x`` runs through it."""
     found = {}
-    for name, plain in Net().named_modules():
+    for name, plain in model().named_modules():
         layer = net.get_submodule(name)
         if isinstance(plain, nn.Linear):
             bias = layer(torch.zeros(1, plain.in_features).double())[0]
@@ -50,7 +62,7 @@ def seen(net: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
             kernel, at, channels = plain.kernel_size[0], 1, plain.in_channels
             start = plain.stride[0] * at - plain.padding[0]
             bias = layer(torch.zeros(1, channels, 7, 7).double())[0, :, at, at]
-            weight = torch.zeros(plain.weight.shape).double()
+            weight = torch.zeros(plain.out_channels, channels, kernel, kernel).double()
             for i in range(channels):
                 for row in range(kernel):
                     for column in range(kernel):
@@ -69,14 +81,22 @@ def weights(net: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
 
 
-def main() -> None:
+def example(model: type[nn.Module]) -> torch.Tensor:
+    return torch.rand(1, 4 if model is Grouped else 3, 9, 9).double()
+
+
+def main(names: list[str]) -> None:
     import lycoris
     import peft
 
     torch.manual_seed(0)
     net = Net().eval()
-    save_file(weights(net), HERE / "model.safetensors")
     merged: dict[str, torch.Tensor] = {}
+    if names:
+        net.load_state_dict(load_file(HERE / "model.safetensors"))
+        merged |= load_file(HERE / "merged.safetensors")
+    else:
+        save_file(weights(net), HERE / "model.safetensors")
     targets = ["body.0", "body.2", "head"]
     configurations = {
         "lora": peft.LoraConfig(r=2, lora_alpha=3, target_modules=targets),
@@ -84,22 +104,36 @@ def main() -> None:
         "loha": peft.LoHaConfig(r=2, alpha=3, target_modules=targets, use_effective_conv2d=True),
         "lokr": peft.LoKrConfig(r=2, alpha=3, target_modules=targets, use_effective_conv2d=True),
         "dora": peft.LoraConfig(r=2, lora_alpha=3, use_dora=True, target_modules=["head"]),
+        "dora_convs": peft.LoraConfig(r=2, lora_alpha=3, use_dora=True, target_modules=targets),
+        "lora_groups": peft.LoraConfig(r=6, lora_alpha=3, target_modules=["body.0", "body.1"]),
+        "loha_groups": peft.LoHaConfig(r=2, alpha=3, target_modules=["body.0"], use_effective_conv2d=True),
     }
+    grouped = Grouped().eval()
+    if not names or "peft_lora_groups" in names:
+        save_file(weights(grouped), HERE / "grouped.safetensors")
     for seed, (name, configuration) in enumerate(configurations.items()):
-        model = peft.get_peft_model(copy.deepcopy(net), configuration)
+        if names and f"peft_{name}" not in names:
+            continue
+        kind = Grouped if name.endswith("groups") else Net
+        model = peft.get_peft_model(copy.deepcopy(grouped if kind is Grouped else net), configuration)
         randomized(model, seed)
         model.save_pretrained(HERE / f"peft_{name}")
         (HERE / f"peft_{name}/README.md").unlink(missing_ok=True)
         adapted = model.double().get_base_model()
-        merged |= {f"peft_{name}/{key}": t for key, t in seen(adapted, torch.rand(1, 3, 9, 9).double()).items()}
+        merged |= {f"peft_{name}/{key}": t for key, t in seen(adapted, example(kind), kind).items()}
     kinds = {
         "locon": {"algo": "locon", "use_tucker": True},
         "loha": {"algo": "loha", "use_tucker": True},
         "loha_flat": {"algo": "loha"},
         "lokr": {"algo": "lokr", "factor": 2},
         "lokr_whole": {"algo": "lokr", "factor": 2, "full_matrix": True},
+        "dora": {"algo": "locon", "weight_decompose": True},
+        "dora_inputs": {"algo": "locon", "weight_decompose": True, "wd_on_out": False},
+        "dora_loha": {"algo": "loha", "weight_decompose": True},
     }
     for seed, (name, options) in enumerate(kinds.items()):
+        if names and f"lycoris_{name}" not in names:
+            continue
         model = copy.deepcopy(net)
         lycoris.LycorisNetwork.apply_preset(
             {"target_module": [], "target_name": ["body.0", "body.2", "head"], "name_algo_map": {}}
@@ -109,10 +143,10 @@ def main() -> None:
         randomized(network, 10 + seed)
         save_file({k: v.contiguous() for k, v in network.state_dict().items()}, HERE / f"lycoris_{name}.safetensors")
         network.double(), model.double()
-        merged |= {f"lycoris_{name}/{key}": t for key, t in seen(model, torch.rand(1, 3, 9, 9).double()).items()}
+        merged |= {f"lycoris_{name}/{key}": t for key, t in seen(model, example(Net)).items()}
     save_file({k: v.contiguous() for k, v in merged.items()}, HERE / "merged.safetensors")
     (HERE / "versions.json").write_text(json.dumps({"peft": peft.__version__, "torch": torch.__version__}) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
