@@ -76,9 +76,10 @@ def main() -> None:
     parser.add_argument("--narrow", action="store_true", help="small widths, to try the script")
     parser.add_argument("--only", action="append", choices=list(ARCHITECTURES), help="a network; all without it")
     asked = parser.parse_args()
+    command = " ".join(["python benchmarks/fold.py", *sys.argv[1:]])
     print("# Folding published architectures\n")
     print(
-        f"`{' '.join(['python', 'benchmarks/fold.py', *sys.argv[1:]])}`, {date.today().isoformat()}, {cpu_name()}, one thread, ONNX Runtime "
+        f"`{command}`, {date.today().isoformat()}, {cpu_name()}, one thread, ONNX Runtime "
         f"{versions()['onnxruntime']}, torch {torch.__version__}. Times are ratios to the file as exported, whose "
         "own is given; the last column is what the paper's formulas make of it, where they cover all blocks.\n"
     )
