@@ -11,6 +11,7 @@ import click
 from spdexport.cli_help import command
 from spdexport.cli_options import (
     OBJECTIVES,
+    engine_option,
     keyword,
     model_options,
     opset_option,
@@ -68,6 +69,7 @@ class Share(click.ParamType[float]):
 @click.option("--macs", type=Share(), metavar="R", help="The same for multiply-accumulates.")
 @click.option("--size", type=Share(), metavar="R", help="The same for the numbers that are stored.")
 @click.option("--cache", type=_PATH, metavar="DIR", help="Keep work there, to resume what was interrupted.")
+@engine_option
 @click.option("--save-components", type=_PATH, metavar="F.safetensors", help="Write the forms, for --components.")
 @model_options
 @keyword("--components", type=_PATH, help="An SPD run whose V and U layers might take too, for a dense SOURCE.")
