@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,7 @@ class OnRay:
         if address in ("", "local"):
             settings |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
         try:
-            with _own_signals():
+            with _own_signals(), _without_native_lines():
                 ray.init(**settings)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             raise UsageError(
@@ -175,15 +176,18 @@ def _rows(shards: tuple[Shard, ...], parcel: Any) -> Iterator[dict[str, Any]]:
     data.context.execution_options.preserve_order = True
     workers = max(min(int(ray.cluster_resources().get("CPU", 1)) // CPUS, len(shards)), 1)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    mapped = data.map_batches(
-        _Worker,
-        fn_constructor_args=([parcel],),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=AHEAD),
-        num_cpus=CPUS,
-        max_restarts=RETRIES,
-        max_task_retries=RETRIES,
-    )
+    with warnings.catch_warnings():
+        # The one way to bound retries, which without a bound never end; another is announced, and not there yet.
+        warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
+        mapped = data.map_batches(
+            _Worker,
+            fn_constructor_args=([parcel],),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=AHEAD),
+            num_cpus=CPUS,
+            max_restarts=RETRIES,
+            max_task_retries=RETRIES,
+        )
     yield from mapped.iter_rows()
 
 
@@ -266,3 +270,16 @@ def _own_signals() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _without_native_lines() -> Iterator[None]:
+    """Keep away what Ray's own libraries write to standard error past Python, which are lines for its log."""
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
