@@ -12,8 +12,8 @@ batch 1 and 64.
 - `balf`: BALF (arXiv 2509.25136), from its paper: each layer's weight is projected on the principal components of its
   outputs, as the second moments of its inputs on 512 images tell them; ranks by one Lagrangian multiplier over the
   relative errors. Nothing is fitted after.
-- `spatial`, `weight`: AIMET's ModelCompressor with its greedy selection, ten ratios of each layer judged by the accuracy
-  on 1,000 images.
+- `spatial`, `weight`: AIMET's ModelCompressor with its greedy selection, ten ratios of each layer judged by the
+  accuracy on 1,000 images.
 """
 
 from __future__ import annotations
