@@ -158,3 +158,8 @@ class OutputError(SpdExportError):
 
     code = "output"
     exit_status = 74
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line that an exception says, or its class where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -5,30 +5,33 @@ There is nothing to trace and nothing to export: the graph of the file is the gr
 
 from __future__ import annotations
 
-import contextlib
-import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
+from onnx_ir.passes.common import InlinePass
 
-from spdexport.errors import SourceError, UsageError
+from spdexport.errors import SourceError, UsageError, first_line
 from spdexport.example_inputs import check_labels, example_inputs
 from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import external_files, load_onnx
 from spdexport.loading.load import no_keys
 from spdexport.loading.model import LABELS
 from spdexport.model_files import INLINE_UP_TO, METADATA_PREFIX, recorded_ranges
+from spdexport.planning.live_masks import live_notes
 from spdexport.prepare import components_of, decide
+from spdexport.quiet import heard
 from spdexport.ranges import told
 from spdexport.rewrite.onnx_graph import is_operator
+from spdexport.rewrite.onnx_ports import name_inputs
 from spdexport.rewrite.onnx_rewrite import place_onnx_forms
-from spdexport.rewrite.onnx_sites import LAYERS, list_onnx_sites, node_keys, source_of
-from spdexport.verification.file_inputs import given_tensors, input_ports
+from spdexport.rewrite.onnx_shapes import live_sizes, value_sizes
+from spdexport.rewrite.onnx_sites import LAYERS, functions_with_layers, list_onnx_sites, node_keys, source_of
+from spdexport.verification.file_inputs import given_tensors
+from spdexport.verification.ports import input_ports
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from spdexport.conv import Array, ConvSite, Skipped
@@ -63,6 +66,8 @@ class PreparedOnnx:
         hashes: SHA-256 of source, components and masks, as far as there are any.
         notes: What the user should know.
         ranges: The sizes that the file says it holds for, of dynamic axes that have a limit.
+        sizes: Those of values by name, where something is known only at run time; else None.
+        requires_masks: Whether a mask at run time has no default.
     """
 
     path: Path
@@ -75,10 +80,22 @@ class PreparedOnnx:
     hashes: Mapping[str, str]
     notes: tuple[str, ...]
     ranges: Ranges = field(default_factory=dict)
+    sizes: Mapping[str, tuple[Any, ...]] | None = None
+    requires_masks: bool = False
 
     def factorized(self) -> ir.Model:
         """The model with every layer in the form that the plan names, without what spdexport noted in the source."""
-        model = place_onnx_forms(self.model, self.plan.forms())
+        plan = self.plan
+        changed = [d.site.node for d in plan.decisions if d.changes] if plan.exactly_gated else ()
+        model = place_onnx_forms(
+            self.model,
+            plan.forms(),
+            sizes=self.sizes,
+            changed=changed,
+            gated=plan.exactly_gated,
+            share=plan.global_share,
+        )
+        name_inputs(model, plan.runtime_inputs, required=self.requires_masks)
         for key in [key for key in model.metadata_props if key.startswith(METADATA_PREFIX)]:
             del model.metadata_props[key]
         return model
@@ -112,7 +129,7 @@ def prepare_onnx(path: Path, options: Options, progress: Callable[[str], None] =
     read = read_source(path, options, progress)
     components = components_of(None, options)
     decided = decide(read.sites, read.skipped, components, options, progress, held=_held_by(read.model))
-    _refuse_runtime(decided.plan, path)
+    is_live = any(d.run_time is not None for d in decided.plan.decisions)
     return PreparedOnnx(
         path=path,
         model=read.model,
@@ -122,8 +139,10 @@ def prepare_onnx(path: Path, options: Options, progress: Callable[[str], None] =
         plan=decided.plan,
         components=decided.components,
         hashes={**read.hashes, **decided.hashes},
-        notes=(*read.notes, *decided.notes, *told(read.ranges)),
+        notes=(*read.notes, *live_notes(decided.plan), *decided.notes, *told(read.ranges)),
         ranges=read.ranges,
+        sizes=live_sizes(read.model, read.given) if is_live else None,
+        requires_masks=options.requires_masks,
     )
 
 
@@ -134,6 +153,7 @@ class ReadOnnx:
     Attributes:
         sites: The layers.
         skipped: Those that are left alone.
+        given: The user's example inputs by the file's names, or None.
     """
 
     model: ir.Model
@@ -145,6 +165,7 @@ class ReadOnnx:
     hashes: Mapping[str, str]
     notes: tuple[str, ...]
     ranges: Ranges
+    given: Mapping[str, Array] | None
 
 
 def read_source(path: Path, options: Options, progress: Callable[[str], None]) -> ReadOnnx:
@@ -179,6 +200,7 @@ def read_source(path: Path, options: Options, progress: Callable[[str], None]) -
         hashes={"source": sha256_file(path), **data},
         notes=tuple(notes),
         ranges=recorded_ranges(original, path),
+        given=given,
     )
 
 
@@ -227,6 +249,9 @@ def _readable(model: ir.Model, opset: int | None, path: Path) -> tuple[ir.Model,
         model = _lifted(model, target, path)
         why = "--opset" if opset is not None else f"opsets before {OLDEST} have other operators"
         notes.append(f"lifted from opset {current} to {target} ({why}); functions, if any, are inlined by that")
+    if names := functions_with_layers(model):
+        model = InlinePass(lambda function: function.name in names)(model.clone()).model
+        notes.append(f"inlined, for the layers in them: {_some(names)}")
     defaults = {value.name or "" for value in _defaults(model)}
     inside = [(node, attribute) for node in model.graph.all_nodes() for attribute in node.attributes.values()]
     if not defaults and not any(isinstance(attribute.value, ir.ExternalTensor) for _, attribute in inside):
@@ -266,7 +291,7 @@ def _lifted(model: ir.Model, target: int, path: Path) -> ir.Model:
 
     current = model.opset_imports.get("", 0)
     reason = "the converter gives another opset"
-    with _heard("onnxscript.version_converter") as failures:
+    with heard("onnxscript.version_converter") as failures:
         try:
             lifted = ConvertVersionPass(target, fallback=True)(model.clone()).model
             if lifted.opset_imports.get("", 0) == target:
@@ -275,52 +300,12 @@ def _lifted(model: ir.Model, target: int, path: Path) -> ir.Model:
             reason = failures[-1] if failures else reason
         # The converters raise whatever they trip over.
         except Exception as error:
-            reason = _first_line(error)
+            reason = first_line(error)
     raise SourceError(
         f"The file is of opset {current}, and the version converter cannot lift it to {target}: {reason}",
         where=str(path),
         hint="Export the model again with a newer opset.",
     )
-
-
-@contextlib.contextmanager
-def _heard(name: str) -> Iterator[list[str]]:
-    """Collects the errors that a logger tells instead of raising them, and keeps them from being printed."""
-    found: list[str] = []
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.exc_info and record.exc_info[1] is not None:
-                found.append(_first_line(record.exc_info[1]))
-
-    logger, listener = logging.getLogger(name), Listener()
-    propagate = logger.propagate
-    logger.addHandler(listener)
-    logger.propagate = False
-    try:
-        yield found
-    finally:
-        logger.removeHandler(listener)
-        logger.propagate = propagate
-
-
-def value_sizes(model: ir.Model, given: Mapping[str, Array] | None) -> dict[str, tuple[int, ...]]:
-    """The sizes of the main graph's values by name, as far as the file, or inputs, tell them; a batch counts as 1."""
-    model = model.clone()
-    for value in model.graph.inputs:
-        if given is not None and (name := value.name or "") in given:
-            value.shape = ir.Shape(given[name].shape)
-    with _heard("onnx_ir.passes.common"):
-        ShapeInferencePass(check_type=False, strict_mode=False)(model)
-    sizes = {}
-    for value in (*model.graph.inputs, *(v for node in model.graph for v in node.outputs)):
-        if value.name is None or value.shape is None:
-            continue
-        dims = [d if isinstance(d, int) else None for d in value.shape]
-        known = [1, *dims[1:]] if dims else dims
-        if None not in known:
-            sizes[value.name] = tuple(d for d in known if d is not None)
-    return sizes
 
 
 def _held_by(model: ir.Model) -> Callable[[str], Array | None]:
@@ -334,24 +319,3 @@ def _held_by(model: ir.Model) -> Callable[[str], Array | None]:
 def _some(names: Sequence[str]) -> str:
     shown = ", ".join(names[:3])
     return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def _refuse_runtime(plan: Plan, path: Path) -> None:
-    """Refuse masks that only a traced program can take.
-
-    Raises:
-        UsageError: Some layer has one.
-    """
-    layer = next((d for d in plan.decisions if d.run_time is not None), None)
-    if layer is None or layer.run_time is None:
-        return
-    raise UsageError(
-        f"The mask of {layer.site.name} is {layer.run_time.mask.told()}, and {path.name} is an ONNX file: such masks "
-        "are placed in traced programs alone.",
-        where="--runtime-masks, --gates, --activation-outputs or --masks",
-        hint="Give the torch model as the source.",
-    )

@@ -33,7 +33,8 @@ from spdexport.routes import find_route, is_onnx, no_program
 from spdexport.steps import Remark
 from spdexport.verification.alone import verify_files
 from spdexport.verification.check import Check, Progress
-from spdexport.verification.file_inputs import GivenArrays, input_shapes, read_arrays
+from spdexport.verification.file_inputs import GivenArrays, read_arrays
+from spdexport.verification.ports import input_shapes
 from spdexport.verification.result import Status, Verification
 from spdexport.worth import costs_more
 

@@ -8,6 +8,8 @@ import logging
 import warnings
 from typing import TYPE_CHECKING
 
+from spdexport.errors import first_line
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -37,3 +39,24 @@ def quiet() -> Iterator[None]:
     finally:
         logging.disable(disabled)
         tracing.disabled = was_silent
+
+
+@contextlib.contextmanager
+def heard(name: str) -> Iterator[list[str]]:
+    """Collect the first lines of the errors that a logger tells instead of raising them, which are not printed."""
+    found: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.exc_info and record.exc_info[1] is not None:
+                found.append(first_line(record.exc_info[1]))
+
+    logger, listener = logging.getLogger(name), Listener()
+    propagate = logger.propagate
+    logger.addHandler(listener)
+    logger.propagate = False
+    try:
+        yield found
+    finally:
+        logger.removeHandler(listener)
+        logger.propagate = propagate

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from spdexport.ranges import Ranges
     from spdexport.rewrite.onnx_trim import Trimmed, Trimming
     from spdexport.verification.check import Check
+    from spdexport.verification.masked_models import MaskedProgram
     from spdexport.verification.result import Verification
     from spdexport.verification.run import Subject
-    from spdexport.verification.variable import MaskedModel
 
 
 class Decided(Protocol):
@@ -218,14 +218,14 @@ class TorchRoute:
             masked=masked,
         )
 
-    def _masked(self) -> MaskedModel | None:
+    def _masked(self) -> MaskedProgram | None:
         """What is known only at run time, as it is verified; None where nothing is."""
-        from spdexport.verification.variable import MaskedModel
+        from spdexport.verification.masked_models import MaskedProgram
 
         plan = self.prepared.plan
         if not any(d.run_time is not None for d in plan.decisions):
             return None
-        return MaskedModel(
+        return MaskedProgram(
             dense=self.prepared.captured.program,
             effective=self._effective,
             intended=self._intended,
@@ -342,6 +342,7 @@ class OnnxRoute:
         prepared, options = self.prepared, self._options
         assert file is not None, "an ONNX source gives an ONNX file"
         effective, trimmed = prepared.effective(), self._trimmed
+        is_masked = prepared.sizes is not None
         subject = FileSubject(
             file=file,
             name=name,
@@ -349,10 +350,12 @@ class OnnxRoute:
             own=None if prepared.as_written else prepared.model,
             effective=None if effective is prepared.model else effective,
             intended=prepared.factorized(),
-            plain=prepared.factorized if folded and trimmed is None else prepared.plain,
+            plain=prepared.factorized if (folded and trimmed is None) or is_masked else prepared.plain,
             trimmed=trimmed,
             plan=prepared.plan,
             inputs=prepared.inputs,
             own_inputs=options.own_inputs,
+            sizes=prepared.sizes,
+            requires_masks=prepared.requires_masks,
         )
         return verify_against_file(subject, check)

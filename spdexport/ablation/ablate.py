@@ -29,7 +29,7 @@ from spdexport.names import did_you_mean
 from spdexport.ort.installed import versions
 from spdexport.ort.sessions import usable_provider
 from spdexport.steps import step
-from spdexport.verification.file_inputs import input_ports
+from spdexport.verification.ports import input_ports
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from spdexport.conv import Array
     from spdexport.engine.work import Done, Run, Shard
     from spdexport.files.batches import DataSet
-    from spdexport.verification.file_inputs import Port
+    from spdexport.verification.ports import Port
 
 TOGETHER = 256
 """Samples of a batch, at most."""

@@ -38,7 +38,7 @@ from spdexport.routes import is_onnx
 from spdexport.sources.chains import write_chains
 from spdexport.steps import Remark
 from spdexport.verification.data_feeds import LABELS, data_feeds
-from spdexport.verification.file_inputs import input_ports
+from spdexport.verification.ports import input_ports
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -20,15 +20,16 @@ from spdexport.errors import UsageError
 from spdexport.forms import Form, FormKind, factorized
 from spdexport.masks import fit_masks, read_masks
 from spdexport.names import layer_of_call
-from spdexport.onnx_prepare import read_source, value_sizes
+from spdexport.onnx_prepare import read_source
 from spdexport.ort.installed import require_torch
 from spdexport.planning import check_patterns, matches
 from spdexport.prepare import components_of
+from spdexport.rewrite.onnx_shapes import value_sizes
 from spdexport.rewrite.onnx_sites import list_onnx_sites
 from spdexport.routes import is_onnx
 from spdexport.sources.match import match_components
 from spdexport.verification.data_feeds import data_feeds
-from spdexport.verification.file_inputs import input_ports
+from spdexport.verification.ports import input_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from spdexport.loading.source import Source
     from spdexport.options import Options
     from spdexport.sources.components import ComponentSet
-    from spdexport.verification.file_inputs import Port
+    from spdexport.verification.ports import Port
 
 ALIKE = 1e-3
 """The relative difference up to which a folded weight is the source's own but for a factor of each channel."""

@@ -23,7 +23,7 @@ import numpy as np
 from spdexport import __version__
 from spdexport.engine.parcels import packed, unpacked
 from spdexport.engine.work import EngineKind, Shard, cut
-from spdexport.errors import RuntimeMissingError, UsageError
+from spdexport.errors import RuntimeMissingError, UsageError, first_line
 from spdexport.files.limits import limits_here, reading_limits
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class OnRay:
                 ray.init(**settings)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             raise UsageError(
-                f"Ray does not begin: {str(error).strip().partition(chr(10))[0]}",
+                f"Ray does not begin: {first_line(error)}",
                 where=f"RAY_ADDRESS={address}" if address else "--engine ray",
                 hint="Look at the cluster with `ray status`, or unset RAY_ADDRESS for one of this machine.",
             ) from error
@@ -154,7 +154,7 @@ class OnRay:
                 found[name] = found[name].merge(part) if name in found else part
         except ray.exceptions.RayError as error:
             raise UsageError(
-                f"Workers of Ray were lost again and again: {_first_line(error)}",
+                f"Workers of Ray were lost again and again: {first_line(error)}",
                 where="--engine ray",
                 hint="Give them more memory, or leave the option out to see what ends them.",
             ) from error
@@ -252,11 +252,6 @@ def _sendable(error: Exception) -> Exception:
     except Exception:  # classes of libraries whose arguments are not all that they need
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 @contextmanager

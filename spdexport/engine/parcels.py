@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from spdexport.errors import UsageError
+from spdexport.errors import UsageError, first_line
 
 
 def packed(value: object) -> bytes:
@@ -27,7 +27,7 @@ def packed(value: object) -> bytes:
         _Packer(stream, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
     except Exception as error:  # whatever the classes inside of it raise
         raise UsageError(
-            f"The model cannot be sent to other processes: {type(error).__name__}: {str(error).partition(chr(10))[0]}",
+            f"The model cannot be sent to other processes: {type(error).__name__}: {first_line(error)}",
             where="--engine ray",
             hint="Save it as a .pt2 or ONNX file and give that, or leave the option out.",
         ) from error

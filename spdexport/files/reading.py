@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from spdexport.errors import InputError, SourceError, SpdExportError
+from spdexport.errors import InputError, SourceError, SpdExportError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,8 +43,3 @@ def reading(
         raise error(f"{what}: it asks for more memory than there is.", where=str(where), hint=hint) from exc
     except Exception as exc:
         raise error(f"{what}: {first_line(exc)}", where=str(where), hint=hint) from exc
-
-
-def first_line(exc: BaseException) -> str:
-    """Return the first line that an exception says, or its class where it says nothing."""
-    return next((line.strip() for line in str(exc).splitlines() if line.strip()), type(exc).__name__)

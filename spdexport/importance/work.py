@@ -17,8 +17,8 @@ from spdexport.gates import evaluate as evaluate_gate
 from spdexport.importance.statistics import Running
 from spdexport.loading.inputs import inputs_from_arrays
 from spdexport.reference.torch_reference import evaluate
+from spdexport.rewrite.torch_builder import convolution
 from spdexport.rewrite.torch_graph import operands
-from spdexport.rewrite.torch_place import convolution
 from spdexport.verification.inputs import input_names
 
 if TYPE_CHECKING:

@@ -29,15 +29,14 @@ from spdexport.steps import step
 from spdexport.verification.bounded import Bounded
 from spdexport.verification.file_inputs import (
     GivenArrays,
-    Port,
     generated,
     given_tensors,
     guesses,
-    input_ports,
     read_arrays,
     told,
     varies_in_batch,
 )
+from spdexport.verification.ports import Port, input_ports
 from spdexport.verification.recipes import RECIPES
 
 if TYPE_CHECKING:

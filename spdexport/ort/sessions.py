@@ -155,26 +155,40 @@ def parse_providers(names: str | Sequence[str] | None) -> tuple[Provider, ...]:
 def _crash(model: bytes | Path) -> str | None:
     """Why ONNX Runtime would end this process, and not say that it cannot run a model; None where nothing is known of.
 
-    Known is one construct: batch normalization before opset 14 whose outputs of the training form have no name. A
-    process of its own for the first session of each file would find others, and cost a second for every file.
+    Known are batch normalization before opset 14 whose outputs of the training form have no name, and random numbers of
+    no spread. A process of its own for the first session of each file would find others, and cost a second for every
+    file.
     """
     try:
         if isinstance(model, bytes):
-            data = model if b"BatchNormalization" in model else b""
+            data = model if any(word in model for word in _CRASHING) else b""
         else:
             with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                data = b"" if mapped.find(b"BatchNormalization") < 0 else bytes(mapped)
+                data = bytes(mapped) if any(mapped.find(word) >= 0 for word in _CRASHING) else b""
         proto = onnx.ModelProto.FromString(data)
     except (DecodeError, OSError, ValueError):  # ONNX Runtime says better what is wrong
         return None
-    if any(not opset.domain and opset.version >= 14 for opset in proto.opset_import):
-        return None
-    for node in _nodes(proto.graph.node):
-        if node.op_type == "BatchNormalization" and len(node.output) > 1 and not all(node.output):
-            return (
-                f"BatchNormalization (node {node.name or node.output[0]}) has outputs without a name, on which "
-                "ONNX Runtime would end the process; leaving them out means the same"
-            )
+    opset = next((opset.version for opset in proto.opset_import if not opset.domain), 0)
+    for node in _nodes([*proto.graph.node, *(node for function in proto.functions for node in function.node)]):
+        if (why := _crashes(node, opset)) is not None:
+            name = node.name or next(iter(node.output), "")
+            return f"{node.op_type} (node {name}) has {why}, on which ONNX Runtime would end the process"
+    return None
+
+
+_CRASHING = (b"BatchNormalization", b"RandomNormal", b"RandomUniform")
+"""Operators with a form that ends the process."""
+
+
+def _crashes(node: onnx.NodeProto, opset: int) -> str | None:
+    """What of a node ends the process; None for nothing that is known."""
+    numbers = {attribute.name: attribute.f for attribute in node.attribute}
+    if node.op_type == "BatchNormalization" and opset < 14 and len(node.output) > 1 and not all(node.output):
+        return "outputs without a name"
+    if node.op_type.startswith("RandomNormal") and not numbers.get("scale", 1.0) > 0:
+        return "a scale that is not above 0"
+    if node.op_type.startswith("RandomUniform") and not numbers.get("low", 0.0) <= numbers.get("high", 1.0):
+        return "a low that is above its high"
     return None
 
 

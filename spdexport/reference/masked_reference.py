@@ -12,7 +12,7 @@ the last axis, and not as the rewriter places them::
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -82,12 +82,37 @@ class _Found:
         return values + self.noise.unit_rounding * size() * normal
 
 
+class Evaluate(Protocol):
+    """A model on some inputs, in float64, whose layers others may compute: by the keys that their sites have."""
+
+    def __call__(
+        self,
+        replaced: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
+        *,
+        watch: Callable[[str, torch.Tensor], None] | None = None,
+        noise: Noise | None = None,
+    ) -> Sequence[Any]:
+        """Return its outputs, flattened in their order; ``watch`` is shown values as they come."""
+
+
+def of_program(program: ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Evaluate:
+    """Return the evaluation of a program on some inputs."""
+
+    def evaluated(
+        replaced: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
+        *,
+        watch: Callable[[str, torch.Tensor], None] | None = None,
+        noise: Noise | None = None,
+    ) -> Sequence[Any]:
+        return evaluate(program, args, kwargs, watch=watch, noise=noise, replaced=replaced)
+
+    return evaluated
+
+
 def evaluate_masked(
-    dense: ExportedProgram,
-    effective: ExportedProgram,
+    dense: Evaluate,
+    effective: Evaluate,
     decisions: Sequence[Decision],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
     given: Mapping[str, Array],
     *,
     watch: Callable[[str, torch.Tensor], None] | None = None,
@@ -96,11 +121,9 @@ def evaluate_masked(
     """Evaluate a model with masks.
 
     Args:
-        dense: The traced program with its own weights, whose activations exact gates read.
-        effective: The traced program in which all other layers have their effective weights.
+        dense: The model with its own weights, whose activations exact gates read.
+        effective: The model in which all other layers have their effective weights.
         decisions: The layers with masks that are known only at run time.
-        args: Positional inputs.
-        kwargs: Keyword inputs of the model itself.
         given: The masks that are inputs, by their names (``mask/conv1``).
         watch: As for ``evaluate``.
         noise: As for ``evaluate``.
@@ -111,7 +134,7 @@ def evaluate_masked(
     if exact:
         share = next((g for d in exact if d.run_time and isinstance(g := d.run_time.mask.gate, GlobalShare)), None)
         sites = [d.site for d in exact] if share is None else [one.site for one in share.inputs]
-        evaluate(dense, args, kwargs, noise=noise, replaced={site.node: _recording(site, found) for site in sites})
+        dense({site.node: _recording(site, found) for site in sites}, noise=noise)
         if share is not None:
             read = {one.layer: one.read(to_numpy(found.data[one.site.node])) for one in share.inputs}
             found.shared = evaluate_global(share.function, read)
@@ -120,7 +143,7 @@ def evaluate_masked(
         return lambda data: layer_output(decision, data, given, found)
 
     replaced = {node: masked(decision) for node, decision in layers.items()}
-    outputs = evaluate(effective, args, kwargs, watch=watch, noise=noise, replaced=replaced)
+    outputs = effective(replaced, watch=watch, noise=noise)
     return Masked(outputs=outputs, further=found.further, passed=found.passed)
 
 

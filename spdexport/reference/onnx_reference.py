@@ -21,8 +21,7 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpFunction, RuntimeContextError
 
-from spdexport.errors import ExampleInputError
-from spdexport.files.reading import first_line
+from spdexport.errors import ExampleInputError, first_line
 from spdexport.reference.decisions import Decide, Decision
 from spdexport.reference.decisions_table import RULES
 from spdexport.reference.noise import Magnitudes, Noise, undisturbed
@@ -96,6 +95,7 @@ class OnnxReference:
         noise: Noise | None = None,
         watch: Callable[[str, Array], None] | None = None,
         decide: Decide | None = None,
+        replaced: Mapping[str, Callable[[Array], Array]] | None = None,
     ) -> dict[str, Array]:
         """The model's outputs: float64 where the file has a float of up to 32 bits, else of the file's dtype.
 
@@ -106,6 +106,8 @@ class OnnxReference:
                 functions are not watched, for their names are not the model's.
             decide: Told each node that chooses, in subgraphs and functions too; what it gives takes the place of the
                 node's outputs.
+            replaced: What computes a value of the main graph, by its name, in the place of its node: given the node's
+                first input, it returns the value.
 
         Returns:
             The outputs by name, in the model's order; without those that are hidden.
@@ -124,6 +126,7 @@ class OnnxReference:
                 hint=f"Give the model its inputs: {', '.join(sorted(self._accepted))}.",
             )
         run = _Run(self._evaluator, self._base_dir, noise, watch, decide, is_partial=self._is_partial)
+        run.replaced = replaced or {}
         token = _RUN.set(run)
         try:
             values = self._evaluator.run(None, {name: promote(value) for name, value in inputs.items()})
@@ -148,6 +151,7 @@ class _Run:
         is_partial: bool = False,
     ) -> None:
         self.decide = decide
+        self.replaced: Mapping[str, Callable[[Array], Array]] = {}
         self.top = top
         self.is_partial = is_partial
         self.hidden: dict[str, ReferenceUnavailable] = {}
@@ -248,6 +252,7 @@ class _Evaluator(ReferenceEvaluator):
         values: dict[str, Any] = {"": None, **feed_inputs}
         steps = zip(self.rt_nodes_, self._captured, self._expiring, strict=True)
         for index, (node, captured, expiring) in enumerate(steps):
+            replaced = run.replaced.get(node.output[0]) if self is run.top else None
             settings: dict[str, Any] = {}
             if node.has_linked_attribute and attributes:
                 settings["linked_attributes"] = attributes
@@ -256,9 +261,13 @@ class _Evaluator(ReferenceEvaluator):
             arguments = [self._value(name, values, run) for name in node.input]
             try:
                 check_computed([*arguments, *settings.get("context", {}).values()])
-                outputs = _compute(node, arguments, settings, version)
-                if run.noise is not None and index not in self._still:
-                    outputs = _with_noise(node, arguments, settings, outputs, run, version)
+                outputs: list[Any]
+                if replaced is not None:
+                    outputs = [replaced(arguments[0])]
+                else:
+                    outputs = _compute(node, arguments, settings, version)
+                    if run.noise is not None and index not in self._still:
+                        outputs = _with_noise(node, arguments, settings, outputs, run, version)
                 if run.decide is not None and node.op_type in RULES and not node.domain:
                     decision = _decision(node, arguments, settings, outputs, version, is_inner=self is not run.top)
                     outputs = list(run.decide(decision) or outputs)

@@ -133,6 +133,24 @@ def _inside(model: ir.Model) -> Iterator[Skipped]:
                 yield Skipped(name=name, kind=_kind(node), reason=f"it is inside the function {function.name}")
 
 
+def functions_with_layers(model: ir.Model) -> list[str]:
+    """Return the names of the functions that hold a layer, themselves or in what they call, and can be inlined.
+
+    A function of another opset than the model's computes something else where it is inlined.
+    """
+    opset = model.opset_imports.get("")
+    found: list[str] = []
+    before = -1
+    while before < len(found):
+        before = len(found)
+        for function in model.functions.values():
+            nodes = list(function.all_nodes())
+            holds = any(is_operator(n, *LAYERS) or (n.domain and n.op_type in found) for n in nodes)
+            if holds and function.name not in found and function.opset_imports.get("", opset) == opset:
+                found.append(function.name)
+    return found
+
+
 def _nodes_inside(node: ir.Node) -> Iterator[ir.Node]:
     """The nodes of the graphs that an If, Loop or Scan has, however deep."""
     for attribute in node.attributes.values():

@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
 
 from spdexport.arrays import to_torch
+from spdexport.rewrite.torch_graph import operands
 from spdexport.rewrite.torch_ports import NewInput, input_spec, output_specs, with_examples, with_ports
 
 if TYPE_CHECKING:
@@ -143,15 +144,62 @@ class ProgramEdit:
         self._inputs[keyword] = NewInput(keyword=keyword, node=node, example=torch.ones(sizes, dtype=dtype))
         return node
 
-    def add_output(self, name: str, node: torch.fx.Node) -> None:
-        """Give a value out beside the program's own result, under a name."""
-        self._outputs[name] = node
+    def add_output(self, name: str, value: torch.fx.Node, sizes: tuple[Any, ...]) -> None:  # noqa: ARG002
+        """Give a value out beside the program's own result, under a name; torch knows its sizes."""
+        self._outputs[name] = value
 
-    def copy(self, node: torch.fx.Node, values: Mapping[torch.fx.Node, torch.fx.Node], suffix: str) -> torch.fx.Node:
-        """A second node that does the same on other values: those that its own inputs are mapped to, or the same."""
-        new = self.graph.node_copy(node, lambda n: values.get(n, n))
+    def is_plain(self, size: Any) -> bool:
+        """Return whether a size is a number or an axis of an input, rather than computed from one."""
+        return not isinstance(size, torch.SymInt) or bool(size.node.expr.is_Symbol)
+
+    def nodes(self) -> list[torch.fx.Node]:
+        """Return all nodes in their order."""
+        return list(self.graph.nodes)
+
+    def sources(self, node: torch.fx.Node) -> list[torch.fx.Node]:
+        """Return the nodes that a node reads of."""
+        return node.all_input_nodes
+
+    def input_of(self, node: torch.fx.Node) -> torch.fx.Node:
+        """Return what the node of a layer reads beside its weights."""
+        data: torch.fx.Node = operands(node).data
+        return data
+
+    def is_computed(self, node: torch.fx.Node) -> bool:
+        """Return whether a node is no placeholder or output."""
+        return node.op == "call_function"
+
+    def unrepeatable(self, node: torch.fx.Node) -> str | None:
+        """Return why a node cannot run twice; None where it can."""
+        target = node.target
+        if isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable:
+            return f"{target} twice, which changes a value in place"
+        return None
+
+    def node_name(self, node: torch.fx.Node) -> str:
+        """Return the node's name."""
+        return node.name
+
+    def copy(
+        self,
+        node: torch.fx.Node,
+        copies: Mapping[torch.fx.Node, torch.fx.Node],
+        before: torch.fx.Node,
+        suffix: str = "dense",
+    ) -> torch.fx.Node:
+        """Insert a second node that does the same on other values: those that its inputs are mapped to, or the same."""
+        with self.graph.inserting_before(before):
+            new = self.graph.node_copy(node, lambda n: copies.get(n, n))
         new.name = f"{node.name}_{suffix}"
         return new
+
+    def move(self, node: torch.fx.Node, before: torch.fx.Node) -> None:
+        """Put a node in front of another one."""
+        before.prepend(node)
+
+    def copied(self, value: torch.fx.Node, copies: Mapping[torch.fx.Node, torch.fx.Node]) -> torch.fx.Node:
+        """Return the same value of a node's copy; the value itself where its node has none."""
+        return copies.get(value, value)
 
     def drop_unused(self, node: torch.fx.Node) -> None:
         """Remove a node that nothing uses, and what only it used; placeholders go when the edit is finished."""

@@ -13,9 +13,9 @@ from spdexport.conv import stored_weight
 from spdexport.rewrite.constants import is_in_place
 from spdexport.rewrite.fold_result import chosen, folded_chain, name_of, unfit
 from spdexport.rewrite.search import Search
+from spdexport.rewrite.torch_builder import convolution, has_padding
 from spdexport.rewrite.torch_edit import ProgramEdit
 from spdexport.rewrite.torch_graph import PRODUCTS
-from spdexport.rewrite.torch_place import convolution, has_padding
 from spdexport.rewrite.torch_reader import TorchReader
 
 if TYPE_CHECKING:

@@ -25,19 +25,10 @@ from spdexport.reference.unavailable import ReferenceUnavailable
 from spdexport.verification.compare import failed
 from spdexport.verification.decisions_followed import Following
 from spdexport.verification.edge import not_run
-from spdexport.verification.file_inputs import (
-    FileCase,
-    file_cases,
-    given_tensors,
-    guesses,
-    input_ports,
-    limits_of,
-    output_ports,
-    told,
-    varies_in_batch,
-)
+from spdexport.verification.file_inputs import file_cases, given_tensors, guesses, limits_of, told, varies_in_batch
 from spdexport.verification.inner import Evaluated, first_divergent, hidden_layers, layer_ratios
 from spdexport.verification.layers import judged
+from spdexport.verification.ports import FileCase, input_ports, output_ports
 from spdexport.verification.result import EdgeResult, Meant, Status, Verification
 from spdexport.verification.runner import Runner
 from spdexport.verification.sessions import SessionEdges
@@ -47,7 +38,7 @@ from spdexport.verification.vacuous import EmptyMaps, shows_nothing
 from spdexport.verification.weights import compare_files
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import onnx_ir as ir
@@ -101,6 +92,7 @@ class FileRun(Runner[FileCase]):
         own_inputs: Whether these values are the user's, and not only their shapes.
         check: How to check.
         edges: The edges beside those of the sessions.
+        beside: The inputs that are drawn with the cases, beside the model's own.
 
     Raises:
         ExampleInputError: The inputs do not fit the file.
@@ -117,13 +109,15 @@ class FileRun(Runner[FileCase]):
         own_inputs: bool,
         check: Check,
         edges: Sequence[Edge] = (),
+        beside: Collection[str] = (),
     ) -> None:
         self._file, self._name, self._reference = file, name, reference
         self._model = reload_onnx(file)
         self._right = self._model if reference == file else reload_onnx(reference)
         taken = {port.name: port for port in input_ports(self._model)}
         # Of two files, each may fix axes that the other leaves open.
-        self._inputs = tuple(port.narrowed(taken.get(port.name, port)) for port in input_ports(self._right))
+        ports = [port for port in input_ports(self._right) if port.name not in beside]
+        self._inputs = tuple(port.narrowed(taken.get(port.name, port)) for port in ports)
         self._outputs = output_ports(self._right)
         u = max((unit_rounding(t.dtype.numpy()) for t in _float_weights(self._right)), default=2.0**-24)
         super().__init__(check, SessionEdges(file, check.providers, is_evaluated=reference == file), u, edges)
@@ -221,6 +215,10 @@ class FileRun(Runner[FileCase]):
                 self._inputs, sizes, self._given, seed=self._check.seed, limits=self._limits, batch=batch
             )
 
+    def tried(self, inputs: Mapping[str, Array], watch: Callable[[str, Array], None]) -> Mapping[str, Array]:
+        """What the reference file makes of inputs whose sizes may not fit."""
+        return self._evaluated.run(inputs, watch=watch)
+
     def feeds(self, case: FileCase) -> Mapping[str, Array]:
         """As they are."""
         return case.inputs
@@ -295,7 +293,7 @@ class FileRun(Runner[FileCase]):
     def _mismatch(self) -> str | None:
         """How the declared inputs and outputs of the two files conflict."""
         for kind, mine, right in (
-            ("input", input_ports(self._model), self._inputs),
+            ("input", input_ports(self._model), input_ports(self._right)),
             ("output", output_ports(self._model), self._outputs),
         ):
             found, wanted = {p.name: p for p in mine}, {p.name: p for p in right}
@@ -325,7 +323,7 @@ class FileRun(Runner[FileCase]):
             try:
                 cases = file_cases(self._inputs, sizes, given, seed=self._check.seed, batch=batch)
                 maps = EmptyMaps()
-                outputs = self._evaluated.run(next(cases).inputs, watch=maps.watch)
+                outputs = self.tried(next(cases).inputs, maps.watch)
             except ReferenceUnavailable as error:
                 first = first or error
                 if error.is_beyond:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from spdexport.errors import ExampleInputError
 from spdexport.files.batches import UNNAMED
-from spdexport.verification.file_inputs import Port
+from spdexport.verification.ports import Port
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -59,10 +59,12 @@ class Evaluated:
         noise: Noise | None = None,
         watch: Callable[[str, Array], None] | None = None,
         decide: Decide | None = None,
+        replaced: Mapping[str, Callable[[Array], Array]] | None = None,
     ) -> dict[str, Array]:
         """The outputs by name, without those that are hidden.
 
-        ``watch`` is shown the inner values as they come, ``decide`` what chooses.
+        ``watch`` is shown the inner values as they come, ``decide`` what chooses; ``replaced`` computes values in the
+        place of nodes.
 
         Raises:
             ReferenceUnavailable: A node cannot be evaluated.
@@ -82,7 +84,7 @@ class Evaluated:
                 watch(name, value)
 
         seen = watch if noise is not None else see
-        outputs = self._reference.run(inputs, noise=noise, watch=seen, decide=decide)
+        outputs = self._reference.run(inputs, noise=noise, watch=seen, decide=decide, replaced=replaced)
         self.hidden = self._reference.hidden
         if noise is None:
             batch = next((a.shape[0] for a in inputs.values() if a.ndim), 1)

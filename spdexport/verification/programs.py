@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from spdexport.arrays import to_numpy
+from spdexport.errors import first_line
 from spdexport.factors import unit_rounding
 from spdexport.reference.torch_reference import evaluate
 from spdexport.rewrite.torch_graph import list_sites
@@ -15,7 +16,7 @@ from spdexport.verification.edge import Edge
 from spdexport.verification.inputs import Case, cases, feeds
 from spdexport.verification.locate import first_divergent_layer
 from spdexport.verification.result import Status
-from spdexport.verification.runner import NOT_TAKEN, NotTakenError, Runner, first_line
+from spdexport.verification.runner import NOT_TAKEN, NotTakenError, Runner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

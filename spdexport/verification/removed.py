@@ -24,7 +24,8 @@ from spdexport.reference.unavailable import ReferenceUnavailable
 from spdexport.rewrite.match import in_chains
 from spdexport.verification.channel_proof import ChannelProof, Wrong
 from spdexport.verification.computed import with_computed
-from spdexport.verification.file_inputs import file_cases, guesses, input_ports
+from spdexport.verification.file_inputs import file_cases, guesses
+from spdexport.verification.ports import input_ports
 from spdexport.verification.result import EdgeResult, Status
 from spdexport.verification.weights import WeightsFound, compare_weights
 

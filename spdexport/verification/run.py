@@ -13,6 +13,7 @@ from torch.export.graph_signature import OutputKind, TensorArgument
 from spdexport.arrays import to_numpy
 from spdexport.capture import call_module
 from spdexport.capture.ranges import axis_ranges
+from spdexport.errors import first_line
 from spdexport.factors import unit_rounding
 from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import reload_onnx
@@ -29,10 +30,10 @@ from spdexport.verification.module_calls import effective_parameters, first_dive
 from spdexport.verification.per_layer import Patches, layer_results, read_in_program
 from spdexport.verification.removed import compare_trimmed
 from spdexport.verification.result import EdgeResult, Status, Verification
-from spdexport.verification.runner import NOT_TAKEN, NotTakenError, Runner, first_line
+from spdexport.verification.runner import NOT_TAKEN, NotTakenError, Runner
 from spdexport.verification.sessions import SessionEdges
 from spdexport.verification.tapping import as_it_is
-from spdexport.verification.variable import MaskedModel, factors_fault
+from spdexport.verification.variable import factors_fault
 from spdexport.verification.weight_errors import WeightErrors
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from spdexport.reference.noise import Noise
     from spdexport.rewrite.onnx_trim import Trimmed
     from spdexport.verification.check import Check
+    from spdexport.verification.masked_models import MaskedProgram
     from spdexport.verification.tapping import Meant
     from spdexport.verification.trial import Trial
 
@@ -87,7 +89,7 @@ class Subject:
     plan: Plan
     example: ExampleInputs | None
     own_inputs: bool
-    masked: MaskedModel | None = None
+    masked: MaskedProgram | None = None
     trimmed: Trimmed | None = None
 
 
@@ -202,7 +204,7 @@ class _Run(Runner[Case]):
         # What is right of a masked model tells whether it can be judged, and is needed again when it is.
         self._expected = None
         if why is None and self._subject.masked is not None:
-            why, self._expected = self._of_masked(self._subject.masked, case)
+            why, self._expected = self._subject.masked.right(case, self._u, self._names)
         return why
 
     def compare(self, case: Case, trial: Trial) -> None:
@@ -220,17 +222,6 @@ class _Run(Runner[Case]):
             dense = self._outputs(subject.program, plain)
             masked = {name: trial.reference[name] for name in dense}
             self._changes.append(Change.between(dense, masked, labels=labels))
-
-    def _of_masked(self, masked: MaskedModel, case: Case) -> tuple[str | None, Mapping[str, Array] | None]:
-        """Why a masked model cannot be judged on a case, and else what is right there."""
-        found = masked.expected(case)
-        if masked.is_undecided(case, found, self._u):
-            return "an importance is so near the threshold of its gate that rounding decides", None
-        own = [to_numpy(v) for v in found.outputs if isinstance(v, torch.Tensor)]
-        # In a file they have these names; of a program alone the outputs are numbered.
-        names = zip(self._names[len(own) :], self._subject.plan.runtime_outputs, strict=True)
-        further = {name: to_numpy(found.further[output]) for name, output in names}
-        return None, {**dict(zip(self._names, own, strict=False)), **further}
 
     def _trial_of(self, program: ExportedProgram, case: Case) -> Trial:
         """The tolerance of another program than the intended one."""

@@ -313,10 +313,5 @@ class Runner(ABC, Generic[C]):
             self._sessions.add_layers(case.name, found)
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
 def _has_nan(values: Array) -> bool:
     return values.dtype.kind not in "biu" and bool(np.isnan(values).any())

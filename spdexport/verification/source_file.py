@@ -7,7 +7,7 @@ first edge tells that what was read of the source is what ONNX Runtime makes of 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
@@ -26,16 +26,18 @@ from spdexport.verification.decisions_programs import followed_program
 from spdexport.verification.edge import Edge
 from spdexport.verification.inner import Evaluated
 from spdexport.verification.layers import layer_of
+from spdexport.verification.masked_models import MaskedFile
 from spdexport.verification.masks import mask_fault
 from spdexport.verification.per_layer import Patches, layer_results, read_in_model
 from spdexport.verification.removed import compare_trimmed
 from spdexport.verification.result import EdgeResult, Meant, Status, Verification
 from spdexport.verification.tapping import diverges
 from spdexport.verification.trial import Trial, rounded
+from spdexport.verification.variable import factors_fault
 from spdexport.verification.weight_errors import WeightErrors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from spdexport.conv import Array
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
     from spdexport.planning import Plan
     from spdexport.rewrite.onnx_trim import Trimmed
     from spdexport.verification.check import Check
-    from spdexport.verification.file_inputs import FileCase
+    from spdexport.verification.ports import FileCase
 
 AS_IT_IS = SessionSettings(optimized=False, spinning=False)
 """Of the session that runs the source."""
@@ -65,6 +67,8 @@ class FileSubject:
         inputs: The user's example inputs, or None.
         own_inputs: Whether these are the user's own values.
         trimmed: What was removed from the intended model and padded in it; None where it stands as it is.
+        sizes: Those of the source's values by name, where masks are known only at run time; else None.
+        requires_masks: Whether such a mask has no default.
     """
 
     file: Path
@@ -78,6 +82,8 @@ class FileSubject:
     inputs: ExampleInputs | None
     own_inputs: bool
     trimmed: Trimmed | None = None
+    sizes: Mapping[str, tuple[Any, ...]] | None = None
+    requires_masks: bool = False
 
 
 def verify_against_file(subject: FileSubject, check: Check) -> Verification:
@@ -113,6 +119,7 @@ class _Run(FileRun):
             subject.own_inputs,
             check,
             edges=(self._capture, self._rewrite),
+            beside=frozenset(wanted.name for wanted in subject.plan.runtime_inputs),
         )
         self._subject = subject
         if subject.trimmed is not None:
@@ -124,6 +131,17 @@ class _Run(FileRun):
         if subject.effective is not None:
             effective = _written(subject.effective, folder / "effective.onnx")
             self._effective = Evaluated(effective, reload_onnx(effective))
+        self._masked: MaskedFile | None = None
+        self._expected: Mapping[str, Array] | None = None
+        if subject.sizes is not None:
+            self._masked = MaskedFile(
+                dense=self._own,
+                effective=self._effective,
+                model=self._own_model,
+                sizes=subject.sizes,
+                plan=subject.plan,
+                required=subject.requires_masks,
+            )
         self._source = self._opened()
         self._source_decisions = Following(subject.source, unit_rounding=self._u, seed=check.seed, is_right=True)
         self._changes: list[Change] = []
@@ -175,7 +193,8 @@ class _Run(FileRun):
         subject = self._subject
         found = compare_trimmed(self._model, subject.trimmed, subject.plain(), self._given, chains=subject.plan.chains)
         self._errors = found.layers
-        fault = mask_fault(self._model, self._subject.plan) or self._touched()
+        plan = subject.plan
+        fault = mask_fault(self._model, plan) or factors_fault(self._model, plan) or self._touched()
         return found.edge if found.edge.status is Status.FAIL or fault is None else fault
 
     def _touched(self) -> EdgeResult | None:
@@ -194,12 +213,29 @@ class _Run(FileRun):
                 return EdgeResult(edge="weights", status=Status.FAIL, first_divergence=name, reason=reason)
         return None
 
+    def cases(self) -> Iterator[FileCase]:
+        """The user's own inputs and generated ones, with the masks that the file takes."""
+        found = super().cases()
+        return found if self._masked is None else self._masked.cases(found, self._check.seed)
+
+    def tried(self, inputs: Mapping[str, Array], watch: Callable[[str, Array], None]) -> Mapping[str, Array]:
+        """The model without masks, which takes the same inputs beside them."""
+        return super().tried(inputs, watch) if self._masked is None else self._own.run(inputs, watch=watch)
+
+    def unusable(self, case: FileCase, trial: Trial) -> str | None:
+        """Also where rounding decides about the masks."""
+        why = super().unusable(case, trial)
+        self._expected = None
+        if why is None and self._masked is not None:
+            why, self._expected = self._masked.right(case, self._u, list(trial.reference))
+        return why
+
     def compare(self, case: FileCase, trial: Trial) -> None:
         """The source on ONNX Runtime, and the two models in float64."""
-        self._patches.watch_inputs(case.inputs)
-        effective = self._effective.run(case.inputs, watch=self._watch)
-        found = trial.compare_exact(effective, trial.reference)
-        if found.status is not Status.PASS or self._steady.changed:
+        self._patches.watch_inputs(case.unmasked)
+        effective = self._effective.run(case.unmasked, watch=self._watch)
+        found = trial.compare_exact(effective if self._expected is None else self._expected, trial.reference)
+        if self._masked is None and (found.status is not Status.PASS or self._steady.changed):
             found = followed_program(
                 self._rewrite,
                 trial,
@@ -212,12 +248,16 @@ class _Run(FileRun):
         if found.status is Status.FAIL and self._rewrite.first is None:
             self._rewrite.first = self._first_divergent(case)
         self._rewrite.add(case.name, found)
-        if self._subject.effective is None:
-            self._compare_source(case, trial, effective)
+        subject = self._subject
+        changes_at_run_time = self._masked is not None and subject.plan.approximates
+        if subject.effective is None and not changes_at_run_time:
+            right = trial if self._masked is None else self._own_trial(case, trial, effective)
+            self._compare_source(case, right, effective)
         elif case.own or not self._changes:
             # Generated inputs say little about how good an approximation is: one ordinary kind of them is enough.
-            dense = self._own.run(case.inputs)
-            self._changes.append(Change.between(dense, trial.reference, labels=self._labels if case.own else None))
+            dense = self._own.run(case.unmasked)
+            changed = {name: trial.reference[name] for name in dense}
+            self._changes.append(Change.between(dense, changed, labels=self._labels if case.own else None))
             self._compare_source(case, self._own_trial(case, trial, dense), dense)
 
     def _watch(self, name: str, value: Array) -> None:
@@ -227,14 +267,14 @@ class _Run(FileRun):
     def _own_trial(self, case: FileCase, trial: Trial, dense: Mapping[str, Array]) -> Trial:
         """The tolerance of the source with its own weights."""
         own = {name: rounded(value, trial.own[name].dtype) for name, value in dense.items()}
-        return self.measured(case.name, dense, own, lambda noise: self._own.run(case.inputs, noise))
+        return self.measured(case.name, dense, own, lambda noise: self._own.run(case.unmasked, noise))
 
     def _compare_source(self, case: FileCase, trial: Trial, right: Mapping[str, Array]) -> None:
         """What ONNX Runtime makes of the source itself."""
         if self._source is None or self._capture.given is not None:
             return
         try:
-            values = self._source.run(case.inputs)
+            values = self._source.run(case.unmasked)
         except RuntimeFailure as failure:
             self._capture.settle(Status.NOT_RUN, f"ONNX Runtime cannot run the source itself: {failure}")
             self._source = None
@@ -242,7 +282,7 @@ class _Run(FileRun):
         values = {name: value for name, value in values.items() if name not in self._evaluated.hidden}
         found = trial.compare(values, right)
         if found.is_value and (found.status is not Status.PASS or self._steady.changed):
-            followed = self._source_decisions.judge(trial, case.inputs, AS_IT_IS, values, found, lambda _: {})
+            followed = self._source_decisions.judge(trial, case.unmasked, AS_IT_IS, values, found, lambda _: {})
             found = followed.found
             if followed.told:
                 self._capture.followed.append((case.name, followed.told))
@@ -251,6 +291,11 @@ class _Run(FileRun):
 
     def _first_divergent(self, case: FileCase) -> str | None:
         """The first layer at which the factorized model and the dense one differ in float64."""
+        if self._masked is not None:
+            masked = self._masked
+            return masked.first_divergent(
+                case, lambda watch: self._evaluated.run(case.inputs, watch=masked.watched(watch))
+            )
         exact: dict[str, Array] = {}
         noisy: dict[str, Array] = {}
         values: dict[str, Array] = {}

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Generic
 
 import numpy as np
+import torch
 
-from spdexport.arrays import to_numpy, to_torch
+from spdexport.arrays import to_numpy
 from spdexport.factors import absorb_mask, delta, u_filters, unit_rounding, v_filters
 from spdexport.forms import DeltaUse, Role
 from spdexport.names import layer_of_call
-from spdexport.reference.masked_reference import Masked, evaluate_masked
+from spdexport.reference.masked_reference import evaluate_masked
 from spdexport.reference.noise import Noise
-from spdexport.verification.inputs import Case, feeds
 from spdexport.verification.result import EdgeResult, Status
+from spdexport.verification.runner import C
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import onnx_ir as ir
-    import torch
-    from torch.export import ExportedProgram
 
     from spdexport.conv import Array
     from spdexport.forms import LiveInput
     from spdexport.planning import Decision, Plan
+    from spdexport.reference.masked_reference import Evaluate, Masked
 
 KINDS = ("left out", "random", "zero", "binary", "one", "beyond 0 and 1")
 """What run-time masks are drawn as, case after case; the two that say most come first."""
@@ -34,90 +34,103 @@ GATE_ROUNDINGS = 16
 """Times the unit rounding by which a gate is shaken to see if its threshold decides the same."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class MaskedModel:
+class MaskedModel(ABC, Generic[C]):
     """A model with masks that are known only at run time, as it is verified.
 
-    Attributes:
-        dense: The traced program with the source's own weights.
-        effective: The traced program with the plan's effective weights.
-        intended: The program with the masks.
+    Args:
         plan: The decisions.
         required: Whether the file has no default for an input that is left out.
     """
 
-    dense: ExportedProgram
-    effective: ExportedProgram
-    intended: ExportedProgram
-    plan: Plan
-    required: bool
+    def __init__(self, plan: Plan, *, required: bool) -> None:
+        self.plan, self.required = plan, required
+
+    @abstractmethod
+    def dense(self, case: C) -> Evaluate:
+        """Return the model with the source's own weights, on a case without its masks."""
+
+    @abstractmethod
+    def effective(self, case: C) -> Evaluate:
+        """Return the same with the plan's effective weights."""
+
+    @abstractmethod
+    def shapes(self, case: C) -> Mapping[str, tuple[int, ...]]:
+        """Return the shapes of the masks for a case, by their keywords."""
+
+    @abstractmethod
+    def masked(self, case: C, name: str, given: Mapping[str, Array], *, omitted: bool) -> C:
+        """Return a case with masks, by the names that the file has for them."""
+
+    @abstractmethod
+    def given(self, case: C) -> Mapping[str, Array]:
+        """Return the masks of a case by the names that the file has for them."""
 
     @property
     def decisions(self) -> Sequence[Decision]:
         """The layers whose masks are known only at run time."""
         return [d for d in self.plan.decisions if d.run_time is not None]
 
-    def cases(self, plain: Iterator[Case], seed: int) -> Iterator[Case]:
-        """Each case with masks; without run-time masks, as it is."""
+    def cases(self, plain: Iterable[C], seed: int) -> Iterator[C]:
+        """Return each case with masks; without run-time masks, as it is."""
         inputs = self.plan.runtime_inputs
         for number, case in enumerate(plain):
             if not inputs:
-                yield replace(case, plain=case.inputs)
+                yield self.masked(case, case.name, {}, omitted=False)
                 continue
             kind = KINDS[number % len(KINDS)]
             if kind == "left out" and self.required:
                 kind = "one"
-            shapes = self._shapes(case)
+            shapes = self.shapes(case)
             random = np.random.default_rng([seed, number, 1])
             dtypes = {d.site.weight.dtype for d in self.decisions}
             dtype = max(dtypes, key=lambda kind: kind.itemsize)
             given = {i.name: _draw(kind, i, shapes[i.keyword], random).astype(dtype) for i in inputs}
-            tensors = {i.keyword: to_torch(given[i.name]) for i in inputs}
-            yield replace(
-                case,
-                name=f"{case.name}, masks {kind}",
-                inputs=replace(case.inputs, kwargs={**case.inputs.kwargs, **tensors}),
-                plain=case.inputs,
-                given=given,
-                omitted=kind == "left out",
-            )
+            yield self.masked(case, f"{case.name}, masks {kind}", given, omitted=kind == "left out")
 
-    def feeds(self, case: Case) -> Mapping[str, Array]:
-        """The inputs of a case by the names that the file has for them; what is left out is not there."""
-        assert case.plain is not None, "a case of a masked model remembers the model's own inputs"
-        return {**feeds(self.effective, case.plain), **({} if case.omitted else case.given)}
+    def expected(self, case: C, watch: Callable[[str, torch.Tensor], None] | None = None) -> Masked:
+        """Return what is right, from the definition of the components."""
+        return evaluate_masked(self.dense(case), self.effective(case), self.decisions, self.given(case), watch=watch)
 
-    def expected(self, case: Case, watch: Callable[[str, torch.Tensor], None] | None = None) -> Masked:
-        """What is right, from the definition of the components."""
-        assert case.plain is not None, "a case of a masked model remembers the model's own inputs"
-        plain = case.plain
-        return evaluate_masked(
-            self.dense, self.effective, self.decisions, plain.args, plain.kwargs, case.given, watch=watch
-        )
-
-    def is_undecided(self, case: Case, found: Masked, unit_rounding: float) -> bool:
-        """Whether an importance is so near the threshold of its gate that rounding may decide about the mask."""
+    def is_undecided(self, case: C, found: Masked, unit_rounding: float) -> bool:
+        """Return whether an importance is so near the threshold of its gate that rounding may decide about the mask."""
         if not found.passed:
             return False
-        assert case.plain is not None, "a case of a masked model remembers the model's own inputs"
-        plain = case.plain
         for seed in (1, 2):
             noise = Noise(seed=seed, unit_rounding=GATE_ROUNDINGS * unit_rounding)
             shaken = evaluate_masked(
-                self.dense, self.effective, self.decisions, plain.args, plain.kwargs, case.given, noise=noise
+                self.dense(case), self.effective(case), self.decisions, self.given(case), noise=noise
             )
             if not found.has_same_gates(shaken):
                 return True
         return False
 
+    def right(
+        self, case: C, unit_rounding: float, names: Sequence[str]
+    ) -> tuple[str | None, Mapping[str, Array] | None]:
+        """Return why nothing can be judged on a case, and else what is right there.
+
+        Args:
+            case: The case.
+            unit_rounding: Of the model's dtype.
+            names: Of its outputs; the last ones are those of importances and activations.
+        """
+        found = self.expected(case)
+        if self.is_undecided(case, found, unit_rounding):
+            return "an importance is so near the threshold of its gate that rounding decides", None
+        own = [to_numpy(v) for v in found.outputs if isinstance(v, torch.Tensor)]
+        # In a file they have these names; of a program alone the outputs are numbered.
+        further = zip(names[len(own) :], self.plan.runtime_outputs, strict=True)
+        shown = {name: to_numpy(found.further[output]) for name, output in further}
+        return None, {**dict(zip(names, own, strict=False)), **shown}
+
     def first_divergent(
-        self, case: Case, evaluate: Callable[[Callable[[str, torch.Tensor], None]], object]
+        self, case: C, evaluated: Callable[[Callable[[str, torch.Tensor], None]], object]
     ) -> str | None:
-        """The first masked layer whose output in the intended program is not what is right.
+        """Return the first masked layer whose output in the intended model is not what is right.
 
         Args:
             case: The case that showed the fault.
-            evaluate: Runs the intended program on it, in float64, with a watcher.
+            evaluated: Runs the intended model on it, in float64, with a watcher of values by the keys of sites.
         """
         nodes = {d.site.node: d.site.name for d in self.decisions}
         right: dict[str, Array] = {}
@@ -135,21 +148,8 @@ class MaskedModel:
                 wrong[name] = mine.shape != exact.shape or bool((np.abs(mine - exact) > 64 * u * size).any())
 
         self.expected(case, remember)
-        evaluate(compare)
+        evaluated(compare)
         return next((nodes[name] for name in right if wrong.get(name)), None)
-
-    def _shapes(self, case: Case) -> dict[str, tuple[int, ...]]:
-        """The sizes of the masks for a case."""
-        wanted = {i.keyword for i in self.plan.runtime_inputs}
-        placeholders = {n.name: n.meta["val"] for n in self.intended.graph.nodes if n.op == "placeholder"}
-        sizes: dict[str, int] = {}
-        for name, value in feeds(self.effective, case.inputs).items():
-            sizes |= dict(zip(map(str, placeholders[name].shape), value.shape, strict=True))
-        return {
-            name: tuple(size if isinstance(size, int) else sizes[str(size)] for size in value.shape)
-            for name, value in placeholders.items()
-            if name in wanted
-        }
 
 
 def _draw(kind: str, wanted: LiveInput, shape: tuple[int, ...], random: np.random.Generator) -> Array:

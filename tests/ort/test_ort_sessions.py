@@ -348,3 +348,16 @@ def test_tf32_differs_by_more(needs_cuda, wide_convolution):
 @pytest.mark.gpu
 def test_the_cuda_device_is_among_the_versions(needs_cuda):
     assert versions()["cuda_device"]
+
+
+@pytest.mark.parametrize(
+    ("node", "why"),
+    [
+        ("RandomNormalLike <scale = 0.0> (x)", "a scale that is not above 0"),
+        ("RandomUniform <low = 2.0, high = 1.0, shape = [1,3,4,4]> ()", "a low that is above its high"),
+    ],
+)
+def test_random_numbers_of_no_spread_would_end_the_process(node, why):
+    model = parse(f"g (float[1,3,4,4] x) => (float[1,3,4,4] y) {{ r = {node} y = Add (x, r) }}")
+    with pytest.raises(RuntimeFailure, match=f"has {why}, on which ONNX Runtime would end the process"):
+        open_session(model.SerializeToString(), SessionSettings())

@@ -20,7 +20,7 @@ from spdexport.forms import GateMode
 from spdexport.gates import GateFunction, GateKind, GateLayer, Sigmoid
 from spdexport.planning import PlanOptions, make_plan
 from spdexport.planning.live_masks import LiveMasks, LiveOptions
-from spdexport.reference.masked_reference import evaluate_masked
+from spdexport.reference.masked_reference import evaluate_masked, of_program
 from spdexport.reference.torch_reference import evaluate
 from spdexport.rewrite.torch_graph import CONVOLUTIONS, list_sites
 from spdexport.rewrite.torch_place import place_forms
@@ -145,7 +145,8 @@ def test_gates_of_every_kind_and_sigmoid(
     for mode in GateMode:
         program, gated, plan = placed(module, x, gates, gates=mode)
         found = evaluate(gated, (x,))
-        right = evaluate_masked(program, program, plan.decisions, (x,), {}, {})
+        model = of_program(program, (x,), {})
+        right = evaluate_masked(model, model, plan.decisions, {})
         expected = [*right.outputs, *(right.further[name] for name in plan.runtime_outputs)]
         for mine, theirs in zip(found, expected, strict=True):
             # Both are in float64; a slope of 0.01 is written in float32 nowhere.
@@ -168,7 +169,8 @@ def test_gates_in_onnx_runtime(tmp_path: Path, sigmoid: Sigmoid) -> None:
     program, gated, plan = placed(module, x, gates, gates=GateMode.EXACT)
     ir.save(export_onnx(gated, outputs=plan.runtime_outputs).model, tmp_path / "m.onnx")
     more = torch.randn(5, 6)
-    right = evaluate_masked(program, program, plan.decisions, (more,), {}, {})
+    model = of_program(program, (more,), {})
+    right = evaluate_masked(model, model, plan.decisions, {})
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     names = ["output", *plan.runtime_outputs]
     expected = [*right.outputs, *(right.further[name] for name in plan.runtime_outputs)]

@@ -6,7 +6,8 @@ import pytest
 
 from spdexport.errors import ExampleInputError
 from spdexport.verification.approximation import Change, approximation
-from spdexport.verification.file_inputs import FOLLOWS_BATCH, SIZES, Port, file_cases, given_by_name, guesses, told
+from spdexport.verification.file_inputs import FOLLOWS_BATCH, SIZES, file_cases, given_by_name, guesses, told
+from spdexport.verification.ports import Port
 from spdexport.verification.recipes import RECIPES, draw, generators
 
 X = Port(name="x", dtype=np.dtype(np.float32), shape=("batch", 3, "h", 8))

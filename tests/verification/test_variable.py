@@ -13,7 +13,7 @@ from torch import nn
 
 import spdexport
 from spdexport.prepare import Prepared
-from spdexport.rewrite.torch_masks import MaskNodes
+from spdexport.rewrite.mask_nodes import MaskNodes
 from spdexport.verification.result import EdgeResult, Status
 
 
@@ -97,11 +97,11 @@ def test_a_default_that_is_not_ones(file: Path) -> None:
 def test_masks_in_the_wrong_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = MaskNodes.given
 
-    def flipped(self: MaskNodes, wanted: Any, value: Any, spec: Any, like: Any) -> Any:
-        node = given(self, wanted, value, spec, like)
+    def flipped(self: MaskNodes, wanted: Any, spec: Any, nodes: Any) -> Any:
+        node = given(self, wanted, spec, nodes)
         if wanted.layer != "conv":
             return node
-        return self._edit.call(torch.ops.aten.flip.default, (node, [1]), like, "flipped")
+        return nodes.insert((torch.ops.aten.flip.default, (node, [1])), "flipped")
 
     monkeypatch.setattr(MaskNodes, "given", flipped)
     result = spdexport.convert(Net(), tmp_path / "m.onnx", **OPTIONS)
