@@ -164,9 +164,11 @@ def aimet(net: nn.Module, images: np.ndarray, labels: np.ndarray, share: float, 
         scheme = CompressionScheme.weight_svd
         chosen = WeightSvdParameters.AutoModeParams(RankSelectScheme.greedy, greedy)
         parameters = WeightSvdParameters(WeightSvdParameters.Mode.auto, chosen, multiplicity=LANE)
-    small, stats = ModelCompressor.compress_model(
-        net, lambda model, *_: accuracy(model, images, labels), None, (1, 1, 28, 28), scheme, CostMetric.mac, parameters
-    )
+
+    def judged(model: nn.Module, iterations: int | None = None, use_cuda: bool = False) -> float:  # noqa: ARG001
+        return accuracy(model, images, labels)
+
+    small, stats = ModelCompressor.compress_model(net, judged, None, (1, 1, 28, 28), scheme, CostMetric.mac, parameters)
     print(stats, flush=True)
     kept = Path("data/greedy_selection_eval_scores_dict.pkl")
     if kept.exists():

@@ -117,23 +117,30 @@ def test_a_worker_that_is_killed_is_replaced(folder, ablations):
 
 
 @pytest.fixture(scope="module")
-def compressed(tmp_path_factory):
-    """A convolutional net at half of its multiply-accumulates, compressed in this process and on Ray."""
+def run(tmp_path_factory):
+    """What compresses a convolutional net on some engine: to half of its MACs, if nothing else is asked."""
     folder = tmp_path_factory.mktemp("compressed")
     random = np.random.default_rng(0)
     np.savez(folder / "d.npz", x=random.normal(size=(400, 2, 12, 12)).astype(np.float32))
 
-    def run(engine, **options):
+    def compress(engine, **options):
         options = {"macs": 0.5, "verify": False, "cache": folder / engine, **options}
         return spdexport.compress(
             None, folder / f"{engine}.onnx", factory=f"{NETS}:Full", data=folder / "d.npz", engine=engine, **options
         )
 
-    return folder, run, run("local"), run("ray")
+    return compress
+
+
+@pytest.fixture(scope="module")
+def compressed(run, tmp_path_factory):
+    """The net compressed in this process and on Ray, and the folder in which each keeps its work."""
+    kept = tmp_path_factory.mktemp("kept")
+    return kept, *(run(engine, cache=kept / engine) for engine in ("local", "ray"))
 
 
 def test_a_compressed_network_is_that_of_one_process(compressed):
-    _folder, _, local, other = compressed
+    _, local, other = compressed
     (expected,), (found,) = local.search.points, other.search.points
     same([found.cost, found.macs, found.size], [expected.cost, expected.macs, expected.size])
     assert found.loss == pytest.approx(expected.loss, rel=1e-5)  # answers are float32
@@ -144,8 +151,8 @@ def test_a_compressed_network_is_that_of_one_process(compressed):
     assert other.search.test.interval.estimate == pytest.approx(local.search.test.interval.estimate, rel=1e-5)
 
 
-def test_work_that_is_kept_is_the_same_for_all_engines(compressed):
-    folder, run, _local, _ = compressed
+def test_work_that_is_kept_is_the_same_for_all_engines(run, compressed):
+    folder, _, _ = compressed
     (kept,), (other,) = ((folder / engine).iterdir() for engine in ("local", "ray"))
     assert kept.name == other.name
     names = sorted(file.name for file in kept.iterdir())
@@ -189,26 +196,23 @@ def metric(tmp_path):
     return tmp_path / "metric.py"
 
 
-def test_a_measure_that_ends_its_process_once_is_survived(compressed, metric):
-    _, run, _, _ = compressed
-    found = run("ray", metric=f"{metric}:once", max_metric_drop=1000.0, macs=None)
+def test_a_measure_that_ends_its_process_once_is_survived(run, metric):
+    found = run("ray", metric=f"{metric}:once", max_metric_drop=1000.0, macs=None, layers=["pair"])
     assert found.search.chosen is not None
     assert (metric.parent / "mark").exists()
 
 
-def test_a_measure_that_always_does_is_told(compressed, metric):
-    _, run, _, _ = compressed
+def test_a_measure_that_always_does_is_told(run, metric):
     with pytest.raises(UsageError, match="Workers of Ray were lost again and again") as error:
-        run("ray", metric=f"{metric}:always", max_metric_drop=1000.0, macs=None)
+        run("ray", metric=f"{metric}:always", max_metric_drop=1000.0, macs=None, layers=["pair"])
     assert error.value.where == "--engine ray"
 
 
-def test_an_error_in_a_worker_is_the_one_of_this_process(compressed, metric):
-    _, run, _, _ = compressed
+def test_an_error_in_a_worker_is_the_one_of_this_process(run, metric):
     found = []
     for engine in ("local", "ray"):
         with pytest.raises(SourceError) as error:
-            run(engine, metric=f"{metric}:wrong", max_metric_drop=1000.0, macs=None)
+            run(engine, metric=f"{metric}:wrong", max_metric_drop=1000.0, macs=None, layers=["pair"])
         found.append(str(error.value))
     assert found[0] == found[1]
     assert "no such measure" in found[0]
