@@ -26,6 +26,7 @@ import re
 import sys
 import time
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import pairwise
@@ -176,17 +177,15 @@ def aimet(net: nn.Module, images: np.ndarray, labels: np.ndarray, share: float, 
     return small.eval()
 
 
-def _let_torchvision_load() -> None:
+@cache
+def _let_torchvision_load() -> torch.library.Library:
     """Declare the operators of torchvision, whose wheels bring them for CUDA alone; AIMET imports it and calls none."""
     found = find_spec("torchvision")
     text = (Path(found.origin).parent / "_meta_registrations.py").read_text(encoding="utf-8")
     library = torch.library.Library("torchvision", "DEF")
     for name in sorted(set(re.findall(r'register_(?:meta|fake)\("(?:torchvision::)?(\w+)"', text))):
         library.define(f"{name}(Tensor x) -> Tensor")
-    _KEPT.append(library)
-
-
-_KEPT: list[torch.library.Library] = []
+    return library
 
 
 def make(given: argparse.Namespace) -> None:
