@@ -254,7 +254,8 @@ def page(given: argparse.Namespace) -> None:
         f"The {given.net} of `benchmarks/compress_nets.py` (seed {given.seed}, {right:.2%} of the test images right),",
         "brought to a share of its multiply-accumulates. All have batch norm folded and ranks of whole lanes of 16,",
         "see the same held-out images, and train nothing after. The drop is on the 10,000 test images. MACs, size and",
-        "times are relative to the dense file; times are medians of pairs in one process.",
+        "times are relative to the dense file; times are medians of pairs in one process. AIMET measures accuracies",
+        f"once, for the first share that it is asked for. {given.remark}".rstrip(),
         "",
         "| file | MACs asked | MACs | size | drop, points | time, batch 1 | batch 64 | search, s |",
         "|---|---|---|---|---|---|---|---|",
@@ -289,6 +290,7 @@ def main() -> None:
             command.add_argument("--optimize-for", default="macs", choices=["macs", "latency"])
         else:
             command.add_argument("--results", type=Path)
+            command.add_argument("--remark", default="", help="a sentence about the machine, for the page")
     given = parser.parse_args()
     given.run(given)
 
