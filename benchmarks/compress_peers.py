@@ -5,8 +5,8 @@
     python benchmarks/compress_peers.py make FOLDER OUT --how spatial weight   # in an environment with aimet-torch
     python benchmarks/compress_peers.py page FOLDER OUT [--results F.md]
 
-All begin with the same network and the same held-out images. `make` writes ONNX files, all by the same exporter; `page` judges them on the 10,000 test images and takes times in pairs with the dense file, at
-batch 1 and 64.
+All begin with the same network and the same held-out images. `make` writes ONNX files, all by the same exporter; `page`
+judges them on the 10,000 test images and takes times in pairs with the dense file, at batch 1 and 64.
 
 - `balf`: BALF (arXiv 2509.25136), from its paper: each layer's weight is projected on the principal components of its
   outputs, as the second moments of its inputs on 512 images tell them; ranks by one Lagrangian multiplier over the
@@ -251,8 +251,8 @@ def page(given: argparse.Namespace) -> None:
         f"`python benchmarks/compress_peers.py`, {today:%Y-%m-%d}, {machine}, 2 threads; {told}; {peer}.",
         "",
         f"The {given.net} of `benchmarks/compress_nets.py` (seed {given.seed}, {right:.2%} of the test images right),",
-        "brought to a share of its multiply-accumulates. All have batch norm folded. Ranks of BALF are whole lanes of 16,",
-        "and AIMET is asked for such (its rounding gives 15 or 31 at times); those of `compress` are its own choice. All",
+        "brought to a share of its multiply-accumulates. All have batch norm folded. Ranks of BALF are whole lanes of",
+        "16, and AIMET is asked for such (its rounding gives 15 or 31 at times); those of `compress` are its own. All",
         "see the same held-out images, and train nothing after. The drop is on the 10,000 test images. MACs, size and",
         "times are relative to the dense file; times are medians of pairs in one process. AIMET measures accuracies",
         f"once, for the first share that it is asked for. {given.remark}".rstrip(),
