@@ -10,6 +10,7 @@ import importlib.util
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import warnings
@@ -43,6 +44,9 @@ CPUS = 1
 
 AHEAD = 2
 """Shards that a worker has been given at a time: the one that it works on, and the next."""
+
+REACH_SECONDS = 20.0
+"""How long a cluster's address may take to answer."""
 
 _SUMS, _DONE, _ERROR = "sums", "done", "error"
 """The kinds of rows that a worker gives."""
@@ -105,9 +109,10 @@ class OnRay:
         if address in ("", "local"):
             settings |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
         try:
+            _reach(address)
             with _own_signals(), _without_native_lines():
                 ray.init(**settings)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise UsageError(
                 f"Ray does not begin: {first_line(error)}",
                 where=f"RAY_ADDRESS={address}" if address else "--engine ray",
@@ -252,6 +257,17 @@ def _sendable(error: Exception) -> Exception:
     except Exception:  # classes of libraries whose arguments are not all that they need
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
+
+
+def _reach(address: str) -> None:
+    """Look whether somebody listens at HOST:PORT: Ray tries for many minutes. Other addresses are Ray's to judge.
+
+    Raises:
+        OSError: Nobody does.
+    """
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isascii() and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
 
 
 @contextmanager
