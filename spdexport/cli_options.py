@@ -27,6 +27,7 @@ OBJECTIVES = ("macs", "params", "latency")
 MASK_INPUTS = ("optional", "required")
 GATES = ("exact", "local")
 SIGMOIDS = ("leaky_hard", "normal", "hard", "upper_leaky_hard", "lower_leaky_hard", "swish_hard", "paper")
+ENGINES = ("local", "ray")
 PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino", "webgpu")
 """The names of ``ort.providers.PROVIDERS``, which has everything else about them."""
 
@@ -236,6 +237,13 @@ opset_option = keyword(
     help="The ONNX opset of the file. Default: the exporter's, or that of an ONNX SOURCE.",
 )
 
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default="local",
+    show_default=True,
+    help="Where samples run: in this process, or on workers of Ray, whose cluster RAY_ADDRESS names if there is one.",
+)
 verify_option = click.option("--verify/--no-verify", default=True, show_default=True, help="Check the file written.")
 provider_option = click.option(
     "--provider",

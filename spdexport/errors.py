@@ -23,7 +23,7 @@ This module imports nothing of the package, so that everything may import it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,8 +49,17 @@ class SpdExportError(Exception):
         self.where = where
         self.hint = hint
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Tell how another process makes the error anew: not by calling the class with ``args``, which are keywords."""
+        return _again, (type(self), self.args), self.__dict__
+
     def __str__(self) -> str:
         return f"{self.what}\n  where: {self.where}\n  to do: {self.hint}"
+
+
+def _again(kind: type[SpdExportError], parts: tuple[str, ...]) -> SpdExportError:
+    """Return an error as it was in another process, but for its attributes."""
+    return kind.__new__(kind, *parts)
 
 
 class UsageError(SpdExportError):

@@ -19,7 +19,7 @@ LAYERS = (
     ("cost",),
     # Files, and what is read from them.
     ("files",),
-    ("edits", "masks", "model_files", "sources"),
+    ("edits", "engine", "masks", "model_files", "sources"),
     ("loading", "overwriting"),
     # Graphs: traced, decided about, rewritten, exported, evaluated.
     ("capture", "rewrite", "export", "dense_export", "ort", "precision"),

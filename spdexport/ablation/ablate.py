@@ -15,16 +15,10 @@ import numpy as np
 import safetensors.numpy
 
 from spdexport.ablation.active import Active, read_active
-from spdexport.ablation.effects import Baseline, Effect, Running
-from spdexport.ablation.masked_runs import (
-    BESIDE,
-    SHOWN,
-    MaskedRuns,
-    RuntimeMask,
-    opened_file,
-    read_runtime_masks,
-)
+from spdexport.ablation.masked_runs import BESIDE, SHOWN, RuntimeMask, read_runtime_masks
 from spdexport.ablation.sets import ComponentsOf, each_of, read_sets
+from spdexport.ablation.work import Ablating
+from spdexport.engine.engines import engine_named
 from spdexport.errors import MaskError, SourceError, UsageError
 from spdexport.files.batches import open_data
 from spdexport.files.hashing import sha256_file
@@ -33,16 +27,14 @@ from spdexport.files.reading import reading
 from spdexport.files.safetensors_header import check_header
 from spdexport.names import did_you_mean
 from spdexport.ort.installed import versions
-from spdexport.ort.providers import Purpose
-from spdexport.ort.sessions import SessionSettings, usable_provider
+from spdexport.ort.sessions import usable_provider
 from spdexport.steps import step
-from spdexport.verification.bounded import Bounded
-from spdexport.verification.data_feeds import data_feeds
 from spdexport.verification.ports import input_ports
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from spdexport.ablation.effects import Effect
     from spdexport.conv import Array
 
 ROWS = 1024
@@ -111,6 +103,7 @@ def ablate(
     provider: str = "cpu",
     threads: int | None = None,
     rows: int = ROWS,
+    engine: str = "local",
     progress: Progress = lambda _: None,
 ) -> Ablations:
     """Measure what removing components does to an output.
@@ -128,6 +121,7 @@ def ablate(
         provider: A name in ``spdexport.ort.providers.PROVIDERS``, such as ``cpu``.
         threads: Of one operator; None leaves it to ONNX Runtime.
         rows: Samples times ablations in one run.
+        engine: Where the file runs: ``local``, or ``ray`` for workers of Ray.
         progress: Told what is being done.
 
     Raises:
@@ -137,9 +131,8 @@ def ablate(
     path = Path(file)
     if rows < 1:
         raise UsageError(f"A run of {rows} samples holds nothing.", where="--rows", hint="Give a number of at least 1.")
-    settings = SessionSettings(
-        provider=usable_provider(provider), optimized=True, purpose=Purpose.DEPLOYMENT, threads=threads
-    )
+    usable = usable_provider(provider)
+    workers = engine_named(engine)
     progress("loading")
     model = load_onnx(path)
     masks = read_runtime_masks(model)
@@ -157,19 +150,30 @@ def ablate(
     live = [i for i, one in enumerate(wanted) if any(start[x][list(c)].any() for x, c in one.members.items())]
     data = open_data(inputs)
     own = [port for port in input_ports(model) if not port.name.startswith(BESIDE)]
-    runner = MaskedRuns(opened_file(path, settings), masks, name, start, Bounded(path), keep=keep, rows=rows)
-    running = Running(len(live))
-    done = 0
-    for batch in data.batches(min(rows, 256)):
-        feeds = data_feeds(own, batch, str(data.path))
-        samples = min(len(array) for array in feeds.values())
-        before = Baseline(runner.baseline(feeds, samples, str(data.path)))
-        for which, outputs in runner.ablated(feeds, samples, [wanted[i] for i in live]):
-            running.add(which, outputs, before)
-        done += samples
-        progress(step(f"ablating {len(live)} times", done=done, total=data.samples, unit="sample"))
+    work = Ablating(
+        file=path,
+        provider=provider,
+        threads=threads,
+        masks=masks,
+        start=start,
+        output=name,
+        wanted=tuple(wanted[i] for i in live),
+        keep=keep,
+        rows=rows,
+        data=data,
+        ports=own,
+    )
+    samples = 0
+
+    def done(number: int) -> None:
+        nonlocal samples
+        samples += number
+        progress(step(f"ablating {len(live)} times", done=samples, total=data.samples, unit="sample"))
+
+    with workers.running():
+        ((_, running),) = workers.sums(work, samples=data.samples, unit=work.batch, done=done)
     effects = dict(zip(live, running.effects(), strict=True)) if live else {}
-    notes = list(runner.notes)
+    notes = list(running.notes)
     if all(effect.kl is None for effect in effects.values()) and effects:
         notes.append(f"{name} is not (batch, classes): there is no top class and no softmax to compare")
     return Ablations(
@@ -179,9 +183,9 @@ def ablate(
         baseline=started,
         active=active.told,
         output=name,
-        samples=done,
+        samples=samples,
         components=components,
-        provider=settings.provider.name,
+        provider=usable.name,
         notes=tuple(notes),
         hashes={path.name: sha256_file(path), **{f"data {f.name}": sha256_file(f) for f in data.files}},
         versions=versions(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -58,6 +58,9 @@ class Running:
 
     Args:
         ablations: How many.
+
+    Attributes:
+        notes: What the user should know of how they were come by.
     """
 
     def __init__(self, ablations: int) -> None:
@@ -66,6 +69,7 @@ class Running:
         self._samples = np.zeros(ablations, np.int64)
         self._nonzero = np.zeros(ablations, np.int64)
         self._has_classes = False
+        self.notes: tuple[str, ...] = ()
 
     def add(self, which: slice, outputs: Array, baseline: Baseline) -> None:
         """Take in what some ablations give on one batch.
@@ -89,6 +93,16 @@ class Running:
             self._top[which] += (values.argmax(axis=2) != baseline.top).sum(axis=1)
             after = log_softmax(values)
             self._kl[which] += (baseline.share * (baseline.log_share - after)).sum(axis=(1, 2))
+
+    def merge(self, other: Self) -> Self:
+        """Return what both have taken in of the same ablations."""
+        merged = type(self)(len(self._change))
+        for name in ("_change", "_relative", "_top", "_kl", "_samples", "_nonzero"):
+            setattr(merged, name, getattr(self, name) + getattr(other, name))
+        merged._largest = np.maximum(self._largest, other._largest)
+        merged._has_classes = self._has_classes or other._has_classes
+        merged.notes = tuple(dict.fromkeys((*self.notes, *other.notes)))
+        return merged
 
     def effects(self) -> tuple[Effect, ...]:
         """What was found of each ablation; at least one batch of each was taken in."""

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from spdexport.cli_help import command
-from spdexport.cli_options import PROVIDERS, report_options, talk_options
+from spdexport.cli_options import PROVIDERS, engine_option, report_options, talk_options
 from spdexport.commands.running import Reporting, reporting
 from spdexport.report.formats import ABLATIONS
 
@@ -35,6 +35,7 @@ from spdexport.report.formats import ABLATIONS
 @click.option("--provider", type=click.Choice(PROVIDERS), default="cpu", show_default=True, help="Where to run.")
 @click.option("--threads", type=int, metavar="N", help="Of one operator. Default: ONNX Runtime's own choice.")
 @click.option("--rows", type=int, default=1024, show_default=True, help="Samples times ablations in one run.")
+@engine_option
 @report_options(ABLATIONS)
 @talk_options
 @reporting

@@ -11,6 +11,7 @@ import click
 from spdexport.cli_help import command
 from spdexport.cli_options import (
     OBJECTIVES,
+    engine_option,
     keyword,
     model_options,
     opset_option,
@@ -82,6 +83,7 @@ class Share(click.ParamType[float]):
     help="float16: the result is in half precision, within the same budget; no faster on a CPU.",
 )
 @click.option("--cache", type=_PATH, metavar="DIR", help="Keep work there, to resume what was interrupted.")
+@engine_option
 @click.option("--save-components", type=_PATH, metavar="F.safetensors", help="Write the forms, for --components.")
 @model_options
 @keyword("--components", type=_PATH, help="An SPD run whose V and U layers might take too, for a dense SOURCE.")

@@ -10,6 +10,7 @@ import click
 
 from spdexport.cli_help import command
 from spdexport.cli_options import (
+    engine_option,
     keyword,
     model_options,
     report_options,
@@ -64,6 +65,7 @@ MEASURES = ("peak", "mean", "frequency")
 )
 @click.option("--top", type=int, metavar="K", help="Keep the K greatest of each layer instead.")
 @click.option("--batch", type=int, default=64, show_default=True, help="Samples that are run together.")
+@engine_option
 @report_options(LISTS)
 @talk_options
 @reporting
@@ -83,6 +85,7 @@ def masks(
     min_frequency: float,
     top: int | None,
     batch: int,
+    engine: str,
 ) -> int:
     """Derive fixed masks for SOURCE from the data in --inputs: .npz, .npy, safetensors, or a folder of such.
 
@@ -108,6 +111,7 @@ def masks(
             min_frequency=min_frequency,
             top=top,
             batch=batch,
+            engine=engine,
             progress=progress,
             **options,
         )

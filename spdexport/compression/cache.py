@@ -68,13 +68,17 @@ class Cache:
             folder.mkdir(parents=True, exist_ok=True)
         return cls(folder=folder, told=told)
 
+    def has_moments(self, number: int) -> bool:
+        """Whether moments of a layer are kept, as far as one can tell without reading them."""
+        return self.folder is not None and (self.folder / f"{_layer(number)}.npz").exists()
+
     def moments(self, number: int) -> Moments | None:
         """Return the moments of a layer, by its number; None where they are not kept."""
-        return self._made(f"layer-{number}", Moments.from_arrays)
+        return self._made(_layer(number), Moments.from_arrays)
 
     def keep_moments(self, number: int, found: Moments) -> None:
         """Keep them."""
-        self._keep(f"layer-{number}", found.arrays())
+        self._keep(_layer(number), found.arrays())
 
     def trial(
         self, sites: Sequence[ConvSite], taken: Sequence[Candidate], power: int
@@ -126,6 +130,10 @@ class Cache:
         path = self.folder / f"{name}.npz"
         with replacing(path) as temporary, writing(path):
             write_npz(temporary, arrays, {})
+
+
+def _layer(number: int) -> str:
+    return f"layer-{number}"
 
 
 def _name(taken: Sequence[Candidate]) -> str:

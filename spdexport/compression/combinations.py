@@ -181,7 +181,11 @@ class Combining:
             what = "the dense model" if trial is None else f"the choice at cost {trial.cost:.2f}"
             self._progress(f"{what} as {lowering.storage}: calibrating and judging it")
             model = lowering(model)
-        lost = trial.lost if trial is not None and lowering is None else self._search.judged(model)
+        lost = (
+            trial.lost
+            if trial is not None and lowering is None
+            else self._search.judged(model, "judging a combination")
+        )
         bound, size = lost.upper_bound(), _bytes(model) / self._dense_bytes
         accepted = bound <= self._budget.limit if self._budget.loss is not None else False
         return Combined(trial=trial, lowering=lowering, lost=lost, bound=bound, accepted=accepted, size=size)

@@ -17,15 +17,16 @@ from spdexport.compression.combinations import Combining
 from spdexport.compression.data import read_sets
 from spdexport.compression.dense_model import batch_of, dense_model, some_of
 from spdexport.compression.execution import Shelf
-from spdexport.compression.losses import LOSSES, measured
+from spdexport.compression.losses import LOSSES
 from spdexport.compression.lowering import Lowering, Wanted
 from spdexport.compression.metric_files import UserMetric, metric_hash
 from spdexport.compression.result import Compression, Judged, Searched
-from spdexport.compression.running import DenseAnswers, Network
+from spdexport.compression.running import DenseAnswers
 from spdexport.compression.search import Search
 from spdexport.compression.timing import paired
 from spdexport.compression.told import combinations, layers, points
 from spdexport.cost import MacsCost, ParameterCost
+from spdexport.engine.engines import engine_named
 from spdexport.errors import UsageError
 from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import load_onnx
@@ -88,6 +89,7 @@ def compress(
     macs: float | None = None,
     size: float | None = None,
     cache: str | Path | None = None,
+    engine: str = "local",
     save_components: str | Path | None = None,
     save_plan: str | Path | None = None,
     quantize: str = "none",
@@ -119,6 +121,7 @@ def compress(
         macs: The multiply-accumulates that it may have, relative to dense.
         size: The numbers that it may store, relative to dense.
         cache: A folder where work is kept, so that it resumes where it was interrupted.
+        engine: Where samples run: ``local``, or ``ray`` for workers of Ray. Weights are fitted in this process.
         save_components: A safetensors file for the forms; ``convert`` with ``components`` makes the same file of it.
         save_plan: As for ``convert``.
         quantize: ``int8`` for a result of eight bits, within the same budget; ``auto`` for one where that is best; else
@@ -148,6 +151,7 @@ def compress(
             where="--output",
             hint="Write an ONNX file alone, or leave out --quantize and --dtype.",
         )
+    workers = engine_named(engine)
     loss = UserMetric(spec=metric) if metric is not None else LOSSES[budget.loss or LossKind.RELATIVE_L2]
     progress("reading the data")
     seed = options.get("seed", 0)
@@ -158,7 +162,7 @@ def compress(
     if not {"inputs", "input_shape"} & options.keys():
         options = {**options, "inputs": _inputs(sets.test, _fixed_batch(source))}
     chosen = Options.of(options)
-    with scratch_folder() as folder:
+    with scratch_folder() as folder, workers.running():
         dense = dense_model(source, chosen, example, progress)
         feeds = {name: array[:1] for name, array in data_feeds(dense.ports, example, "the data").items()}
         if dense.batch is not None:
@@ -189,6 +193,7 @@ def compress(
             progress=progress,
             foreign=dense.foreign,
             time=lambda model: paired(model, dense.model, feeds, seed=seed, seconds=TRIAL_SECONDS).median,
+            engine=workers,
             cache=Cache.of(None if cache is None else Path(cache), settings, progress),
         )
         found = search.run(budget)
@@ -224,7 +229,7 @@ def compress(
         if written is not None:
             progress(f"judging the file on {len(sets.test)} samples")
             answers = DenseAnswers(dense, sets.test, Shelf(folder))
-            lost = measured(loss, answers.pairs(Network(written)))
+            lost = search.judged(written, "judging the file", answers=answers)
             judged = Judged(interval=lost.interval(), samples=len(sets.test), labelled=sets.test.labels is not None)
     searched = Searched(
         budget=budget,

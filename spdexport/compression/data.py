@@ -7,7 +7,7 @@ are read in batches, as often as they are needed, and never all at once.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from spdexport.conv import Array
+    from spdexport.engine.work import Shard
 
 CALIBRATION = 512
 """Samples that weights are fitted on, at most, where ``--calibration-samples`` says nothing: with 128 a small ResNet
@@ -49,10 +50,11 @@ class ArraySet:
     samples: int
     path: str = "the data"
 
-    def batches(self, size: int) -> Iterator[Mapping[str, Array]]:
-        """Yield consecutive samples, ``size`` of them or fewer at the end."""
-        for start in range(0, self.samples, size):
-            yield {name: array[start : start + size] for name, array in self.arrays.items()}
+    def batches(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Mapping[str, Array]]:
+        """Yield consecutive samples, ``size`` of them or fewer at the end; see ``DataSet.batches``."""
+        last = self.samples if stop is None else stop
+        for first in range(start, last, size):
+            yield {name: array[first : min(first + size, last)] for name, array in self.arrays.items()}
 
 
 Data = str | Path | Mapping[str, "Array"] | np.ndarray
@@ -84,11 +86,19 @@ class Samples:
         """The set's path, for messages."""
         return str(self.data.path)
 
+    def part(self, shard: Shard) -> Samples:
+        """Return some of them."""
+        own = slice(shard.start, shard.stop)
+        labels = None if self.labels is None else self.labels[own]
+        return replace(self, chosen=self.chosen[own], labels=labels)
+
     def batches(self, size: int = BATCH) -> Iterator[dict[str, Array]]:
         """Yield batches of ``size`` samples, and fewer in the last; labels are among the arrays."""
+        if not len(self):
+            return
         waiting: list[dict[str, Array]] = []
-        held = start = 0
-        for batch in self.data.batches(max(size, 256)):
+        held, start = 0, int(self.chosen[0])
+        for batch in self.data.batches(max(size, 256), start, int(self.chosen[-1]) + 1):
             number = min(len(array) for array in batch.values())
             low, high = np.searchsorted(self.chosen, (start, start + number))
             index = self.chosen[low:high] - start

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from spdexport.compression.data import BATCH
 from spdexport.conv import Skipped
 from spdexport.errors import UsageError
 from spdexport.forms import Form, FormKind, factorized
@@ -75,6 +76,15 @@ class DenseModel:
     def batch(self) -> int | None:
         """The only size that axis 0 of the inputs may have; None where it may change."""
         return batch_of(self.ports)
+
+    @property
+    def together(self) -> int:
+        """Samples that run together."""
+        return self.batch or BATCH
+
+    def alone(self) -> DenseModel:
+        """Return the graph with its layers, without what only leads back to the source."""
+        return replace(self, own={}, skipped=(), notes=(), foreign={})
 
     def in_source(self, site: ConvSite, form: Form) -> Form:
         """Return the form for the layer as the source has it."""

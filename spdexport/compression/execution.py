@@ -113,13 +113,16 @@ class Segment:
         assert self.site is not None, "only a layer takes a form"
         return place_onnx_forms(self.model, [(self.site, form)])
 
-    def session(self, model: ir.Model, outputs: Iterable[str], feeds: Mapping[str, Array]) -> Session:
+    def session(
+        self, model: ir.Model, outputs: Iterable[str], feeds: Mapping[str, Array], threads: int | None
+    ) -> Session:
         """Open a session of the segment.
 
         Args:
             model: What ``with_form`` gave.
             outputs: The values that it is to give.
             feeds: One batch of its inputs, which tells their types.
+            threads: Of one operator; None leaves it to ONNX Runtime.
 
         Raises:
             RuntimeFailure: ONNX Runtime does not load it.
@@ -136,7 +139,7 @@ class Segment:
             values[name].shape = None
             graph.outputs.append(values[name])
         proto = ir.to_proto(ir.Model(graph, ir_version=model.ir_version, functions=tuple(model.functions.values())))
-        return open_session(proto.SerializeToString(), SessionSettings(optimized=True))
+        return open_session(proto.SerializeToString(), SessionSettings(optimized=True, threads=threads))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -146,16 +149,18 @@ class CutGraph:
     Attributes:
         model: The graph.
         sites: The layers, in the order in which they are run.
+        threads: Of one operator; None leaves it to ONNX Runtime.
     """
 
     model: ir.Model
     sites: tuple[ConvSite, ...]
+    threads: int | None = None
 
     @classmethod
-    def of(cls, model: ir.Model, sites: Iterable[ConvSite]) -> CutGraph:
+    def of(cls, model: ir.Model, sites: Iterable[ConvSite], *, threads: int | None = None) -> CutGraph:
         """Cut a graph in front of some of its layers; its nodes are in an order in which they can run."""
         order = {key: index for index, key in enumerate(node_keys(model.graph))}
-        return cls(model=model, sites=tuple(sorted(sites, key=lambda site: order[site.node])))
+        return cls(model=model, sites=tuple(sorted(sites, key=lambda site: order[site.node])), threads=threads)
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
@@ -328,7 +333,7 @@ class Walk:
             feeds = {name: self._live[name][number].get() for name in segment.inputs}
             try:
                 if session is None:
-                    session = segment.session(model, outputs, feeds)
+                    session = segment.session(model, outputs, feeds, self.cut.threads)
                 values = session.run(feeds, outputs)
             except RuntimeFailure as failure:
                 raise SourceError(

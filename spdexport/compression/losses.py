@@ -8,7 +8,7 @@ too: sum of e / sum of n <= b^2 wherever the mean of e - b^2 n is below zero.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 
@@ -47,13 +47,18 @@ class Lost:
     power: int
 
     @classmethod
-    def of(cls, sizes: FloatArray, scales: FloatArray | None = None, *, power: int = 1) -> Lost:
+    def of(cls, sizes: FloatArray, scales: FloatArray | None = None, *, power: int = 1) -> Self:
         """Return the loss of all samples together."""
         scales = np.ones_like(sizes) if scales is None else scales
         whole, total = float(scales.sum()), float(sizes.sum())
         ratio = total / whole if whole else (0.0 if total == 0 else np.inf)
         value = float(ratio ** (1 / power)) if power > 1 else ratio
         return cls(value=value, sizes=sizes, scales=scales, power=power)
+
+    def merge(self, other: Self) -> Self:
+        """Return the loss of the samples of both."""
+        sizes, scales = (np.concatenate([getattr(one, name) for one in (self, other)]) for name in ("sizes", "scales"))
+        return type(self).of(sizes, scales, power=self.power)
 
     def upper_bound(self, *, confidence: float = CONFIDENCE) -> float:
         """Return what the loss of samples to come is at most, with this confidence."""

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
-from spdexport.compression.data import BATCH
 from spdexport.errors import ExampleInputError, SourceError
 from spdexport.ort.sessions import RuntimeFailure, Session, SessionSettings, open_session
 from spdexport.verification.data_feeds import LABELS, data_feeds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from spdexport.compression.data import Samples
     from spdexport.compression.dense_model import DenseModel
     from spdexport.compression.execution import Kept, Shelf
     from spdexport.conv import Array
+    from spdexport.engine.work import Shard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -50,7 +50,7 @@ def batches_of(dense: DenseModel, samples: Samples, *, whole: bool = False) -> I
         ExampleInputError: They do not fit the network, or hold NaN or infinity.
     """
     fixed = dense.batch
-    for arrays in samples.batches(fixed or BATCH):
+    for arrays in samples.batches(dense.together):
         number = min(len(array) for array in arrays.values())
         feeds = data_feeds(dense.ports, arrays, samples.where)
         for name, array in feeds.items():
@@ -75,12 +75,13 @@ class Network:
 
     Args:
         model: A file, or a graph in memory.
+        threads: Of one operator; None leaves it to ONNX Runtime.
     """
 
-    def __init__(self, model: ir.Model | Path) -> None:
+    def __init__(self, model: ir.Model | Path, *, threads: int | None = None) -> None:
         source = ir.to_proto(model).SerializeToString() if isinstance(model, ir.Model) else model
         try:
-            self._session: Session = open_session(source, SessionSettings(optimized=True))
+            self._session: Session = open_session(source, SessionSettings(optimized=True, threads=threads))
         except RuntimeFailure as failure:
             raise _unusable(failure) from failure
 
@@ -102,28 +103,42 @@ def _unusable(failure: RuntimeFailure) -> SourceError:
 
 
 class DenseAnswers:
-    """What the dense network answers on some samples, run once and kept.
+    """What the dense network answers on some samples, run once and kept; in another process, run there.
 
     Args:
         dense: The network.
         samples: The samples.
-        shelf: Where the answers are kept.
+        shelf: Where the answers are kept; None to keep none.
     """
 
-    def __init__(self, dense: DenseModel, samples: Samples, shelf: Shelf) -> None:
-        self._dense, self.samples, self._shelf = dense, samples, shelf
-        self._answers: list[dict[str, Kept]] = []
+    def __init__(self, dense: DenseModel, samples: Samples, shelf: Shelf | None) -> None:
+        self.dense, self.samples, self._shelf = dense, samples, shelf
+        self._kept: dict[int, dict[str, Kept]] = {}
 
-    def pairs(self, network: Network) -> Iterator[tuple[dict[str, Array], dict[str, Array], Array | None]]:
-        """Yield for each batch the answers of the dense network and of another one, and the labels."""
-        own = None if self._answers else Network(self._dense.model)
-        for number, batch in enumerate(batches_of(self._dense, self.samples)):
-            if own is not None:
-                answers = own.answers(batch)
-                _check_finite(answers, self.samples.where)
-                self._answers.append({name: self._shelf.put(array) for name, array in answers.items()})
-            dense = {name: kept.get() for name, kept in self._answers[number].items()}
-            yield dense, network.answers(batch), batch.labels
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Tell how another process makes them anew, which keeps none."""
+        return type(self), (self.dense.alone(), self.samples, None)
+
+    def pairs(
+        self, network: Network, dense: Callable[[], Network], shard: Shard
+    ) -> Iterator[tuple[dict[str, Array], dict[str, Array], Array | None]]:
+        """Yield for each batch the answers of the dense network and of another one, and the labels.
+
+        Args:
+            network: The other one.
+            dense: Returns the dense one, where answers are missing.
+            shard: Of the samples.
+        """
+        samples = self.samples.part(shard)
+        for number, batch in enumerate(batches_of(self.dense, samples), shard.start // self.dense.together):
+            if number in self._kept:
+                before = {name: kept.get() for name, kept in self._kept[number].items()}
+            else:
+                before = dense().answers(batch)
+                _check_finite(before, self.samples.where)
+                if self._shelf is not None:
+                    self._kept[number] = {name: self._shelf.put(array) for name, array in before.items()}
+            yield before, network.answers(batch), batch.labels
 
 
 def _check_finite(answers: Mapping[str, Array], where: str) -> None:

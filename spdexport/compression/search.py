@@ -9,34 +9,34 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from spdexport.compression.allocation import Allocation, at_cost, frontier
 from spdexport.compression.budgets import CostKind
 from spdexport.compression.candidates import Candidate, layer_candidates
 from spdexport.compression.execution import CutGraph, Shelf, Walk
-from spdexport.compression.losses import Lost, measured
-from spdexport.compression.moments import ROWS, Moments, locations_per_sample, moments_of
 from spdexport.compression.refit import last_stage_refitted, refitted
-from spdexport.compression.running import DenseAnswers, Network, batches_of
+from spdexport.compression.running import DenseAnswers, batches_of
+from spdexport.compression.work import DenseMoments, Judging, layer_moments, takes_bias
 from spdexport.cost import dense_shape, shape_macs, shape_parameters
+from spdexport.engine.work import EngineKind
 from spdexport.forms import FormKind
 from spdexport.rewrite.onnx_rewrite import place_onnx_forms
 from spdexport.steps import Remark, step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import onnx_ir as ir
 
     from spdexport.compression.budgets import Budget
     from spdexport.compression.cache import Cache
-    from spdexport.compression.data import Sets
+    from spdexport.compression.data import Samples, Sets
     from spdexport.compression.dense_model import DenseModel
-    from spdexport.compression.losses import Loss
+    from spdexport.compression.losses import Loss, Lost
+    from spdexport.compression.moments import Moments
     from spdexport.conv import Array, ConvSite, ConvSpec
     from spdexport.cost import CostModel
+    from spdexport.engine.work import Engine, S, Work
     from spdexport.forms import Form
 
 TRIALS = 7
@@ -47,10 +47,6 @@ STEP = 0.01
 
 WHOLE_PATCH = 2304
 """The longest patch of which a whole layer is fitted anew; of longer ones its last stage is."""
-
-LEAST_ROWS, ROWS_PER_COLUMN = 16_384, 8
-"""Rows that the moments of a layer are taken from: so many, and so many for each column of its patches, up to ``ROWS``.
-Sums over them are most of the work of a large network; on a small ResNet 8,192 rows and more lost alike, to noise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -109,6 +105,7 @@ class Search:
         progress: Told what is being done.
         foreign: Forms of other origin for some layers, by their names.
         cache: Where work is kept.
+        engine: Where samples run, but for those that weights are fitted on: that goes from layer to layer.
         time: Returns the time of a graph relative to the dense one's.
     """
 
@@ -125,11 +122,12 @@ class Search:
         progress: Callable[[str], None],
         foreign: Mapping[str, Sequence[Form]] | None = None,
         cache: Cache,
+        engine: Engine,
         time: Callable[[ir.Model], float],
     ) -> None:
         self.dense, self._sets, self._loss, self._cost = dense, sets, loss, cost
         self._lane, self._seed, self._progress = lane, seed, progress
-        self._foreign, self._cache, self._time = foreign or {}, cache, time
+        self._foreign, self._cache, self._engine, self._time = foreign or {}, cache, engine, time
         self._shelf = Shelf(folder)
         self._cut = CutGraph.of(dense.model, dense.sites)
         self._answers = DenseAnswers(dense, sets.selection, self._shelf)
@@ -162,23 +160,57 @@ class Search:
 
     def candidates(self) -> tuple[tuple[Candidate, ...], ...]:
         """Run the dense network over the calibration set, and weigh what each layer might be."""
-        walk: Walk | None = None
-        at = 0
         found = []
+        sums: Iterator[tuple[str, Moments]] = iter(())
         for number, site in enumerate(self.sites):
             self._progress(step("candidates", done=number, total=len(self.sites), detail=site.name))
             moments = self._cache.moments(number)
             if moments is None:
-                if walk is None:
-                    walk, at = self._begin(), 0
-                for _ in range(at, number):
-                    walk.step()
-                at = number
-                moments = self._moments(site, site.spec, ((x, None) for x in walk.reads()))
+                name, moments = next(sums, ("", None))
+                if moments is None or name != site.name:  # the first that is missing, or one that cannot be read
+                    sums = self._dense_moments(self.sites[number:])
+                    _, moments = next(sums)
                 self._cache.keep_moments(number, moments)
             foreign = self._foreign.get(site.name, ())
             found.append(layer_candidates(site, moments, self._cost, foreign=foreign, lane=self._lane))
         return tuple(found)
+
+    def _dense_moments(self, sites: Sequence[ConvSite]) -> Iterator[tuple[str, Moments]]:
+        """The moments of what layers read in the dense network; but for the first, of those that are not kept."""
+        first, *rest = sites
+        missing = [site.name for site in rest if not self._cache.has_moments(self.sites.index(site))]
+        work = DenseMoments(
+            dense=self.dense.alone(),
+            samples=self._sets.calibration,
+            layers=(first.name, *missing),
+            seed=self._seed,
+        )
+        yield from self._sums(work, self._sets.calibration, "moments")
+
+    def _sums(self, work: Work[S], samples: Samples, told: str) -> Iterator[tuple[str, S]]:
+        """What the engine makes of samples; this process tells of other things than samples."""
+        number = 0
+
+        def done(more: int) -> None:
+            nonlocal number
+            number += more
+            if self._engine.kind is not EngineKind.LOCAL:
+                self._progress(step(told, done=number, total=len(samples), unit="sample"))
+
+        yield from self._engine.sums(work, samples=len(samples), unit=self.dense.together, done=done)
+
+    def judged(self, model: ir.Model | Path, told: str, *, answers: DenseAnswers | None = None) -> Lost:
+        """Return what a network loses against what the dense one answers.
+
+        Args:
+            model: The network.
+            told: What is being done, in words.
+            answers: Those of the dense network; None for its answers on the selection set.
+        """
+        answers = self._answers if answers is None else answers
+        work = Judging(answers=answers, model=model, loss=self._loss)
+        ((_, lost),) = self._sums(work, answers.samples, told)
+        return lost
 
     def run(self, budget: Budget) -> Found:
         """Look for the cheapest choice that keeps a budget of loss, or the best one at a cost."""
@@ -254,17 +286,11 @@ class Search:
             middle = min(max(middle, low + 1), high - 1)
             taken = zip(self.sites, candidates, points[middle].chosen, strict=True)
             forms = {site.name: options[index].make() for site, options, index in taken if index}
-            forms = {
-                name: form if _takes_bias(self.site(name)) else _without_bias(form) for name, form in forms.items()
-            }
+            forms = {name: form if takes_bias(self.site(name)) else _without_bias(form) for name, form in forms.items()}
             took = self._time(last(self.placed(forms)))
             self._progress(f"measuring time beside the dense model: {took:.2f} of it")
             low, high = (middle, high) if took <= limit else (low, middle)
         return self.trial(candidates, points[low], self._dense_cost, None, 1, 1)
-
-    def judged(self, model: ir.Model) -> Lost:
-        """Return what a network loses on the selection set."""
-        return measured(self._loss, self._answers.pairs(Network(model)))
 
     def trial(
         self,
@@ -284,7 +310,7 @@ class Search:
         if kept is None:
             forms = self._fitted(taken, told)
             self._progress(f"{told}: {len(self._sets.selection)} samples of the selection set")
-            lost = self.judged(self.placed(forms))
+            lost = self.judged(self.placed(forms), f"{told}, selection set")
             self._cache.keep_trial(self.sites, taken, forms, lost)
         else:
             forms, lost = kept
@@ -332,41 +358,24 @@ class Search:
         if site.spec.patch <= WHOLE_PATCH and candidate.kind in known:
             pairs = ((x, y()) for x, y in zip(other.reads(), targets, strict=True))
             form = refitted(site, candidate.kind, candidate.ranks, self._moments(site, site.spec, pairs))
-            return form if _takes_bias(site) else _without_bias(form)
+            return form if takes_bias(site) else _without_bias(form)
         form = candidate.make()
         if len(form.chains) > 1:
             return form
         last = form.chains[0][-1].spec
         pairs = ((z, y()) for z, y in zip(other.front(form), targets, strict=True))
         form = last_stage_refitted(form, self._moments(site, last, pairs))
-        return form if _takes_bias(site) else _without_bias(form)
+        return form if takes_bias(site) else _without_bias(form)
 
     def _moments(self, site: ConvSite, spec: ConvSpec, pairs: Iterable[tuple[Array, Array | None]]) -> Moments:
         """The moments of what a layer, or one stage of its form, reads, and of what it is to give."""
-        rng = np.random.default_rng(self._seed)
-        rows = min(max(LEAST_ROWS, ROWS_PER_COLUMN * spec.patch), ROWS)
-        per_sample = locations_per_sample(len(self._sets.calibration), rows=rows)
-        found: Moments | None = None
-        for x, y in pairs:
-            part = moments_of(spec, x, y, rng=rng, per_sample=per_sample)
-            found = part if found is None else found.merge(part)
+        found = layer_moments(site, spec, pairs, samples=len(self._sets.calibration), seed=self._seed)
         assert found is not None, "a calibration set has samples"
-        return found if _takes_bias(site) else _about_zero(found)
+        return found
 
     def _begin(self) -> Walk:
         batches = batches_of(self.dense, self._sets.calibration, whole=True)
         return Walk.begin(self._cut, (batch.feeds for batch in batches), self._shelf)
-
-
-def _takes_bias(site: ConvSite) -> bool:
-    """Whether the graph has a place for a bias: a plain matrix product has none."""
-    return site.bias is not None or not site.is_product
-
-
-def _about_zero(moments: Moments) -> Moments:
-    """The moments about zero instead of the means: what counts where no bias makes good what is constant."""
-    targets = None if moments.targets is None else np.zeros_like(moments.targets)
-    return replace(moments, inputs=np.zeros_like(moments.inputs), targets=targets)
 
 
 def _without_bias(form: Form) -> Form:

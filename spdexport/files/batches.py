@@ -46,23 +46,39 @@ class DataSet:
     Attributes:
         path: The file or folder.
         files: The files in order.
-        samples: How many samples there are.
+        lengths: How many samples each of them has.
     """
 
     path: Path
     files: tuple[Path, ...]
-    samples: int
+    lengths: tuple[int, ...]
 
-    def batches(self, size: int) -> Iterator[Mapping[str, Array]]:
+    @property
+    def samples(self) -> int:
+        """How many samples there are."""
+        return sum(self.lengths)
+
+    def batches(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Mapping[str, Array]]:
         """Consecutive samples of each file, ``size`` of them, or fewer where a file ends.
+
+        Args:
+            size: Samples of a batch.
+            start: The first sample of all.
+            stop: The one behind the last; None for all that follow.
 
         Raises:
             ExampleInputError: A file changed, or is damaged.
         """
-        for file in self.files:
+        begins = 0
+        for file, length in zip(self.files, self.lengths, strict=True):
+            first, last = max(start - begins, 0), length if stop is None else min(stop - begins, length)
+            begins += length
+            if first >= last:
+                continue
             kind = _kind(file)
             with _reading(file):
-                yield from _READERS[kind](file, size)
+                # To the end of the file, whatever it holds by now, where nobody named an end.
+                yield from _READERS[kind](file, size, first, None if stop is None else last)
 
 
 def open_data(path: str | Path) -> DataSet:
@@ -79,12 +95,13 @@ def open_data(path: str | Path) -> DataSet:
         files = tuple(file for file in sorted(path.iterdir()) if not file.is_dir() and not file.name.startswith("."))
         if not files:
             raise ExampleInputError("The folder holds no files.", where=str(path), hint=f"Give {KINDS}.")
-    total, names = 0, None
+    lengths: list[int] = []
+    names = None
     for file in files:
         kind = _kind(file)
         with _reading(file):
             shapes = _SHAPES[kind](file)
-        total += _length(shapes, file)
+        lengths.append(_length(shapes, file))
         if names is not None and set(shapes) != names:
             raise ExampleInputError(
                 f"The arrays are called {_listed(shapes)}, and those of the first file {_listed(names)}.",
@@ -92,7 +109,7 @@ def open_data(path: str | Path) -> DataSet:
                 hint="Give all files the same names.",
             )
         names = set(shapes)
-    return DataSet(path=path, files=files, samples=total)
+    return DataSet(path=path, files=files, lengths=tuple(lengths))
 
 
 def named_batches(data: Data) -> Iterator[Mapping[str, Array]]:
@@ -150,7 +167,7 @@ def _npz_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _npz_batches(file: Path, size: int) -> Iterator[dict[str, Array]]:
+def _npz_batches(file: Path, size: int, first: int, last: int | None) -> Iterator[dict[str, Array]]:
     archive = open_archive(file, error=ExampleInputError)
     with ExitStack() as opened:
         members = {
@@ -158,10 +175,24 @@ def _npz_batches(file: Path, size: int) -> Iterator[dict[str, Array]]:
             for name in archive.names
         }
         heads = {name: _header(member, length) for name, (member, length) in members.items()}
-        rows = min(head.shape[0] for head in heads.values())
-        for start in range(0, rows, size):
+        rows = _end(min(head.shape[0] for head in heads.values()), last)
+        for start in range(0, first, size):  # a stream is read up to where it is wanted
+            for name, (member, _) in members.items():
+                _rows(member, heads[name], min(size, first - start))
+        for start in range(first, rows, size):
             number = min(size, rows - start)
             yield {name: _rows(member, heads[name], number) for name, (member, _) in members.items()}
+
+
+def _end(rows: int, last: int | None) -> int:
+    """Where to stop in a file that has so many samples now.
+
+    Raises:
+        ValueError: It has fewer than it had.
+    """
+    if last is not None and last > rows:
+        raise ValueError("it has fewer samples than before")
+    return rows if last is None else last
 
 
 def _header(member: io.BufferedIOBase, length: int) -> NpyHeader:
@@ -199,10 +230,11 @@ def _npy_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     return {UNNAMED: _npy(file).shape}
 
 
-def _npy_batches(file: Path, size: int) -> Iterator[dict[str, Array]]:
+def _npy_batches(file: Path, size: int, first: int, last: int | None) -> Iterator[dict[str, Array]]:
     array = _npy(file)
-    for start in range(0, array.shape[0], size):
-        yield {UNNAMED: native(np.array(array[start : start + size]))}
+    rows = _end(array.shape[0], last)
+    for start in range(first, rows, size):
+        yield {UNNAMED: native(np.array(array[start : min(start + size, rows)]))}
 
 
 # --- safetensors ---
@@ -214,12 +246,12 @@ def _safetensors_shapes(file: Path) -> dict[str, tuple[int, ...]]:
         return {name: tuple(archive.get_slice(name).get_shape()) for name in archive.keys()}  # noqa: SIM118
 
 
-def _safetensors_batches(file: Path, size: int) -> Iterator[dict[str, Array]]:
+def _safetensors_batches(file: Path, size: int, first: int, last: int | None) -> Iterator[dict[str, Array]]:
     check_header(file, error=ExampleInputError)
     with safetensors.safe_open(file, framework="numpy") as archive:
         slices = {name: archive.get_slice(name) for name in archive.keys()}  # noqa: SIM118
-        rows = min(part.get_shape()[0] for part in slices.values())
-        for start in range(0, rows, size):
+        rows = _end(min(part.get_shape()[0] for part in slices.values()), last)
+        for start in range(first, rows, size):
             yield {name: np.asarray(part[start : min(start + size, rows)]) for name, part in slices.items()}
 
 

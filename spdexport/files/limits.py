@@ -54,6 +54,11 @@ def limit(name: str) -> int:
     return _current.get().get(name, LIMITS[name].default)
 
 
+def limits_here() -> Mapping[str, int]:
+    """Return the limits that were changed here: ``reading_limits`` of them lets the same hold in another process."""
+    return _current.get()
+
+
 @contextmanager
 def reading_limits(**limits: int) -> Iterator[None]:
     """Let other limits hold inside of the block: ``with spdexport.reading_limits(nodes=100_000): ...``.

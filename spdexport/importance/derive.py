@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
-from spdexport.arrays import to_numpy, to_torch
-from spdexport.conv import stored_weight
+from spdexport.engine.engines import engine_named
+from spdexport.engine.work import EngineKind
 from spdexport.errors import ComponentsError, ExampleInputError, UsageError
-from spdexport.factors import v_filters
-from spdexport.files.batches import Data, DataSet, filled, named_batches, open_data
+from spdexport.files.batches import Data, DataSet, named_batches, open_data
 from spdexport.files.hashing import sha256_file
-from spdexport.gates import GlobalShare, evaluate_global
-from spdexport.gates import evaluate as evaluate_gate
 from spdexport.importance.derive_listed import Listed, derive_listed
 from spdexport.importance.result import DerivedMasks, LayerMask
-from spdexport.importance.statistics import Importances, Measure, Rule, Running
+from spdexport.importance.statistics import Measure, Rule
+from spdexport.importance.work import Gated, Importance
 from spdexport.importance.written import check_name, write_masks
 from spdexport.loading.inputs import inputs_from_arrays
 from spdexport.names import layer_of_call
@@ -27,21 +25,12 @@ from spdexport.options import Options, OptionsDict
 from spdexport.ort.installed import versions
 from spdexport.overwriting import check_overwriting, importances_name
 from spdexport.prepare import prepare
-from spdexport.reference.torch_reference import evaluate
-from spdexport.rewrite.torch_builder import convolution
-from spdexport.rewrite.torch_graph import operands
 from spdexport.sources.match import match_gates
 from spdexport.sources.spd_gates import Gates
 from spdexport.steps import step
-from spdexport.verification.inputs import input_names
 
 if TYPE_CHECKING:
-    import torch
-    from torch.export import ExportedProgram
-
-    from spdexport.conv import Array, ConvSite
-    from spdexport.factors import Factors
-    from spdexport.gates import GateFunction
+    from spdexport.conv import Array
     from spdexport.loading.model import ExampleInputs
     from spdexport.loading.source import Source
     from spdexport.prepare import Prepared
@@ -49,15 +38,6 @@ if TYPE_CHECKING:
 BATCH = 64
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Gated:
-    """A layer whose importances are computed."""
-
-    site: ConvSite
-    factors: Factors
-    gate: GateFunction | GlobalShare
 
 
 def derive_masks(
@@ -75,6 +55,7 @@ def derive_masks(
     min_frequency: float = 0.0,
     top: int | None = None,
     batch: int = BATCH,
+    engine: str = "local",
     progress: Progress = lambda _: None,
     **options: Unpack[OptionsDict],
 ) -> DerivedMasks:
@@ -99,6 +80,7 @@ def derive_masks(
         min_frequency: For ``frequency``, the least share of samples and locations.
         top: The number of components that each layer keeps, in the place of a limit.
         batch: Samples that are run together, of a file; batches that are given are taken as they are.
+        engine: Where the data run: ``local``, or ``ray`` for workers of Ray, which need files.
         progress: Told what is being done.
         **options: See ``spdexport.Options``; what is about forms and masks has no meaning here.
 
@@ -120,6 +102,7 @@ def derive_masks(
         raise UsageError(f"A batch of {batch} holds nothing.", where="--batch", hint="Give a number of at least 1.")
     if path is not None:
         check_name(path)
+    workers = engine_named(engine)
     if data is None:
         given = {name: None if file is None else Path(file) for name, file in files.items()}
         listed = Listed(**given, patterns=(label,) if isinstance(label, str) else tuple(label), remove=remove)
@@ -129,6 +112,12 @@ def derive_masks(
     rule = rule_of(by or Measure.PEAK.value)
     beside = None if path is None else importances_name(path)
     opened = open_data(data) if isinstance(data, str | Path) else None
+    if opened is None and workers.kind is not EngineKind.LOCAL:
+        raise UsageError(
+            "Batches that come one after another stay in this process.",
+            where=f"the data and --engine {workers.kind}",
+            hint="Save them to files, and give these.",
+        )
     batches = iter(named_batches(data) if opened is None else opened.batches(batch))  # type: ignore[arg-type]
     first = next(batches, None)
     if first is None:
@@ -139,7 +128,24 @@ def derive_masks(
     chosen = Options.of(options)
     prepared = prepare(source, chosen, progress)
     gated, further = _gated(prepared, chosen)
-    found, samples = _run(prepared, gated, first, batches, rule, opened, origin, progress)
+    work = Importance(
+        program=prepared.captured.program,
+        gated=gated,
+        data=chain((first,), batches) if opened is None else opened,
+        batch=batch,
+        threshold=rule.threshold,
+        origin=origin,
+    )
+    samples, total = 0, None if opened is None else opened.samples
+
+    def done(number: int) -> None:
+        nonlocal samples
+        samples += number
+        progress(step("importances", done=samples, total=total, unit="sample"))
+
+    with workers.running():
+        sums = dict(workers.sums(work, samples=total, unit=batch, done=done))
+    found = {name: one.result() for name, one in sums.items()}
     layers = tuple(LayerMask(name=name, importances=found[name], mask=found[name].mask(rule)) for name in gated)
     written: tuple[Path, ...] = ()
     if path is not None and beside is not None:
@@ -201,12 +207,12 @@ def _example(batch: Mapping[str, Array], origin: str) -> ExampleInputs:
     return inputs_from_arrays({name: array[:2] for name, array in batch.items()}, origin)
 
 
-def _gated(prepared: Prepared, options: Options) -> tuple[dict[str, _Gated], tuple[str, ...]]:
+def _gated(prepared: Prepared, options: Options) -> tuple[dict[str, Gated], tuple[str, ...]]:
     """The layers that have components and a function, by name; and what the user should know of the functions."""
     components = prepared.run
     sites = [d.site for d in prepared.plan.decisions]
     gates = {} if components is None else match_gates(components, sites, options.sigmoid)
-    found: dict[str, _Gated] = {}
+    found: dict[str, Gated] = {}
     for decision in prepared.plan.decisions:
         layer = layer_of_call(decision.site.name)
         if decision.factors is None or layer not in gates:
@@ -217,7 +223,7 @@ def _gated(prepared: Prepared, options: Options) -> tuple[dict[str, _Gated], tup
                 where=f"layer {layer}",
                 hint=f"Leave the layer out with --exclude '{layer}*'.",
             )
-        found[layer] = _Gated(site=decision.site, factors=decision.factors, gate=gates[layer])
+        found[layer] = Gated(site=decision.site, factors=decision.factors, gate=gates[layer])
     if not found:
         raise ComponentsError(
             "There are no causal-importance functions to derive masks from.",
@@ -232,137 +238,6 @@ def _gated(prepared: Prepared, options: Options) -> tuple[dict[str, _Gated], tup
         if alive:  # SPD's own default, 0, says nothing of this run
             notes.append(f"the run's own configuration counts a component as alive above {alive:g}")
     return found, tuple(notes)
-
-
-def _run(
-    prepared: Prepared,
-    gated: Mapping[str, _Gated],
-    first: Mapping[str, Array],
-    rest: Iterable[Mapping[str, Array]],
-    rule: Rule,
-    opened: DataSet | None,
-    origin: str,
-    progress: Progress,
-) -> tuple[dict[str, Importances], int]:
-    program = prepared.captured.program
-    running = {name: Running(one.gate.components, rule.threshold) for name, one in gated.items()}
-    fixed = _fixed_batch(program)
-    done = 0
-    for batch in _chain(first, rest):
-        number = min(len(array) for array in batch.values())
-        for start in range(0, number, fixed or number):
-            part = {name: array[start : start + (fixed or number)] for name, array in batch.items()}
-            _take(program, gated, running, filled(part, fixed), min(number - start, fixed or number), origin)
-        done += number
-        total = None if opened is None else opened.samples
-        progress(step("importances", done=done, total=total, unit="sample"))
-    return {name: one.result() for name, one in running.items()}, done
-
-
-def _chain(first: Mapping[str, Array], rest: Iterable[Mapping[str, Array]]) -> Iterable[Mapping[str, Array]]:
-    yield first
-    yield from rest
-
-
-def _fixed_batch(program: ExportedProgram) -> int | None:
-    """The batch of a program that takes no other; None where it may change."""
-    names = set(input_names(program))
-    first = next(
-        (
-            node.meta["val"]
-            for node in program.graph.nodes
-            if node.op == "placeholder" and node.name in names and node.meta["val"].ndim
-        ),
-        None,
-    )
-    return int(first.shape[0]) if first is not None and isinstance(first.shape[0], int) else None
-
-
-class _EnoughError(Exception):
-    """All layers were seen; what follows in the model is not needed."""
-
-
-def _take(
-    program: ExportedProgram,
-    gated: Mapping[str, _Gated],
-    running: Mapping[str, Running],
-    batch: Mapping[str, Array],
-    number: int,
-    origin: str,
-) -> None:
-    """Run one batch, and take in the importances of its first ``number`` samples."""
-    inputs = inputs_from_arrays(batch, origin)
-    if not all(np.isfinite(to_numpy(t)).all() for t in inputs.tensors() if t.is_floating_point()):
-        raise ExampleInputError("The data hold NaN or infinity.", where=origin, hint="Mend or remove these samples.")
-    share = next((one.gate for one in gated.values() if isinstance(one.gate, GlobalShare)), None)
-    sites = [one.site for one in gated.values()] if share is None else [one.site for one in share.inputs]
-    readers: dict[str, list[str]] = {}
-    nodes = {node.name: node for node in program.graph.nodes}
-    for site in sites:
-        readers.setdefault(operands(nodes[site.node]).data.name, []).append(site.name)
-    waiting = set(readers)
-    read: dict[str, torch.Tensor] = {}
-
-    def see(name: str, value: torch.Tensor) -> None:
-        for layer in readers.get(name, ()):
-            if share is not None:
-                read[layer] = value
-            else:
-                one = gated[layer]
-                found = _importances(one, value)
-                running[layer].add(found[:number])
-        waiting.discard(name)
-        if not waiting:
-            raise _EnoughError
-
-    tensors = dict(zip(input_names(program), inputs.tensors(), strict=False))
-    try:
-        for name, tensor in tensors.items():
-            if name in readers:
-                see(name, tensor)
-        evaluate(program, inputs.args, inputs.kwargs, float64=False, watch=see)
-    except _EnoughError:
-        pass
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise ExampleInputError(
-            f"The model does not take the data: {str(error).splitlines()[0]}",
-            where=origin,
-            hint="Save them by the names of the model's inputs, with the shapes that it was traced with.",
-        ) from error
-    if share is not None:
-        for layer, found in _shared(share, read, origin).items():
-            if layer in running:
-                running[layer].add(found[:number].astype(gated[layer].site.weight.dtype))
-
-
-def _shared(share: GlobalShare, read: Mapping[str, torch.Tensor], origin: str) -> Mapping[str, Array]:
-    """The importances of all layers, of what each reads."""
-    try:
-        return evaluate_global(share.function, {one.layer: one.read(to_numpy(read[one.layer])) for one in share.inputs})
-    except ValueError as error:
-        raise ComponentsError(
-            f"The causal-importance function of all layers does not take what they read: {error}.",
-            where=origin,
-            hint="Give data of the kind that SPD trained on: (batch, channels) or (batch, tokens, channels).",
-        ) from error
-
-
-def _importances(one: _Gated, value: torch.Tensor) -> Array:
-    """Of what a layer reads: shape (batch, ..., C), rounded to the layer's dtype as SPD computes it."""
-    site, factors, gate = one.site, one.factors, one.gate
-    assert not isinstance(gate, GlobalShare), "those are computed together"
-    if site.is_lookup:
-        activation = to_torch(np.ascontiguousarray(factors.V))[value]
-    elif not site.spec.axes:
-        activation = value @ to_torch(np.ascontiguousarray(factors.V))
-    else:
-        spec = replace(site.spec, out_channels=factors.components)
-        target, arguments = convolution(spec)
-        filters = to_torch(np.ascontiguousarray(stored_weight(v_filters(factors, site.spec), spec)))
-        activation = target(value, filters, None, *arguments).movedim(1, -1)
-    given: Any = to_numpy(value).astype(np.float64) if gate.kind.reads_input else None
-    found = evaluate_gate(gate, to_numpy(activation).astype(np.float64), given)
-    return found.astype(site.weight.dtype)
 
 
 def _hashes(opened: DataSet | None) -> dict[str, str]:

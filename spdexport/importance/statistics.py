@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -94,6 +94,15 @@ class Running:
         self._sum += rows.sum(axis=0, dtype=np.float64)
         self._fired += (rows > self._threshold).sum(axis=0)
         self._count += rows.shape[0]
+
+    def merge(self, other: Self) -> Self:
+        """Return what both have taken in, of the same layer with the same threshold."""
+        merged = type(self)(len(self._peak), self._threshold)
+        merged._peak = np.maximum(self._peak, other._peak)
+        merged._sum = self._sum + other._sum
+        merged._fired = self._fired + other._fired
+        merged._count = self._count + other._count
+        return merged
 
     def result(self) -> Importances:
         """What was found; at least one batch was taken in."""

@@ -125,3 +125,31 @@ def test_what_is_no_file_in_a_folder_is_told_and_not_left_out(tmp_path, make, wh
     with pytest.raises(ExampleInputError, match=what) as caught:
         open_data(tmp_path)
     assert "b.npz" in caught.value.where
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy", ".safetensors"])
+@pytest.mark.parametrize(("start", "stop"), [(0, 10), (3, 7), (4, None), (0, 1), (9, 10), (5, 5)])
+def test_a_part_of_a_file_is_that_of_the_whole(tmp_path, suffix, start, stop):
+    x = np.arange(40.0).reshape(10, 4)
+    data = open_data(save(tmp_path / f"d{suffix}", {"x": x}))
+    parts = [next(iter(batch.values())) for batch in data.batches(3, start, stop)]
+    expected = x[start:stop]
+    assert [len(part) for part in parts] == [len(expected[i : i + 3]) for i in range(0, len(expected), 3)]
+    np.testing.assert_array_equal(np.concatenate([expected[:0], *parts]), expected)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 9), (2, 5), (4, 9), (3, 4), (1, None)])
+def test_a_part_goes_on_from_file_to_file(tmp_path, start, stop):
+    x = np.arange(9.0)[:, None]
+    for number, (first, last) in enumerate([(0, 4), (4, 5), (5, 9)]):
+        np.savez(tmp_path / f"{number}.npz", x=x[first:last])
+    data = open_data(tmp_path)
+    assert data.lengths == (4, 1, 4)
+    np.testing.assert_array_equal(np.concatenate([b["x"] for b in data.batches(2, start, stop)]), x[start:stop])
+
+
+def test_a_file_that_has_shrunk_is_told(tmp_path):
+    data = open_data(save(tmp_path / "d.npz", {"x": np.zeros((9, 2))}))
+    save(tmp_path / "d.npz", {"x": np.zeros((5, 2))})
+    with pytest.raises(ExampleInputError, match="it has fewer samples than before"):
+        list(data.batches(2, 3, 8))
