@@ -97,7 +97,11 @@ def test_the_known_hashes_are_of_the_needed_files():
         assert set(hashes) == set(FILES)
 
 
-@pytest.mark.parametrize("content", [b"no archive", gzip.compress(b"no archive"), gzip.compress(b"x" * 2000)[:-9]])
+@pytest.mark.parametrize(
+    "content",
+    [b"no archive", gzip.compress(b"no archive"), gzip.compress(b"x" * 2000)[:-9]],
+    ids=["text", "packed text", "cut off"],
+)
 def test_a_damaged_archive(tmp_path, content):
     path = tmp_path / "x.tgz"
     path.write_bytes(content)
