@@ -23,7 +23,7 @@ _NARROW = {
 
 
 def to_numpy(tensor: torch.Tensor) -> Array:
-    """A view of the tensor's storage as a numpy array of the same dtype; never write to it."""
+    """Return a view of the tensor's storage as a numpy array of the same dtype; never write to it."""
     tensor = tensor.detach().cpu()
     if tensor.dtype in _NARROW:
         integers, dtype = _NARROW[tensor.dtype]
@@ -32,7 +32,7 @@ def to_numpy(tensor: torch.Tensor) -> Array:
 
 
 def to_torch(array: Array) -> torch.Tensor:
-    """A tensor of the same dtype; shares the array's memory where that is writable and contiguous."""
+    """Return a tensor of the same dtype; shares the array's memory where that is writable and contiguous."""
     array = np.require(array, requirements=["C", "W"])
     for narrow, (_, dtype) in _NARROW.items():
         if array.dtype == dtype:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def content_hash(model: ir.Model) -> str:
-    """The SHA-256 of what a model computes with: its graph and weights, in hexadecimal.
+    """Return the SHA-256 of what a model computes with: its graph and weights, in hexadecimal.
 
     Operators in their order, attributes, connections, opsets, declared inputs and outputs, and the names, dtypes,
     shapes and bytes of all weights count. Metadata, names of nodes, and where the weights are stored do not. A model
@@ -30,7 +30,7 @@ def content_hash(model: ir.Model) -> str:
 
 
 def graph_hash(graph: ir.Graph) -> str:
-    """The same of one graph, such as a body of an If; what it takes from the graphs around it counts by name."""
+    """Return the same of one graph, such as a body of an If; what it takes from the graphs around it counts by name."""
     digest = hashlib.sha256()
     _hash_graph(digest, graph)
     return digest.hexdigest()

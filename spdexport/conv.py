@@ -68,7 +68,7 @@ class ConvSpec:
 
     @classmethod
     def pointwise(cls, in_channels: int, out_channels: int, *, axes: int, groups: int = 1) -> ConvSpec:
-        """The 1x1 convolution over ``axes`` spatial axes; for no axes, the linear layer."""
+        """Return the 1x1 convolution over ``axes`` spatial axes; for no axes, the linear layer."""
         return cls(
             in_channels=in_channels,
             out_channels=out_channels,
@@ -132,7 +132,10 @@ class ConvSpec:
         return self.groups > 1 and self.groups == self.in_channels
 
     def describe(self) -> str:
-        """The geometry in a few characters for tables, such as ``16>32 3x3 s2 p1``; ``t3x3`` is a transposed kernel."""
+        """Return the geometry in a few characters for tables, such as ``16>32 3x3 s2 p1``.
+
+        ``t3x3`` is a transposed kernel.
+        """
         parts = [f"{self.in_channels}>{self.out_channels}"]
         if self.axes:
             parts.append("t" * self.transposed + "x".join(map(str, self.kernel)))
@@ -150,7 +153,7 @@ class ConvSpec:
 
 
 def canonical_weight(weight: Array, groups: int) -> Array:
-    """The weight of a transposed convolution, stored as (in, out / groups, *kernel), in the layout of ``ConvSpec``.
+    """Return the weight of a transposed convolution, (in, out / groups, *kernel), in the layout of ``ConvSpec``.
 
     ``canonical[g * out / groups + o, i] = stored[g * in / groups + i, o]`` for each group g. A view where that can be.
     """
@@ -160,7 +163,10 @@ def canonical_weight(weight: Array, groups: int) -> Array:
 
 
 def stored_weight(weight: Array, spec: ConvSpec) -> Array:
-    """A weight of ``spec.weight_shape`` as PyTorch and ONNX store it: undoes ``canonical_weight`` where needed."""
+    """Return a weight of ``spec.weight_shape`` as PyTorch and ONNX store it.
+
+    Undoes ``canonical_weight`` where needed.
+    """
     if not spec.transposed:
         return weight
     blocks = weight.reshape(spec.groups, spec.group_out, spec.in_channels // spec.groups, *spec.kernel)

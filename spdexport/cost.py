@@ -43,7 +43,7 @@ class FormShape:
 
     @classmethod
     def of(cls, form: Form) -> Self:
-        """The shape of a form."""
+        """Return the shape of a form."""
         extra = sum(values.size for stage in form.stages for values in (stage.mask, stage.bias) if values is not None)
         chains = tuple(tuple(stage.spec for stage in chain) for chain in form.chains)
         return cls(name=form.name, chains=chains, extra=extra)
@@ -55,7 +55,7 @@ class FormShape:
 
 
 def dense_shape(site: ConvSite) -> FormShape:
-    """The layer as it is."""
+    """Return the layer as it is."""
     return FormShape(name=FormKind.DENSE, chains=((site.spec,),), extra=0 if site.bias is None else site.bias.size)
 
 
@@ -67,13 +67,13 @@ def pair_shape(site: ConvSite, components: int, kind: FormKind = FormKind.FACTOR
 
 
 def family_shape(site: ConvSite, kind: FormKind, ranks: Ranks) -> FormShape:
-    """A form of one of the ``FAMILIES``, at some ranks."""
+    """Return a form of one of the ``FAMILIES``, at some ranks."""
     specs = FAMILIES[kind].specs(site.spec, ranks)
     return FormShape(name=kind, chains=(specs,), extra=0 if site.bias is None else site.bias.size)
 
 
 def locations(site: ConvSite, chain: tuple[ConvSpec, ...]) -> tuple[int, ...]:
-    """How many locations one sample has in front of each stage of a chain, and behind the last.
+    """Return how many locations one sample has in front of each stage of a chain, and behind the last.
 
     A stage that has the layer's own geometry is where the layer is, so that what is in front of it has the input's
     locations. Else they follow from the sizes of the layer's input, or, where those are not known, from the strides.
@@ -105,7 +105,7 @@ def _behind(spec: ConvSpec, axis: int, size: int) -> int:
 
 
 def applications(site: ConvSite, chain: tuple[ConvSpec, ...]) -> tuple[int, ...]:
-    """How often one sample takes the kernel of each stage of a chain."""
+    """Return how often one sample takes the kernel of each stage of a chain."""
     places = locations(site, chain)
     return tuple(
         site.applications if index == 0 and spec.moves == site.spec.moves else places[index + (not spec.transposed)]
@@ -123,7 +123,7 @@ def shape_macs(site: ConvSite, shape: FormShape) -> int:
 
 
 def shape_parameters(shape: FormShape) -> int:
-    """Numbers that a form stores: weights, masks and biases."""
+    """Return numbers that a form stores: weights, masks and biases."""
     return sum(math.prod(spec.weight_shape) for spec in shape.stages) + shape.extra
 
 

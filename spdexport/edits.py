@@ -51,7 +51,7 @@ class Edit:
     U: FloatArray | None = None
 
     def told(self) -> str:
-        """What becomes of it, in a few words."""
+        """Return what becomes of it, in a few words."""
         told = {(True, True): ["reads and writes something else"], (True, False): ["reads something else"]}
         told[False, True] = ["writes something else"]
         parts = told.get((self.V is not None, self.U is not None), [])

@@ -39,7 +39,10 @@ def inputs_of(
 
 
 def example_inputs(options: Options) -> ExampleInputs | None:
-    """The example inputs that the options give: a file's, a caller's, or ones of the shapes given; None for none."""
+    """Return the example inputs that the options give: a file's, a caller's, or ones of the shapes given.
+
+    None for none.
+    """
     if options.inputs is None:
         return inputs_from_shapes(options.input_shape, options.seed) if options.input_shape else None
     inputs = inputs_from_file(options.inputs) if isinstance(options.inputs, Path) else options.inputs

@@ -79,7 +79,7 @@ class Factors:
 
 
 def expected_shapes(spec: ConvSpec, components: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The shapes that V and U must have for a layer with this geometry."""
+    """Return the shapes that V and U must have for a layer with this geometry."""
     groups = (spec.groups,) if spec.groups > 1 else ()
     return (*groups, spec.patch, components), (*groups, components, spec.group_out)
 
@@ -95,13 +95,16 @@ def masked_weight(factors: Factors, spec: ConvSpec) -> FloatArray:
 
 
 def delta(weight: Array, factors: Factors, spec: ConvSpec) -> FloatArray:
-    """The weight minus the product of V and U without mask and edits: shape ``spec.weight_shape``, float64."""
+    """Return the weight minus the product of V and U without mask and edits: shape ``spec.weight_shape``, float64."""
     result: FloatArray = np.asarray(weight, dtype=np.float64) - masked_weight(factors.as_trained, spec)
     return result
 
 
 def delta_ratio(weight: Array, factors: Factors, spec: ConvSpec, *, known: FloatArray | None = None) -> float:
-    """The Frobenius norm of the delta, or of ``known``, over that of the weight; 0 for a zero weight without delta."""
+    """Return the Frobenius norm of the delta, or of ``known``, over that of the weight.
+
+    0 for a zero weight without delta.
+    """
     d = float(np.linalg.norm(delta(weight, factors, spec) if known is None else known))
     w = float(np.linalg.norm(np.asarray(weight, dtype=np.float64)))
     if w == 0.0:
@@ -110,7 +113,7 @@ def delta_ratio(weight: Array, factors: Factors, spec: ConvSpec, *, known: Float
 
 
 def delta_is_rounding(weight: Array, factors: Factors, spec: ConvSpec, *, known: FloatArray | None = None) -> bool:
-    """Whether the delta, ``known`` perhaps, is no more than rounding V, U and W to their dtype explains.
+    """Return whether the delta, ``known`` perhaps, is no more than rounding V, U and W to their dtype explains.
 
     With u the unit rounding of the weight's dtype, rounding V and U moves an entry of V U by at most
     (2u + u²) (|V| |U|), and rounding W moves it by u |W|. Beside these stands the error of computing V and U in
@@ -129,7 +132,7 @@ def delta_is_rounding(weight: Array, factors: Factors, spec: ConvSpec, *, known:
 
 
 def effective_weight(weight: Array, factors: Factors, spec: ConvSpec, *, keep_delta: bool) -> FloatArray:
-    """The dense weight that the masked layer stands for: shape ``spec.weight_shape``, float64.
+    """Return the dense weight that the masked layer stands for: shape ``spec.weight_shape``, float64.
 
     Args:
         weight: The target weight W, shape ``spec.weight_shape``.
@@ -181,7 +184,7 @@ def absorb_mask(factors: Factors) -> Factors:
 
 
 def break_even(spec: ConvSpec, upsampling: float = 1.0) -> float:
-    """The number of components at which V and U cost as many multiply-accumulates as the dense layer.
+    """Return the number of components at which V and U cost as many multiply-accumulates as the dense layer.
 
     patch * out / (patch + r * out), counted in one group: below it the factorized form is cheaper.
 

@@ -83,7 +83,7 @@ class Folding:
         return Status.NOT_RUN if self.verification is None else self.verification.verdict
 
     def explained(self) -> tuple[str, ...]:
-        """One line for each candidate: what it became, or why it is not one layer."""
+        """Return one line for each candidate: what it became, or why it is not one layer."""
         return (*map(told, self.folded), *map(told, self.declined))
 
 

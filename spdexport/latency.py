@@ -58,7 +58,7 @@ Measure = Callable[[ir.Model, "Array", SessionSettings], float]
 
 
 def cache_folder() -> Path:
-    """Where times are kept."""
+    """Return where times are kept."""
     if given := os.environ.get(CACHE_VARIABLE):
         return Path(given)
     # Not Path.home(), which is an error for a user without a home.
@@ -67,7 +67,7 @@ def cache_folder() -> Path:
 
 
 def measure(model: ir.Model, x: Array, settings: SessionSettings) -> float:
-    """The median time of a run, in seconds.
+    """Return the median time of a run, in seconds.
 
     Raises:
         RuntimeFailure: ONNX Runtime cannot run the model.
@@ -185,7 +185,7 @@ class LatencyCost:
 
 
 def form_model(site: ConvSite, shape: FormShape) -> tuple[ir.Model, Array]:
-    """A model that holds nothing but a form, with random weights, and its input ``x`` for one sample.
+    """Return a model that holds nothing but a form, with random weights, and its input ``x`` for one sample.
 
     Args:
         site: The layer, whose ``input_size`` is known.
@@ -257,7 +257,7 @@ def _facts(spec: ConvSpec) -> list[Any]:
 
 
 def cpu_name() -> str:
-    """What the processor calls itself."""
+    """Return what the processor calls itself."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -57,23 +57,23 @@ class LoweredRoute:
         return self._precision
 
     def program(self) -> ExportedProgram:
-        """There is none."""
+        """Refuse: there is none."""
         raise self._no_program()
 
     def trainable(self) -> torch.nn.Module:
-        """There is none."""
+        """Refuse: there is none."""
         raise self._no_program()
 
     def dense(self) -> ir.Model:
-        """The source's own graph."""
+        """Return the source's own graph."""
         return self._inner.dense()
 
     def subject_inputs(self) -> tuple[ExampleInputs | None, bool]:
-        """The inputs of the float model's check."""
+        """Return the inputs of the float model's check."""
         return self._inner.subject_inputs()
 
     def model(self) -> ir.Model:
-        """The model in fewer bits, with metadata.
+        """Return the model in fewer bits, with metadata.
 
         Raises:
             ExportError: The float model cannot be stored so.

@@ -39,7 +39,7 @@ class Orthogonal:
     sigma: FloatArray
 
     def factors(self, rank: int, dtype: np.dtype[np.generic]) -> Factors:
-        """The first ``rank`` components, with the root of the singular value in both V and U, rounded to ``dtype``."""
+        """Return the first ``rank`` components, with the root of the singular value in V and U, in ``dtype``."""
         V, U, sigma = self.V[..., :rank], self.U[:, :rank], self.sigma[:, :rank]
         root = np.sqrt(np.where(sigma > 0, sigma, 1.0))
         left, right = (1 / root, root) if _tall(self.V, self.U) else (root, 1 / root)
@@ -66,7 +66,7 @@ class Rank:
     rounding: float
 
     def told(self) -> str:
-        """In a clause."""
+        """Return it in a clause."""
         if self.next is None:
             return f"rank {self.rank} of {self.full}"
         return (
@@ -76,13 +76,13 @@ class Rank:
 
 
 def matrices(weight: Array, spec: ConvSpec) -> FloatArray:
-    """The weight of each group as a matrix, float64: shape (groups, patch, out / groups)."""
+    """Return the weight of each group as a matrix, float64: shape (groups, patch, out / groups)."""
     rows = np.asarray(weight, dtype=np.float64).reshape(spec.groups, spec.group_out, spec.patch)
     return np.swapaxes(rows, -1, -2)
 
 
 def singular_values(weight: Array, spec: ConvSpec, dtype: np.dtype[np.generic]) -> FloatArray:
-    """The singular values of each group's matrix, descending: shape (groups, min(patch, out / groups)), float64.
+    """Return the singular values of each group's matrix, descending: shape (groups, min(patch, out / groups)), float64.
 
     Args:
         weight: Shape ``spec.weight_shape``.
@@ -99,7 +99,7 @@ def singular_values(weight: Array, spec: ConvSpec, dtype: np.dtype[np.generic]) 
 
 
 def orthogonal(weight: Array, spec: ConvSpec, dtype: np.dtype[np.generic]) -> Orthogonal:
-    """The singular value decomposition of each group's matrix.
+    """Return the singular value decomposition of each group's matrix.
 
     For all dtypes but float64 computed from the eigenvectors Q of the smaller Gram matrix: with W^T = A (patch x out),
     Q of A^T A gives A = (A Q) Q^T to float64 rounding whatever the conditioning, because Q is square and orthonormal;
@@ -135,7 +135,7 @@ def orthogonal(weight: Array, spec: ConvSpec, dtype: np.dtype[np.generic]) -> Or
 
 
 def svd_factors(weight: Array, spec: ConvSpec) -> Factors:
-    """The exact SVD of the flattened weight, of each group where there are several.
+    """Return the exact SVD of the flattened weight, of each group where there are several.
 
     Returns min(patch, out / groups) components in descending order, sqrt(singular value) in both V and U, rounded to
     the weight's dtype; components whose singular value is zero to float64 rounding are left out.
@@ -155,7 +155,7 @@ def numerical_rank(
     factors: Factors | None = None,
     sigma: FloatArray | None = None,
 ) -> Rank:
-    """The rank of a weight, as far as the rounding of what it comes from leaves one to be told.
+    """Return the rank of a weight, as far as the rounding of what it comes from leaves one to be told.
 
     Rounding moves each entry by at most E = u |W|, and with W a product of rounded V and U by 2 u |V| |m| |U| more. A
     matrix with such entries has a 2-norm of at most ||E||_F: by Weyl's inequality a singular value up to that may be
@@ -239,12 +239,12 @@ def recompressed(
 
 
 def truncated(weight: Array, spec: ConvSpec, dtype: np.dtype[np.generic], rank: int) -> Factors:
-    """The best factors of a rank, in the Frobenius norm, rounded to ``dtype``; of that rank in each group."""
+    """Return the best factors of a rank, in the Frobenius norm, rounded to ``dtype``; of that rank in each group."""
     return orthogonal(weight, spec, dtype).factors(max(rank, 1), dtype)
 
 
 def rank_for_energy(sigma: FloatArray, energy: float) -> int:
-    """The smallest rank at which the squared singular values kept are ``energy`` of all, in each group.
+    """Return the smallest rank at which the squared singular values kept are ``energy`` of all, in each group.
 
     Args:
         sigma: Descending, shape (groups, n).
@@ -257,7 +257,7 @@ def rank_for_energy(sigma: FloatArray, energy: float) -> int:
 
 
 def rank_for_error(sigma: FloatArray, error: float) -> int:
-    """The smallest rank whose truncation is off by at most ``error`` in the relative Frobenius norm, in each group.
+    """Return the smallest rank that is off by at most ``error`` in the relative Frobenius norm, in each group.
 
     Args:
         sigma: Descending, shape (groups, n).
@@ -267,7 +267,7 @@ def rank_for_error(sigma: FloatArray, error: float) -> int:
 
 
 def rank_for_errors(sigma: FloatArray, errors: FloatArray) -> int:
-    """The smallest rank whose truncation is off by at most ``errors[g]`` of the norm of each group g.
+    """Return the smallest rank whose truncation is off by at most ``errors[g]`` of the norm of each group g.
 
     Args:
         sigma: Descending, shape (groups, n).
@@ -279,13 +279,13 @@ def rank_for_errors(sigma: FloatArray, errors: FloatArray) -> int:
 
 
 def truncation_errors(sigma: FloatArray, rank: int) -> FloatArray:
-    """The relative Frobenius error of keeping ``rank`` components, of each group: shape (groups,)."""
+    """Return the relative Frobenius error of keeping ``rank`` components, of each group: shape (groups,)."""
     total = np.linalg.norm(sigma, axis=-1)
     return np.asarray(np.linalg.norm(sigma[:, rank:], axis=-1) / np.where(total > 0, total, 1.0))
 
 
 def truncation_error(sigma: FloatArray, rank: int) -> float:
-    """The relative Frobenius error of the whole weight where each group keeps ``rank`` components."""
+    """Return the relative Frobenius error of the whole weight where each group keeps ``rank`` components."""
     total = float(np.linalg.norm(sigma))
     return float(np.linalg.norm(sigma[:, rank:])) / total if total else 0.0
 

@@ -214,7 +214,7 @@ def recorded_ranges(model: ir.Model, path: Path) -> Ranges:
 
 
 def read_metadata(model: ir.Model) -> dict[str, Any]:
-    """The entries that ``write_metadata`` wrote; empty for a file that spdexport did not make.
+    """Return the entries that ``write_metadata`` wrote; empty for a file that spdexport did not make.
 
     Entries that are no JSON, or nested too deep to be read, are left out: the file may have passed through any hands.
     """

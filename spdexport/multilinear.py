@@ -41,7 +41,7 @@ class Tucker:
     losses: FloatArray
 
     def lost(self, inner: int, outer: int) -> FloatArray:
-        """The relative Frobenius error of cutting these bases off, of each group: (groups,); without HOOI."""
+        """Return the relative Frobenius error of cutting these bases off, of each group: (groups,); without HOOI."""
         return self.losses[:, min(outer, self.losses.shape[1]) - 1, min(inner, self.losses.shape[2]) - 1]
 
 

@@ -14,37 +14,37 @@ CLASSES = "The right classes are called 'labels' in a file of inputs, and are no
 
 
 def layer_of_call(name: str) -> str:
-    """The layer's name without the number of the call: ``conv#2`` is the second call of ``conv``."""
+    """Return the layer's name without the number of the call: ``conv#2`` is the second call of ``conv``."""
     layer, mark, number = name.rpartition("#")
     return layer if mark and number.isdigit() else name
 
 
 def layer_of_parameter(name: str) -> str:
-    """The layer that a weight or bias belongs to: ``conv1`` for ``conv1.U`` and for ``conv1.U.weight``."""
+    """Return the layer that a weight or bias belongs to: ``conv1`` for ``conv1.U`` and for ``conv1.U.weight``."""
     layer, _, last = name.rpartition(".")
     head, _, tail = layer.rpartition(".")
     return head if tail in ("U", "V") and last not in ("U", "V") and head else layer
 
 
 def count(number: int, what: str) -> str:
-    """A number of things: ``1 layer``, ``2 layers``."""
+    """Return a number of things: ``1 layer``, ``2 layers``."""
     return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def some(names: Sequence[str], shown: int = 5) -> str:
-    """The first few of many names, and how many more there are."""
+    """Return the first few of many names, and how many more there are."""
     if len(names) <= shown + 1:
         return ", ".join(names)
     return f"{', '.join(names[:shown])} and {len(names) - shown} more"
 
 
 def shape_of(shape: Iterable[object]) -> str:
-    """A shape in words: ``8x3``; ``scalar`` without axes."""
+    """Return a shape in words: ``8x3``; ``scalar`` without axes."""
     return "x".join(map(str, shape)) or "scalar"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint with the known names nearest to ``name``, or, where none is near, with the first few of all."""
+    """Return a hint with the known names nearest to ``name``, or, where none is near, with the first few of all."""
     known = sorted(set(known))
     close = difflib.get_close_matches(name, known, n=3)
     if close:

@@ -84,7 +84,7 @@ class PreparedOnnx:
     requires_masks: bool = False
 
     def factorized(self) -> ir.Model:
-        """The model with every layer in the form that the plan names, without what spdexport noted in the source."""
+        """Return the model with every layer in the form that the plan names, without what the source notes."""
         plan = self.plan
         changed = [d.site.node for d in plan.decisions if d.changes] if plan.exactly_gated else ()
         model = place_onnx_forms(
@@ -101,12 +101,12 @@ class PreparedOnnx:
         return model
 
     def effective(self) -> ir.Model:
-        """The model with dense effective weights; the model itself where no weight changes."""
+        """Return the model with dense effective weights; the model itself where no weight changes."""
         changed = [d for d in self.plan.decisions if d.changes]
         return place_onnx_forms(self.model, ((d.site, d.dense_form()) for d in changed)) if changed else self.model
 
     def plain(self) -> ir.Model:
-        """The effective model with all layers that have factors written anew: what composing V and U gives back.
+        """Return the effective model with all layers that have factors written anew: what composing V and U gives back.
 
         A Gemm that stored its weight transposed, or scaled it, is the plain one there.
         """

@@ -336,7 +336,7 @@ def factorize(source: Source, *, trainable: Literal[True], **options: Unpack[Opt
 def factorize(
     source: Source, *, trainable: bool = False, **options: Unpack[OptionsDict]
 ) -> ExportedProgram | torch.nn.Module:
-    """The factorized model as a torch program: ``factorize(module, inputs=(x,)).module()(x)`` runs it.
+    """Return the factorized model as a torch program: ``factorize(module, inputs=(x,)).module()(x)`` runs it.
 
     Args:
         source: As for ``convert``; a module given here is not changed.

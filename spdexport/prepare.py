@@ -77,7 +77,10 @@ class Prepared:
         return self.captured.ranges
 
     def factorized(self, forms: Iterable[tuple[ConvSite, Form]] | None = None) -> ExportedProgram:
-        """The program with every layer in the form that the plan names; ``forms`` are those, where they are made."""
+        """Return the program with every layer in the form that the plan names.
+
+        ``forms`` are those, where they are made.
+        """
         gated = self.plan.exactly_gated
         changed = [d.site.node for d in self.plan.decisions if d.changes] if gated else ()
         taken = self.plan.forms() if forms is None else forms
@@ -85,7 +88,7 @@ class Prepared:
         return place_forms(self.captured.program, taken, changed=changed, gated=gated, share=share)
 
     def effective(self, forms: Iterable[tuple[ConvSite, Form]] | None = None) -> ExportedProgram:
-        """The traced program with dense effective weights; the traced program itself where no weight changes.
+        """Return the traced program with dense effective weights; the traced program itself where no weight changes.
 
         ``forms`` are the plan's dense ones, where they are made.
         """
@@ -301,7 +304,7 @@ def _measured(options: Options, progress: Callable[[str], None]) -> CostModel | 
 
 
 def components_of(own: ComponentSet | None, options: Options) -> ComponentSet | None:
-    """The components that the source itself brought, or those of the user's choice; None for the SVD.
+    """Return the components that the source itself brought, or those of the user's choice; None for the SVD.
 
     Raises:
         UsageError: There are both.

@@ -20,7 +20,7 @@ _TRACING = "torch.__trace"
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings, no log lines, nothing on standard output or standard error until the block ends.
+    """Let nothing be warned, logged or written to standard output or standard error until the block ends.
 
     An exception leaves the block as it is: its message is what the user needs, not the graphs that torch logs with it.
     """

@@ -52,19 +52,19 @@ class Route(Protocol):
         """How the file's numbers are stored; None for as the source has them."""
 
     def program(self) -> ExportedProgram:
-        """The factorized program of torch."""
+        """Return the factorized program of torch."""
 
     def trainable(self) -> torch.nn.Module:
-        """The same as a module to be trained."""
+        """Return the same as a module to be trained."""
 
     def model(self) -> ir.Model:
-        """The factorized ONNX model, with metadata."""
+        """Return the factorized ONNX model, with metadata."""
 
     def dense(self) -> ir.Model:
-        """The ONNX graph of the source itself."""
+        """Return the ONNX graph of the source itself."""
 
     def subject_inputs(self) -> tuple[ExampleInputs | None, bool]:
-        """The example inputs that a file is checked on, and whether their values are the user's own."""
+        """Return the example inputs that a file is checked on, and whether their values are the user's own."""
 
     @property
     def trimming(self) -> Trimming | None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 def is_onnx(source: Source) -> bool:
-    """Whether a source is an ONNX file, by its content."""
+    """Return whether a source is an ONNX file, by its content."""
     return isinstance(source, str | Path) and sniff(source) is FileKind.ONNX
 
 
@@ -81,7 +81,7 @@ def _plain_route(source: Source, options: Options, progress: Callable[[str], Non
 
 
 def no_program(source: Source, where: str) -> UsageError:
-    """What there is to say of a torch program that is asked for where the source has none."""
+    """Return what there is to say of a torch program that is asked for where the source has none."""
     return UsageError(
         f"{Path(str(source)).name} is an ONNX file, of which no torch program can be made.",
         where=where,
@@ -113,27 +113,27 @@ class TorchRoute:
         self._options = options
 
     def program(self) -> ExportedProgram:
-        """The factorized program of torch."""
+        """Return the factorized program of torch."""
         return self._intended
 
     def trainable(self) -> torch.nn.Module:
-        """The same as a module to be trained, whose stages are named as files of chains name them."""
+        """Return the same as a module to be trained, whose stages are named as files of chains name them."""
         from spdexport.rewrite.torch_trainable import numbered, trainable_module
 
         return trainable_module(self.prepared.factorized(numbered(self._forms)))
 
     def model(self) -> ir.Model:
-        """The factorized ONNX model, with metadata."""
+        """Return the factorized ONNX model, with metadata."""
         model = self._exported if self._trimmed is None else self._trimmed.model
         write_route_metadata(model, self.prepared, self._options, self.trimming, "torch")
         return model
 
     def dense(self) -> ir.Model:
-        """The plain export of the source."""
+        """Return the plain export of the source."""
         return self._dense.model(())
 
     def subject_inputs(self) -> tuple[ExampleInputs | None, bool]:
-        """Those that the model was traced with."""
+        """Return those that the model was traced with."""
         return self.prepared.captured.inputs, self.prepared.own_inputs
 
     @property
@@ -263,25 +263,25 @@ class OnnxRoute:
         return 0 if self.prepared.is_external else None
 
     def program(self) -> ExportedProgram:
-        """There is none."""
+        """Refuse: there is none."""
         raise no_program(self.prepared.path, "the source")
 
     def trainable(self) -> torch.nn.Module:
-        """There is none."""
+        """Refuse: there is none."""
         raise no_program(self.prepared.path, "the source")
 
     def model(self) -> ir.Model:
-        """The factorized model, with metadata."""
+        """Return the factorized model, with metadata."""
         model = self._whole if self._trimmed is None else self._trimmed.model
         write_route_metadata(model, self.prepared, self._options, self.trimming, "onnx")
         return model
 
     def dense(self) -> ir.Model:
-        """The source's graph, as it was read."""
+        """Return the source's graph, as it was read."""
         return self.prepared.model
 
     def subject_inputs(self) -> tuple[ExampleInputs | None, bool]:
-        """The user's."""
+        """Return the user's."""
         return self.prepared.inputs, self._options.own_inputs
 
     @property

@@ -31,7 +31,7 @@ class SilencedError(Exception):
 
 
 def on_github() -> bool:
-    """Whether this runs in a job of GitHub Actions."""
+    """Return whether this runs in a job of GitHub Actions."""
     return os.environ.get("GITHUB_ACTIONS") == "true"
 
 

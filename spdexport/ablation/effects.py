@@ -105,7 +105,7 @@ class Running:
         return merged
 
     def effects(self) -> tuple[Effect, ...]:
-        """What was found of each ablation; at least one batch of each was taken in."""
+        """Return what was found of each ablation; at least one batch of each was taken in."""
         return tuple(
             Effect(
                 change=float(self._change[i] / n),

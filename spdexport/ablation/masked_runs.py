@@ -109,7 +109,7 @@ class MaskedRuns:
         self.notes: list[str] = []
 
     def baseline(self, feeds: Mapping[str, Array], samples: int, where: str) -> Array:
-        """The output without an ablation; errors are those of ``values``."""
+        """Return the output without an ablation; errors are those of ``values``."""
         return self.values([self._output], feeds, samples, where)[self._output]
 
     def values(self, names: Sequence[str], feeds: Mapping[str, Array], samples: int, where: str) -> Mapping[str, Array]:
@@ -131,7 +131,7 @@ class MaskedRuns:
     def ablated(
         self, feeds: Mapping[str, Array], samples: int, wanted: Sequence[ComponentsOf]
     ) -> Iterator[tuple[slice, Array]]:
-        """The outputs of some ablations at a time: (ablations, samples, ...)."""
+        """Yield the outputs of some ablations at a time: (ablations, samples, ...)."""
         together = max(self._rows // samples, 1)
         start = 0
         while start < len(wanted):

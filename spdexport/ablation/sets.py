@@ -35,7 +35,7 @@ class ComponentsOf:
 
 
 def each_of(components: Mapping[str, int]) -> tuple[ComponentsOf, ...]:
-    """Every component by itself.
+    """Return every component by itself.
 
     Args:
         components: C by layer.

@@ -85,7 +85,7 @@ def check_axes(axes: Mapping[str, Mapping[int, str]], names: Mapping[str, torch.
 
 
 def with_batch(inputs: ExampleInputs, names: Mapping[str, torch.Tensor]) -> tuple[ExampleInputs, list[str]]:
-    """The inputs with a batch of 1 tiled to 2, and the names of the inputs that carry the batch.
+    """Return the inputs with a batch of 1 tiled to 2, and the names of the inputs that carry the batch.
 
     torch.export takes a size of 1 for a constant, so that a batch of 1 would not become dynamic.
     """
@@ -107,7 +107,7 @@ def dynamic_shapes(
     axes: Mapping[str, Mapping[int, str]],
     names: Mapping[str, torch.Tensor],
 ) -> Any:
-    """What torch.export takes as ``dynamic_shapes``; None for no dynamic axis.
+    """Return what torch.export takes as ``dynamic_shapes``; None for no dynamic axis.
 
     Args:
         module: The module.

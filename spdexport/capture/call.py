@@ -92,7 +92,7 @@ def _memory(tensor: torch.Tensor) -> int:
 
 
 def bound_arguments(module: torch.nn.Module, inputs: ExampleInputs) -> dict[str, Any]:
-    """The example inputs by the names that ``forward`` gives them, each as it was given.
+    """Return the example inputs by the names that ``forward`` gives them, each as it was given.
 
     Raises:
         ExampleInputError: They do not fit its signature.
@@ -168,6 +168,6 @@ def described(tensor: torch.Tensor) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """Return what an error says, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

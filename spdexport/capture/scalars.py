@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def has_scalars(module: torch.nn.Module) -> bool:
-    """Whether ``constant_scalars`` would change anything."""
+    """Return whether ``constant_scalars`` would change anything."""
     return any(_scalars(part) for part in module.modules())
 
 

@@ -133,7 +133,10 @@ def reporting(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def exit_status(result: Any) -> int:
-    """The exit status of a verdict, and of the user's limits; nothing verified, because nobody asked, is no failure."""
+    """Return the exit status of a verdict, and of the user's limits.
+
+    Nothing verified, because nobody asked, is no failure.
+    """
     from spdexport.report.common import verification_of
     from spdexport.verification.result import Status
 

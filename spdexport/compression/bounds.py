@@ -102,7 +102,7 @@ def drop_upper_bound(samples: int, worse: int, better: int, *, confidence: float
     lean = 2 * theta - 1
 
     def probability(drop: float) -> float:
-        """That the drop is no more than this."""
+        """Return that the drop is no more than this."""
         share = np.full_like(lean, 1.0 if drop >= 0 else 0.0)
         up, down = lean > 0, lean < 0
         share[up] = above(drop / lean[up])

@@ -69,7 +69,7 @@ class Cache:
         return cls(folder=folder, told=told)
 
     def has_moments(self, number: int) -> bool:
-        """Whether moments of a layer are kept, as far as one can tell without reading them."""
+        """Return whether moments of a layer are kept, as far as one can tell without reading them."""
         return self.folder is not None and (self.folder / f"{_layer(number)}.npz").exists()
 
     def moments(self, number: int) -> Moments | None:

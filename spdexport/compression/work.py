@@ -63,7 +63,7 @@ def layer_moments(
 
 
 def takes_bias(site: ConvSite) -> bool:
-    """Whether the graph has a place for a bias: a plain matrix product has none."""
+    """Return whether the graph has a place for a bias: a plain matrix product has none."""
     return site.bias is not None or not site.is_product
 
 

@@ -19,13 +19,13 @@ _CHUNK = 1 << 24
 
 
 def sha256_file(path: str | Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
-    """The SHA-256 over name, dtype, shape and bytes of each tensor, in hexadecimal.
+    """Return the SHA-256 over name, dtype, shape and bytes of each tensor, in hexadecimal.
 
     The order of the mapping, the strides of the tensors and their device make no difference. Bytes are hashed in
     pieces of 16 MiB, in the machine's own (little-endian) order.

@@ -61,7 +61,7 @@ class Known:
     of_sizes: bool = False
 
     def told(self) -> Array:
-        """The sizes as an array, which is what the operator Shape gives."""
+        """Return the sizes as an array, which is what the operator Shape gives."""
         return np.asarray(self.shape, dtype=np.int64)
 
 
@@ -157,7 +157,10 @@ def check_value(name: str, shape: Sequence[int], dtype: int, *, where: str) -> N
 
 
 def size_of(shape: Sequence[int], dtype: int) -> int:
-    """The bytes of a tensor; one of strings, or of a type that is not known, counts one byte for each element."""
+    """Return the bytes of a tensor.
+
+    One of strings, or of a type that is not known, counts one byte for each element.
+    """
     number = math.prod(shape)
     try:
         return -(-number * ir.DataType(dtype).bitwidth // 8)
@@ -166,7 +169,9 @@ def size_of(shape: Sequence[int], dtype: int) -> int:
 
 
 def too_large(node: onnx.NodeProto, version: int, arguments: Sequence[object]) -> str | None:
-    """Why a node is not to be run on these arguments: what it would give is beyond the limit. None where it may run.
+    """Return why a node is not to be run on these arguments: what it would give is beyond the limit.
+
+    None where it may run.
 
     A float64 counts as a float32, for that is what it stands for where models are evaluated in float64.
     """

@@ -25,7 +25,7 @@ _AUTO_PADS = (b"", b"NOTSET", b"SAME_UPPER", b"SAME_LOWER", b"VALID")
 def check_window(
     node: onnx.NodeProto, constants: Mapping[str, tuple[int, ...]], types: Mapping[str, int]
 ) -> str | None:
-    """Why no runtime can run a node of the ONNX standard; None where nothing speaks against it.
+    """Return why no runtime can run a node of the ONNX standard; None where nothing speaks against it.
 
     Args:
         node: Any node.

@@ -39,7 +39,7 @@ _OPERATIONS = {ord(operation.code): operation.name for operation in pickletools.
 
 
 def load_weights_only(path: str | Path, *, error: type[InputError] = SourceError) -> object:
-    """What a torch.save file (zip or legacy) or plain pickle holds, on the CPU, if it is nothing but data.
+    """Return what a torch.save file (zip or legacy) or plain pickle holds, on the CPU, if it is nothing but data.
 
     Args:
         path: The file; tensors of a zip archive are mapped from it, not read.

@@ -28,7 +28,7 @@ _KINDS = "safetensors, .npz, JSON ({name: list}), or a dict of tensors written b
 
 
 def read_tensors(path: str | Path, *, error: type[InputError]) -> dict[str, torch.Tensor]:
-    """The named tensors of a file, on the CPU, told by content; no pickle is executed.
+    """Return the named tensors of a file, on the CPU, told by content; no pickle is executed.
 
     A JSON list of floats becomes float32, of integers int64, of booleans bool.
 

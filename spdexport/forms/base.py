@@ -55,7 +55,7 @@ class Stage:
                 raise ValueError(f"mask and bias need shape ({self.spec.out_channels},), not {values.shape}")
 
     def evaluated(self) -> Stage:
-        """The stage with its weight as an array, for those who need it more than once."""
+        """Return the stage with its weight as an array, for those who need it more than once."""
         return replace(self, weight=np.asarray(self.weight))
 
 
@@ -113,7 +113,7 @@ class CannotComposeError(ValueError):
 
 
 def constant_mask(stage: Stage) -> FloatArray | None:
-    """A stage's mask in float64, shape (out_channels,), or None.
+    """Return a stage's mask in float64, shape (out_channels,), or None.
 
     Raises:
         CannotComposeError: It is known only at run time.
@@ -124,7 +124,7 @@ def constant_mask(stage: Stage) -> FloatArray | None:
 
 
 def absorbed(stage: Stage) -> tuple[Deferred, FloatArray | None]:
-    """A stage's weight with the mask in it, and its bias, in float64.
+    """Return a stage's weight with the mask in it, and its bias, in float64.
 
     Raises:
         CannotComposeError: The mask is known only at run time.
@@ -138,10 +138,10 @@ def absorbed(stage: Stage) -> tuple[Deferred, FloatArray | None]:
 
 
 def scaled(weight: FloatArray, mask: FloatArray | None) -> FloatArray:
-    """A weight with a mask over its output channels in it."""
+    """Return a weight with a mask over its output channels in it."""
     return weight if mask is None else weight * mask.reshape(-1, *(1,) * (weight.ndim - 1))
 
 
 def f64(values: Numbers) -> FloatArray:
-    """The values in float64."""
+    """Return the values in float64."""
     return np.asarray(values, dtype=np.float64)

@@ -55,17 +55,19 @@ Taps = tuple[int, ...]
 
 
 def appends_pointwise(first: ConvSpec, second: ConvSpec) -> bool:
-    """Whether the second only mixes the first one's output channels, within its groups: as U does behind V."""
+    """Return whether the second only mixes the first one's output channels, within its groups: as U does behind V."""
     return second.is_pointwise and second.groups % first.groups == 0
 
 
 def overlaps(first: ConvSpec, second: ConvSpec) -> bool:
-    """Whether both kernels are wider than one along the same axis, so that the composed one is wider than either."""
+    """Return whether both kernels are wider than one along an axis, where the composed one is wider than either."""
     return any(k1 > 1 and k2 > 1 for k1, k2 in zip(first.kernel, second.kernel, strict=True))
 
 
 def compose(first: Stage, second: Stage) -> Stage:
-    """The one stage that computes ``second(first(x))``, in float64; the module's docstring has conditions and formulas.
+    """Return the one stage that computes ``second(first(x))``, in float64.
+
+    The module's docstring has conditions and formulas.
 
     With A the first weight, its mask m and bias a, and B the second with mask n and bias b::
 
@@ -108,7 +110,7 @@ def compose(first: Stage, second: Stage) -> Stage:
 
 
 def add(first: Stage, second: Stage) -> Stage:
-    """The one stage that computes ``first(x) + second(x)``, in float64.
+    """Return the one stage that computes ``first(x) + second(x)``, in float64.
 
     The taps of both are put on one grid, whose step is the greatest common divisor of both dilations and of the
     distance between their first taps: a 1x1 convolution beside a padded 3x3 one becomes its middle tap.
@@ -129,7 +131,7 @@ def add(first: Stage, second: Stage) -> Stage:
 
 
 def times(stage: Stage, factor: float) -> Stage:
-    """The stage that computes ``factor * stage(x)``, in float64."""
+    """Return the stage that computes ``factor * stage(x)``, in float64."""
     if factor == 1:
         return stage
     weight, bias = absorbed(stage)

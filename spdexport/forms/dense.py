@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def dense(spec: ConvSpec, weight: Array, bias: Array | None) -> Form:
-    """One convolution.
+    """Return one convolution.
 
     Args:
         spec: The layer's geometry.

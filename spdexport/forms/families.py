@@ -40,16 +40,16 @@ class Decomposed(Protocol):
         """The largest ranks, which hold any weight."""
 
     def at(self, rank: int) -> Ranks:
-        """All ranks at ``rank``, or what holds the weight where that is less."""
+        """Return all ranks at ``rank``, or what holds the weight where that is less."""
 
     def lost(self, ranks: Ranks) -> FloatArray:
-        """The relative Frobenius error at these ranks, of each group; what ``weights`` gives is no worse."""
+        """Return the relative Frobenius error at these ranks, of each group; what ``weights`` gives is no worse."""
 
     def within(self, allowed: FloatArray) -> Iterable[Ranks]:
         """Ranks whose error is at most ``allowed`` in each group, and of which none can be less by itself."""
 
     def weights(self, ranks: Ranks) -> Sequence[FloatArray]:
-        """The weight of each stage, in float64, shape ``weight_shape`` of its geometry."""
+        """Return the weight of each stage, in float64, shape ``weight_shape`` of its geometry."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

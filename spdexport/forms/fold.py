@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def fold_form(form: Form) -> Stage:
-    """The one dense stage that computes the whole form, in float64; its weight is computed when it is asked for.
+    """Return the one dense stage that computes the whole form, in float64; its weight is computed when it is asked for.
 
     Raises:
         CannotComposeError: A chain does not compose, or the chains' results do not add up to one stage.

@@ -66,15 +66,15 @@ class PairWeight:
         return (self.found.sigma.shape[-1],)
 
     def at(self, rank: int) -> tuple[int]:
-        """That rank, or the exact one."""
+        """Return that rank, or the exact one."""
         return (min(rank, *self.exact),)
 
     def lost(self, ranks: tuple[int, ...]) -> FloatArray:
-        """What the singular values cut off come to."""
+        """Return what the singular values cut off come to."""
         return truncation_errors(self.found.sigma, ranks[0])
 
     def within(self, allowed: FloatArray) -> Iterable[tuple[int]]:
-        """The one smallest rank."""
+        """Yield the one smallest rank."""
         yield (min(rank_for_errors(self.found.sigma, allowed), *self.exact),)
 
     def factors(self, ranks: tuple[int, ...]) -> Factors:

@@ -129,19 +129,19 @@ class SpatialWeight:
         return self.unfolded.full
 
     def at(self, rank: int) -> tuple[int]:
-        """That rank, or the exact one."""
+        """Return that rank, or the exact one."""
         return self.unfolded.at(rank)
 
     def lost(self, ranks: tuple[int, ...]) -> FloatArray:
-        """Its error, which is that of the layer's weight: both hold the same numbers."""
+        """Return its error, which is that of the layer's weight: both hold the same numbers."""
         return self.unfolded.lost(ranks)
 
     def within(self, allowed: FloatArray) -> Iterable[tuple[int]]:
-        """Its one smallest rank."""
+        """Return its one smallest rank."""
         return self.unfolded.within(allowed)
 
     def weights(self, ranks: tuple[int, ...]) -> Sequence[FloatArray]:
-        """Its V and U as the kernels that they are."""
+        """Return its V and U as the kernels that they are."""
         return spatial_stages(self.spec, self.unfolded.factors(ranks))
 
 

@@ -100,18 +100,18 @@ class TuckerWeight:
         return (self.found.inner.shape[-1],)
 
     def at(self, rank: int) -> tuple[int, ...]:
-        """That rank on both sides, or the exact ones."""
+        """Return that rank on both sides, or the exact ones."""
         inner, *outer = self.exact
         size = min(rank, *(outer or (self.spec.group_out,)))
         return (min(rank, inner), size) if size < self.spec.group_out else (min(rank, inner),)
 
     def lost(self, ranks: tuple[int, ...]) -> FloatArray:
-        """What the bases that are cut off come to, before they are improved."""
+        """Return what the bases that are cut off come to, before they are improved."""
         inner, *outer = ranks
         return self.found.lost(inner, *(outer or (self.spec.group_out,)))
 
     def within(self, allowed: FloatArray) -> Iterable[tuple[int, ...]]:
-        """For each number of inner channels the least of outer ones; all of them mean no last stage."""
+        """Return for each number of inner channels the least of outer ones; all of them mean no last stage."""
         outer = self.spec.group_out
         most = self.exact[1] if len(self.exact) > 1 else outer
         for inner in range(1, self.exact[0] + 1):

@@ -90,7 +90,7 @@ class VariableMask:
         return 0 if self.located is None else int(self.located.size)
 
     def told(self) -> str:
-        """What it is, in a clause."""
+        """Return what it is, in a clause."""
         gates = f"computed by the layer's gate ({self.mode})" if self.gate is not None else ""
         parts = ["an input" if self.input is not None else "", gates]
         parts.append("another one at each location" if self.located is not None else "")

@@ -98,7 +98,7 @@ class GateFunction:
 
 
 def evaluate(gate: GateFunction, activations: FloatArray, inputs: FloatArray | None = None) -> FloatArray:
-    """The importances, in float64.
+    """Return the importances, in float64.
 
     Args:
         gate: The function.
@@ -132,7 +132,7 @@ def evaluate(gate: GateFunction, activations: FloatArray, inputs: FloatArray | N
 
 
 def gelu(x: FloatArray) -> FloatArray:
-    """The exact GELU: x Phi(x), with the normal distribution function Phi."""
+    """Return the exact GELU: x Phi(x), with the normal distribution function Phi."""
     import torch  # the kinds of functions are known without it
 
     error: FloatArray = torch.erf(torch.from_numpy(np.ascontiguousarray(x)) / 2**0.5).numpy()

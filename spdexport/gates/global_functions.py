@@ -216,7 +216,7 @@ class GlobalInput:
     V: Array | None = None
 
     def read(self, data: FloatArray) -> FloatArray:
-        """What the function is given for the data that the layer reads, with the channels last."""
+        """Return what the function is given for the data that the layer reads, with the channels last."""
         if self.V is None:
             return np.asarray(data, np.float64)
         return np.asarray(self.V, np.float64)[np.asarray(data, np.int64)]
@@ -271,7 +271,7 @@ def _sizes(maps: Sequence[GateLayer], what: str) -> tuple[int, int]:
 
 
 def evaluate_global(function: GlobalFunction, inputs: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
-    """The importances of all layers, in float64.
+    """Return the importances of all layers, in float64.
 
     Args:
         function: The function.

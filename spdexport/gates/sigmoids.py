@@ -33,7 +33,7 @@ class Sigmoid(StrEnum):
 
 
 def squash(x: FloatArray, sigmoid: Sigmoid) -> FloatArray:
-    """The importances, in float64, of any shape.
+    """Return the importances, in float64, of any shape.
 
     Args:
         x: What the function gives.

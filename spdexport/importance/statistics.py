@@ -52,7 +52,7 @@ class Importances:
     frequency: FloatArray | None
 
     def measured(self, measure: Measure) -> FloatArray | None:
-        """What is known by one measure."""
+        """Return what is known by one measure."""
         found: FloatArray | None = getattr(self, measure.value)
         return found
 
@@ -105,5 +105,5 @@ class Running:
         return merged
 
     def result(self) -> Importances:
-        """What was found; at least one batch was taken in."""
+        """Return what was found; at least one batch was taken in."""
         return Importances(peak=self._peak, mean=self._sum / self._count, frequency=self._fired / self._count)

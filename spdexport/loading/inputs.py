@@ -133,7 +133,7 @@ def _described(tensor: torch.Tensor) -> str:
 
 
 def inputs_from_file(path: Path) -> ExampleInputs:
-    """Inputs from a safetensors, npz, JSON or weights-only torch.save file.
+    """Return inputs from a safetensors, npz, JSON or weights-only torch.save file.
 
     The rule: names ``0``, ``1``, ... or ``arg_0``, ``arg_1``, ... are positions, all other names are keywords.
     A file with a single tensor gives one positional input, whatever its name. Names that begin with ``output:`` or
@@ -160,7 +160,7 @@ def inputs_from_file(path: Path) -> ExampleInputs:
 
 
 def inputs_by_name(named: Mapping[str, torch.Tensor], where: str) -> ExampleInputs:
-    """Inputs from tensors by name, by the rule of ``inputs_from_file``.
+    """Return inputs from tensors by name, by the rule of ``inputs_from_file``.
 
     Raises:
         ExampleInputError: The positions among the names have a gap.

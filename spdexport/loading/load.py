@@ -61,7 +61,7 @@ class _Request:
         return str(self.path)
 
     def call_factory(self, what: str, state: Mapping[str, torch.Tensor]) -> FactoryResult:
-        """The factory's module, for a source that has weights, those of ``state`` among them, but no code."""
+        """Return the factory's module, for a source that has weights, those of ``state`` among them, but no code."""
         if self.factory is None:
             raise self._incomplete(what, state)
         return call_factory(self.factory, seed=self.seed)

@@ -42,16 +42,16 @@ class ExampleInputs:
     labels: torch.Tensor | None = None
 
     def with_labels_as_input(self) -> ExampleInputs:
-        """The same for a model that has an input of the name ``labels``."""
+        """Return the same for a model that has an input of the name ``labels``."""
         return replace(self, kwargs={**self.kwargs, LABELS: self.labels}, labels=None)
 
     def tensors(self) -> list[torch.Tensor]:
-        """The tensors in the order in which a program that was traced with these inputs has them."""
+        """Return the tensors in the order in which a program that was traced with these inputs has them."""
         leaves = pytree.tree_leaves((self.args, dict(self.kwargs)))
         return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
     def with_tensors(self, tensors: Sequence[torch.Tensor], *, origin: str | None = None) -> ExampleInputs:
-        """The same structure with other tensors, as many as ``tensors()`` gives and in their order."""
+        """Return the same structure with other tensors, as many as ``tensors()`` gives and in their order."""
         leaves, structure = pytree.tree_flatten((self.args, dict(self.kwargs)))
         places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
         for index, tensor in zip(places, tensors, strict=True):
@@ -60,12 +60,12 @@ class ExampleInputs:
         return replace(self, args=args, kwargs=kwargs, origin=self.origin if origin is None else origin)
 
     def copied(self) -> ExampleInputs:
-        """The same with a copy of each tensor, so that one given twice becomes two."""
+        """Return the same with a copy of each tensor, so that one given twice becomes two."""
         return self.with_tensors([tensor.clone() for tensor in self.tensors()])
 
 
 def named_tensors(arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The tensors among arguments by the names that torch.export gives them: the path, joined by underscores."""
+    """Return the tensors among arguments by the names that torch.export gives them: the path, joined by underscores."""
     named: dict[str, torch.Tensor] = {}
     for name, value in arguments.items():
         for path, leaf in pytree.tree_flatten_with_path(value)[0]:

@@ -44,7 +44,7 @@ class Device(NamedTuple):
 
 
 def first_device() -> Device:
-    """The first CUDA device.
+    """Return the first CUDA device.
 
     Raises:
         NoDeviceError: No driver is installed, or it sees no device.
@@ -69,7 +69,7 @@ def first_device() -> Device:
 
 
 def missing_libraries(table: Libraries, cuda_major: str) -> str | None:
-    """The libraries of a table that cannot be loaded, and how to install them; None if all are there.
+    """Return the libraries of a table that cannot be loaded, and how to install them; None if all are there.
 
     Args:
         table: Library and package names, as in this module.
@@ -90,7 +90,7 @@ def missing_libraries(table: Libraries, cuda_major: str) -> str | None:
 
 
 def missing(table: Libraries, cuda_major: str) -> str | None:
-    """What keeps a provider that is built for CUDA from starting here; None if nothing is seen.
+    """Return what keeps a provider that is built for CUDA from starting here; None if nothing is seen.
 
     Args:
         table: The libraries it needs.

@@ -24,7 +24,7 @@ FATAL = 4  # ONNX Runtime's log severities run from 0 (verbose) to 4; what matte
 
 
 def import_onnxruntime() -> ModuleType:
-    """The onnxruntime module, silent.
+    """Return the onnxruntime module, silent.
 
     Raises:
         RuntimeMissingError: It is not installed, does not load, or is installed in two packages.
@@ -62,7 +62,7 @@ def import_onnxruntime() -> ModuleType:
 
 
 def has_torch() -> bool:
-    """Whether PyTorch is there; a file alone is verified and folded without."""
+    """Return whether PyTorch is there; a file alone is verified and folded without."""
     try:
         importlib.import_module("torch")
     except ImportError:
@@ -86,7 +86,7 @@ def require_torch(remark: str = "") -> None:
 
 
 def versions() -> dict[str, str]:
-    """What the result of a check depends on: package versions, Python, the platform, and the CUDA device if any.
+    """Return what the result of a check depends on: package versions, Python, the platform, and the CUDA device if any.
 
     ``onnxruntime`` has the installed package's name before its version. Nothing is imported for it.
     """
@@ -101,7 +101,7 @@ def versions() -> dict[str, str]:
 
 
 def version(distribution: str) -> str | None:
-    """The version of an installed distribution, or None."""
+    """Return the version of an installed distribution, or None."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

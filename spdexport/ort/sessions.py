@@ -88,7 +88,7 @@ class RuntimeFailure(Exception):  # noqa: N818 - it is ONNX Runtime that failed;
 
 @functools.cache
 def provider_status(provider: Provider) -> str | None:
-    """None where a model really runs on the provider here, else what is missing and how to get it.
+    """Return None where a model really runs on the provider here, else what is missing and how to get it.
 
     A session is made on a small convolution, run, and its placement read; the answer is kept for the process.
 
@@ -137,7 +137,7 @@ def usable_provider(name: str) -> Provider:
 
 
 def parse_providers(names: str | Sequence[str] | None) -> tuple[Provider, ...]:
-    """The providers beside the CPU that a check runs on.
+    """Return the providers beside the CPU that a check runs on.
 
     Args:
         names: One or more of the names in ``PROVIDERS``; None for ``DEFAULT`` where it can run.
@@ -202,7 +202,7 @@ def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
 
 
 def open_session(model: bytes | Path, settings: SessionSettings) -> Session:
-    """A session for a model.
+    """Return a session for a model.
 
     Args:
         model: The bytes of an ONNX file, or its path (needed where weights are in external data).
@@ -247,7 +247,7 @@ class Session:
         return {name: dict(options) for name, options in self._inference.get_provider_options().items()}
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        """The model's outputs.
+        """Return the model's outputs.
 
         Args:
             inputs: An array for each input, of the input's dtype; bfloat16 as ml_dtypes has it.
@@ -269,7 +269,7 @@ class Session:
             return {name: _from_ort(value) for name, value in zip(names, results, strict=True)}
 
     def runner(self, inputs: Mapping[str, Array]) -> Callable[[], object]:
-        """A function that runs the model on these inputs and throws away what it gives: what is timed.
+        """Return a function that runs the model on these inputs and throws away what it gives: what is timed.
 
         Raises:
             RuntimeFailure: From the function: a node failed.
@@ -284,7 +284,7 @@ class Session:
         return run
 
     def placed_nodes(self) -> tuple[PlacedNode, ...] | None:
-        """The nodes with the provider that ONNX Runtime assigned each to; None where ONNX Runtime does not tell.
+        """Return the nodes with the provider that ONNX Runtime assigned each to; None where ONNX Runtime does not tell.
 
         Assignment comes before most fusions, so nearly all nodes of the file are there under their own names even if
         one kernel computes several of them; nodes that constant folding removed are not.
@@ -298,7 +298,10 @@ class Session:
         )
 
     def placement(self) -> dict[str, tuple[str, ...]]:
-        """The names of the nodes by ONNX Runtime's name of the provider they were assigned to; none if not told."""
+        """Return the names of the nodes by ONNX Runtime's name of the provider they were assigned to.
+
+        None if not told.
+        """
         placed: dict[str, list[str]] = {}
         for node in self.placed_nodes() or ():
             placed.setdefault(node.provider, []).append(node.name)

@@ -38,7 +38,7 @@ class Spread:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Spread:
-        """The median and quartiles of some times in seconds, at least one."""
+        """Return the median and quartiles of some times in seconds, at least one."""
         low, median, high = (float(q) for q in np.quantile(np.asarray(seconds), (0.25, 0.5, 0.75)))
         return cls(median=median, low=low, high=high, runs=len(seconds))
 
@@ -67,7 +67,7 @@ def interleaved(
     seconds: float | None = None,
     told: Callable[[int], None] = lambda _: None,
 ) -> tuple[tuple[float, ...], ...]:
-    """The times of several things, each run once in every round, so that a slow moment hits all of them alike.
+    """Return the times of several things, each run once in every round, so that a slow moment hits all of them alike.
 
     Every other round runs them in reverse, so that none always has the caches that the same other one left.
 
@@ -98,7 +98,7 @@ def interleaved(
 
 
 def ratio_of(first: Sequence[float], second: Sequence[float], *, seed: int) -> Ratio:
-    """The median ratio of paired times, with a confidence interval by the percentile bootstrap over the pairs.
+    """Return the median ratio of paired times, with a confidence interval by the percentile bootstrap over the pairs.
 
     Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13.
 

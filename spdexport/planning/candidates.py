@@ -69,7 +69,7 @@ class Layer:
         return live + ("; the weight delta is added back" if self.delta is DeltaUse.KEPT else "")
 
     def truncated(self, rank: int) -> tuple[Factors, float]:
-        """The best factors of a rank, and their relative Frobenius error."""
+        """Return the best factors of a rank, and their relative Frobenius error."""
         made = truncated(self.weight, self.site.spec, self.site.weight.dtype, rank)
         return made, truncation_error(self.sigma, rank)
 
@@ -85,7 +85,7 @@ class Layer:
         return recompressed(self.weight, spec, dtype, self.rank, pays=pays)
 
     def gain(self, cost: CostModel, chosen: FormShape) -> Gain | None:
-        """What truncating would give beside the form that was chosen; None for a weight of zeros."""
+        """Return what truncating would give beside the form that was chosen; None for a weight of zeros."""
         if not self.rank.rank:
             return None
         now, macs = cost(self.site, chosen), shape_macs(self.site, chosen)
@@ -128,14 +128,14 @@ class Choice:
     ranks: Ranks = ()
 
     def shape(self, site: ConvSite) -> FormShape:
-        """What its cost depends on."""
+        """Return what its cost depends on."""
         if self.ranks:
             return family_shape(site, self.form, self.ranks)
         return dense_shape(site) if self.components is None else pair_shape(site, self.components, self.form)
 
 
 def cheapest(layer: Layer, cost: CostModel) -> Choice:
-    """The form of least cost among those that compute the effective weight; dense where two are alike.
+    """Return the form of least cost among those that compute the effective weight; dense where two are alike.
 
     Args:
         layer: The layer.
@@ -171,7 +171,7 @@ def _why(form: FormKind, facts: str) -> str:
 
 
 def truncation(layer: Layer, rank: int) -> Choice:
-    """The form with a truncated weight, as V and U."""
+    """Return the form with a truncated weight, as V and U."""
     made, error = layer.truncated(rank)
     reason = f"truncated to rank {rank} of {layer.rank.rank}, relative error {error:.2g}; {layer.told}"
     return Choice(
@@ -185,14 +185,14 @@ def truncation(layer: Layer, rank: int) -> Choice:
 
 
 def literal(layer: Layer, *, keep_masks: bool, note: str = "") -> Choice:
-    """The form of the source's own V and U."""
+    """Return the form of the source's own V and U."""
     factors = layer.factors
     kept = factors.components if keep_masks else max(factors.live, 1)
     return Choice(form=FormKind.literal(layer.delta), reason=layer.told + note, components=kept)
 
 
 def live(layer: Layer, run_time: RunTime) -> Choice:
-    """The form of a layer whose mask is known only at run time: the source's own V and U, all of them."""
+    """Return the form of a layer whose mask is known only at run time: the source's own V and U, all of them."""
     return Choice(
         form=FormKind.literal(layer.delta),
         reason=f"its mask is {run_time.mask.told()}: all components stay",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def asked(layer: Layer, kind: FormKind, options: PlanOptions) -> Choice:
-    """The form that the user asked for, at the ranks that the options allow; dense where the layer has none.
+    """Return the form that the user asked for, at the ranks that the options allow; dense where the layer has none.
 
     Args:
         layer: The layer.
@@ -50,7 +50,7 @@ def asked(layer: Layer, kind: FormKind, options: PlanOptions) -> Choice:
 
 
 def given(site: ConvSite, form: Form) -> Choice:
-    """The form that a file brings for a layer, and how far its weight is from the layer's."""
+    """Return the form that a file brings for a layer, and how far its weight is from the layer's."""
     kind, weight = FormKind(form.name), np.asarray(site.weight, dtype=np.float64)
     (chain,) = form.chains
     between = tuple(stage.spec.group_out for stage in chain[:-1])
@@ -68,7 +68,9 @@ def given(site: ConvSite, form: Form) -> Choice:
 
 
 def cheapest_within(layer: Layer, exact: Choice, options: PlanOptions, cost: CostModel, rough: CostModel) -> Choice:
-    """The cheapest form whose error the options allow, where that is cheaper than the best exact one; else that one.
+    """Return the cheapest form whose error the options allow, where that is cheaper than the best exact one.
+
+    Else that one.
 
     Ranks are raised to what the lanes hold that they are padded to in the file: true components in the place of zeros.
 
@@ -95,7 +97,10 @@ def cheapest_within(layer: Layer, exact: Choice, options: PlanOptions, cost: Cos
 
 
 def repeated_chain(layer: Layer, kind: FormKind, ranks: Ranks) -> Choice | None:
-    """The form of these ranks; None where a layer of this geometry has no form of this kind or number of ranks."""
+    """Return the form of these ranks.
+
+    None where a layer of this geometry has no form of this kind or number of ranks.
+    """
     family = FAMILIES[kind]
     if family.without(layer.site.spec) is not None or len(ranks) not in family.numbers:
         return None

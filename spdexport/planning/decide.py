@@ -32,7 +32,7 @@ FactorSource = Callable[[ConvSite], Factors | Form | Skipped | None]
 
 
 def pure_cost(options: PlanOptions) -> CostModel:
-    """The cost model of an objective that needs no measurement; one that measures is given to ``make_plan``."""
+    """Return the cost model of an objective that needs no measurement; one that measures is given to ``make_plan``."""
     return ParameterCost() if options.optimize_for is Objective.PARAMS else MacsCost(lane=options.lane_width)
 
 

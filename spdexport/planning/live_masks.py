@@ -76,7 +76,7 @@ class LiveOptions:
         return self.mask_inputs is MaskInputs.REQUIRED
 
     def masks_layer(self, layer: str) -> bool:
-        """Whether the layer is to have an input."""
+        """Return whether the layer is to have an input."""
         return ALL in self.runtime_masks or matches(layer, self.runtime_masks)
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a layer's name, or its name without a call number, matches one of the patterns."""
+    """Return whether a layer's name, or its name without a call number, matches one of the patterns."""
     return any(fnmatchcase(name, p) or fnmatchcase(layer_of_call(name), p) for p in patterns)
 
 

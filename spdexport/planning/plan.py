@@ -121,7 +121,7 @@ class LayerPlan:
         return self.components is not None or self.given
 
     def as_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
 
@@ -175,7 +175,7 @@ class Decision:
         return is_other or not self.keep_delta or self.layer.truncation is not None
 
     def effective(self) -> FloatArray:
-        """The dense weight that the layer stands for, float64, shape ``site.spec.weight_shape``."""
+        """Return the dense weight that the layer stands for, float64, shape ``site.spec.weight_shape``."""
         if self.layer.truncation is not None:
             assert self.made is not None, "a truncated weight is that of its form"
             return np.asarray(fold_form(self.made).weight, dtype=np.float64)
@@ -184,11 +184,11 @@ class Decision:
         return effective_weight(self.site.weight, self.factors, self.site.spec, keep_delta=self.keep_delta)
 
     def dense_form(self) -> Form:
-        """The dense form with the effective weight, rounded to the layer's dtype."""
+        """Return the dense form with the effective weight, rounded to the layer's dtype."""
         return dense(self.site.spec, self.effective().astype(self.site.weight.dtype), self.bias)
 
     def build_form(self, *, keep_masks: bool) -> Form | None:
-        """The form that the plan names; None where the layer stays as it is."""
+        """Return the form that the plan names; None where the layer stays as it is."""
         if not self.is_decomposed:
             return None
         if self.layer.form is FormKind.DENSE:
@@ -310,14 +310,14 @@ class Plan:
         return next((gate for gate in gates if isinstance(gate, GlobalShare)), None)
 
     def forms(self) -> Iterable[tuple[ConvSite, Form]]:
-        """Each layer that changes with its form, made one at a time."""
+        """Yield each layer that changes with its form, made one at a time."""
         for decision in self.decisions:
             form = decision.build_form(keep_masks=self.options.keep_masks)
             if form is not None:
                 yield decision.site, form
 
     def dense_forms(self) -> Iterable[tuple[ConvSite, Form]]:
-        """Each layer whose effective weight is not its own, in dense form.
+        """Yield each layer whose effective weight is not its own, in dense form.
 
         Matrix products that take another form are here too: they become linear layers as they do in that form, so that
         the two programs can be compared.
@@ -338,7 +338,7 @@ class Plan:
 
 
 def masked_out(site: ConvSite) -> Factors:
-    """One component of zeros."""
+    """Return one component of zeros."""
     spec = site.spec
     groups = (spec.groups,) if spec.groups > 1 else ()
     dtype = site.weight.dtype

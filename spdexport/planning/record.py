@@ -114,14 +114,14 @@ class PlanRecord:
                 )
 
     def of(self, site: ConvSite) -> LayerRecord | None:
-        """What it says of a layer; None where that cannot be said of it."""
+        """Return what it says of a layer; None where that cannot be said of it."""
         layer = self.layers.get(site.name)
         if layer is None or (layer.kind, layer.geometry) != (site.spec.kind, site.spec.describe()):
             return None
         return layer
 
     def misfit(self, what: str, hint: str = "Make a plan of this model: --save-plan FILE.") -> PlanError:
-        """The error of a plan that does not fit."""
+        """Return the error of a plan that does not fit."""
         return PlanError(what, where=self.origin, hint=hint)
 
 
@@ -139,7 +139,7 @@ def read_plan(path: Path) -> PlanRecord:
 
 
 def parse_plan(content: object, origin: str, *, strict: bool = True) -> PlanRecord:
-    """A plan from JSON values.
+    """Return a plan from JSON values.
 
     Raises:
         PlanError: They are no plan of this schema version.
@@ -170,7 +170,7 @@ def parse_plan(content: object, origin: str, *, strict: bool = True) -> PlanReco
 
 
 def as_file(plan: Mapping[str, Any]) -> str:
-    """The text of a plan file, of ``Plan.as_json()``; what is not finite is null."""
+    """Return the text of a plan file, of ``Plan.as_json()``; what is not finite is null."""
     return json.dumps(_finite(plan), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 

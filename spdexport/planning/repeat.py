@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def repeated(layer: Layer, recorded: LayerRecord | None, record: PlanRecord, options: PlanOptions) -> Choice:
-    """The form that the plan has for a layer, made from the layer's own weight.
+    """Return the form that the plan has for a layer, made from the layer's own weight.
 
     The plan that a file carries about itself says nothing that the options do not allow.
 

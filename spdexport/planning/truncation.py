@@ -93,7 +93,7 @@ def allows(options: PlanOptions, name: str, sigma: FloatArray, rank: int) -> boo
 
 
 def allowed_rank(options: PlanOptions, name: str, sigma: FloatArray) -> int | None:
-    """The rank that a layer may be truncated to; None where its weight is to stay exact.
+    """Return the rank that a layer may be truncated to; None where its weight is to stay exact.
 
     Args:
         options: What the user allows. A rank for the layer itself is stronger than what is said of all.
@@ -109,7 +109,9 @@ def allowed_rank(options: PlanOptions, name: str, sigma: FloatArray) -> int | No
 
 
 def allowed_error(options: PlanOptions, name: str, sigma: FloatArray) -> FloatArray | None:
-    """The relative Frobenius error that a layer's weight may have in each group, whatever its form; None for none.
+    """Return the relative Frobenius error that a layer's weight may have in each group, whatever its form.
+
+    None for none.
 
     Args:
         options: What the user allows. A rank allows what truncating to it comes to.
@@ -125,7 +127,10 @@ def allowed_error(options: PlanOptions, name: str, sigma: FloatArray) -> FloatAr
 
 
 def given_rank(options: PlanOptions, name: str) -> int | None:
-    """The rank that the options give for a layer: one for it is stronger than what is said of all, of whatever kind."""
+    """Return the rank that the options give for a layer.
+
+    One for it is stronger than what is said of all, of whatever kind.
+    """
     rules = [parse_rank(text) for text in options.rank]
     own = [rank for pattern, rank in rules if pattern is not None and matches(name, (pattern,))]
     if own:

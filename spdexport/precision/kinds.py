@@ -35,7 +35,7 @@ class Precision:
     left: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """The fields as JSON values, of which ``from_json`` makes the same again."""
+        """Return the fields as JSON values, of which ``from_json`` makes the same again."""
         return {
             "storage": self.storage.value,
             "ranges": {name: list(self.ranges[name]) for name in sorted(self.ranges)},

@@ -57,7 +57,7 @@ class Decision:
         return self.input(0)
 
     def input(self, index: int) -> Array:
-        """An input that is known to be there."""
+        """Return an input that is known to be there."""
         value = self.inputs[index]
         assert value is not None, f"{self.op} has its input {index}"
         return value
@@ -80,7 +80,7 @@ class Noises:
     rounding: float
 
     def of(self, index: int) -> Array:
-        """The noise of an input that is known to be there; 0 for one that is no float."""
+        """Return the noise of an input that is known to be there; 0 for one that is no float."""
         noise = self.inputs[index] if index < len(self.inputs) else None
         return np.zeros(()) if noise is None else noise
 
@@ -118,22 +118,22 @@ class Rule(ABC):
     """The inputs that it chooses by: only where one of them is a float does rounding matter."""
 
     def chooses(self, node: Decision) -> bool:
-        """Whether this node chooses by floats, and in a way that can be followed."""
+        """Return whether this node chooses by floats, and in a way that can be followed."""
         read = [node.inputs[i] for i in self.reads if i < len(node.inputs)]
         named = all(i < len(node.output_names) and node.output_names[i] for i in self.taken)
         return named and any(value is not None and value.dtype.kind == "f" for value in read)
 
     def choice(self, node: Decision, values: Sequence[Array]) -> Any:  # noqa: ARG002 - some tell it from the inputs too
-        """The choice that a session's outputs tell; ``values`` are those in ``taken``."""
+        """Return the choice that a session's outputs tell; ``values`` are those in ``taken``."""
         return values
 
     @abstractmethod
     def given(self, node: Decision, choice: Any) -> list[Array]:
-        """All outputs, from the node's own inputs and the choice."""
+        """Return all outputs, from the node's own inputs and the choice."""
 
     @abstractmethod
     def judge(self, node: Decision, choice: Any, noises: Noises) -> Judged:
-        """Whether the choice is one that rounding explains.
+        """Return whether the choice is one that rounding explains.
 
         Args:
             node: As float64 has it, given all choices before.
@@ -143,7 +143,7 @@ class Rule(ABC):
 
 
 def nothing(fault: str = "") -> Judged:
-    """No element that differs, or a fault that is no matter of elements."""
+    """Return no element that differs, or a fault that is no matter of elements."""
     none = np.zeros(0)
     return Judged(
         places=np.zeros((0, 0), int), right=none, got=none, margins=none, noises=none, wrong=none > 0, fault=fault
@@ -151,7 +151,7 @@ def nothing(fault: str = "") -> Judged:
 
 
 def differing(right: Array, got: Array, margins: Any, noises: Any, wrong: Any = None, *, ties: bool = False) -> Judged:
-    """The elements at which two arrays of choices differ, and those that are wrong in any case.
+    """Return the elements at which two arrays of choices differ, and those that are wrong in any case.
 
     Args:
         right: As float64 chooses.
@@ -184,7 +184,7 @@ def _same(right: Array, got: Array) -> Array:
 
 
 def noise_of(exact: Array, moved: Array, unit_rounding: float, factor: float) -> Array:
-    """How far rounding may move the values of a tensor.
+    """Return how far rounding may move the values of a tensor.
 
     A value that simulated rounding does not reach and that the model's dtype holds is exact. Of the others, each has
     the largest effect of its own in any run, or the root mean square of those of the tensor where that is more, since a
@@ -206,7 +206,7 @@ def noise_of(exact: Array, moved: Array, unit_rounding: float, factor: float) ->
 
 
 def is_held(values: Array, unit_rounding: float) -> Array:
-    """Which float64 values a dtype of this unit rounding holds as they are; its range is taken as unbounded."""
+    """Return which float64 values a dtype of this unit rounding holds as they are; its range is taken as unbounded."""
     mantissa, _ = np.frexp(np.where(np.isfinite(values), values, 0.0))
     scaled = mantissa / unit_rounding
     held: Array = scaled == np.rint(scaled)

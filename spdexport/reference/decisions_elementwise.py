@@ -18,7 +18,7 @@ class Taken(Rule):
     """An operator with one output, that is the choice."""
 
     def given(self, node: Decision, choice: Any) -> list[Array]:
-        """All outputs, given the choice."""
+        """Return all outputs, given the choice."""
         return [np.asarray(choice[0], dtype=node.outputs[0].dtype)]
 
 
@@ -28,7 +28,7 @@ class Comparison(Taken):
     reads = (0, 1)
 
     def judge(self, node: Decision, choice: Any, noises: Noises) -> Judged:
-        """Whether rounding explains the choice."""
+        """Return whether rounding explains the choice."""
         with np.errstate(invalid="ignore"):
             margins = np.abs(node.x - node.input(1))
         noise = noises.of(0) + noises.of(1)
@@ -46,7 +46,7 @@ class Rounding(Taken):
         self._region = region
 
     def judge(self, node: Decision, choice: Any, noises: Noises) -> Judged:
-        """Whether rounding explains the choice."""
+        """Return whether rounding explains the choice."""
         got = choice[0].astype(np.float64)
         margins = distance(node.x, *self._region(got))
         possible = got == (np.sign(got) if node.op == "Sign" else np.rint(got))
@@ -59,18 +59,18 @@ class Remainder(Rule):
     reads = (0, 1)
 
     def choice(self, node: Decision, values: Sequence[Array]) -> Any:
-        """The choice that the outputs tell."""
+        """Return the choice that the outputs tell."""
         with np.errstate(all="ignore"):
             return np.rint((node.x - values[0].astype(np.float64)) / node.input(1))
 
     def given(self, node: Decision, choice: Any) -> list[Array]:
-        """All outputs, given the choice."""
+        """Return all outputs, given the choice."""
         with np.errstate(all="ignore"):
             found = node.x - choice * node.input(1)
         return [np.where(np.isfinite(found), found, node.outputs[0])]
 
     def judge(self, node: Decision, choice: Any, noises: Noises) -> Judged:
-        """Whether rounding explains the choice."""
+        """Return whether rounding explains the choice."""
         divisor = node.input(1)
         with np.errstate(all="ignore"):
             times = node.x / divisor
@@ -86,19 +86,19 @@ class Threshold(Rule):
     """ThresholdedRelu and Shrink: an element is let through or not."""
 
     def choice(self, node: Decision, values: Sequence[Array]) -> Any:
-        """The choice that the outputs tell."""
+        """Return the choice that the outputs tell."""
         own = node.outputs[0]
         passed = np.where(values[0] == 0, 0.0, np.sign(node.x))
         # What is let through may be 0 itself.
         return np.where((own == 0) == (values[0] == 0), self._own(node), passed)
 
     def given(self, node: Decision, choice: Any) -> list[Array]:
-        """All outputs, given the choice."""
+        """Return all outputs, given the choice."""
         bias = 0.0 if node.op == "ThresholdedRelu" else float(node.attributes.get("bias", 0.0))
         return [np.where(choice == 0, 0.0, node.x - choice * bias)]
 
     def judge(self, node: Decision, choice: Any, noises: Noises) -> Judged:
-        """Whether rounding explains the choice."""
+        """Return whether rounding explains the choice."""
         limit = self._limit(node)
         size = node.x if node.op == "ThresholdedRelu" else np.abs(node.x)
         return differing(self._own(node), choice, np.abs(size - limit), noises.of(0))
@@ -116,7 +116,7 @@ class Threshold(Rule):
 
 
 def distance(x: Array, low: Array, high: Array) -> Array:
-    """How far numbers are from intervals; 0 inside."""
+    """Return how far numbers are from intervals; 0 inside."""
     with np.errstate(invalid="ignore"):
         found: Array = np.maximum(np.maximum(low - x, x - high), 0.0)
     return found
@@ -128,7 +128,7 @@ class Bucket(Taken):
     reads = (0, 1)
 
     def judge(self, node: Decision, choice: Any, noises: Noises) -> Judged:
-        """Whether rounding explains the choice."""
+        """Return whether rounding explains the choice."""
         got, borders = choice[0].astype(np.int64), node.input(1)
         if not ((got >= 0) & (got <= borders.shape[-1])).all():
             return nothing("a bucket is out of range")
@@ -145,12 +145,12 @@ class Bucket(Taken):
 
 
 def floored(n: Array) -> tuple[Array, Array]:
-    """The numbers whose floor is n."""
+    """Return the numbers whose floor is n."""
     return n, n + 1
 
 
 def truncated(n: Array) -> tuple[Array, Array]:
-    """The numbers that are n without their fraction."""
+    """Return the numbers that are n without their fraction."""
     return np.where(n > 0, n, n - 1), np.where(n < 0, n, n + 1)
 
 

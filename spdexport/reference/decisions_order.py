@@ -17,11 +17,11 @@ class Largest(Rule):
     """ArgMax and ArgMin."""
 
     def given(self, node: Decision, choice: Any) -> list[Array]:
-        """All outputs, given the choice."""
+        """Return all outputs, given the choice."""
         return [np.asarray(choice[0], dtype=node.outputs[0].dtype)]
 
     def judge(self, node: Decision, choice: Any, noises: Noises) -> Judged:
-        """Whether rounding explains the choice."""
+        """Return whether rounding explains the choice."""
         axis = int(node.attributes.get("axis", 0))
         kept = bool(node.attributes.get("keepdims", 1))
         got, right = (v if kept else np.expand_dims(v, axis) for v in (choice[0], node.outputs[0]))
@@ -37,14 +37,14 @@ class Largests(Rule):
     taken: ClassVar[tuple[int, ...]] = (1,)
 
     def given(self, node: Decision, choice: Any) -> list[Array]:
-        """All outputs, given the choice."""
+        """Return all outputs, given the choice."""
         indices = np.asarray(choice[0], dtype=node.outputs[1].dtype)
         axis = int(node.attributes.get("axis", -1))
         inside = np.clip(indices, 0, max(node.x.shape[axis] - 1, 0))
         return [np.take_along_axis(node.x, inside, axis=axis), indices]
 
     def judge(self, node: Decision, choice: Any, noises: Noises) -> Judged:
-        """Whether rounding explains the choice."""
+        """Return whether rounding explains the choice."""
         sign = 1.0 if node.attributes.get("largest", 1) else -1.0
         is_sorted = bool(node.attributes.get("sorted", 1))
         return ordered(
@@ -62,11 +62,11 @@ class OneHotLargest(Rule):
     """Hardmax: 1 at the largest."""
 
     def given(self, node: Decision, choice: Any) -> list[Array]:
-        """All outputs, given the choice."""
+        """Return all outputs, given the choice."""
         return [np.asarray(choice[0], dtype=node.outputs[0].dtype)]
 
     def judge(self, node: Decision, choice: Any, noises: Noises) -> Judged:
-        """Whether rounding explains the choice."""
+        """Return whether rounding explains the choice."""
         got, x, noise = choice[0].astype(np.float64), node.x, np.broadcast_to(noises.of(0), node.x.shape)
         axis = int(node.attributes.get("axis", -1 if node.version >= 13 else 1))
         right = node.outputs[0]
@@ -87,11 +87,11 @@ class LargestInWindow(Rule):
     taken: ClassVar[tuple[int, ...]] = (1,)
 
     def given(self, node: Decision, choice: Any) -> list[Array]:
-        """All outputs, given the choice."""
+        """Return all outputs, given the choice."""
         return [node.outputs[0], np.asarray(choice[0], dtype=node.outputs[1].dtype)]
 
     def judge(self, node: Decision, choice: Any, noises: Noises) -> Judged:
-        """Whether rounding explains the choice."""
+        """Return whether rounding explains the choice."""
         x, own, got = node.x, node.outputs[1], choice[0]
         places = x.size if not node.attributes.get("of_plane") else int(np.prod(x.shape[2:]))
         if not ((got >= 0) & (got < places)).all():

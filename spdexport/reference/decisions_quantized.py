@@ -32,12 +32,12 @@ class ToNumber(Rounding):
     """A cast from floats to integers, to bool or to floats of a byte; one to other floats chooses nothing."""
 
     def chooses(self, node: Decision) -> bool:
-        """Whether the node chooses, and can be followed."""
+        """Return whether the node chooses, and can be followed."""
         dtype = node.outputs[0].dtype
         return (dtype.kind in "iub" or dtype in SMALL_FLOATS) and super().chooses(node)
 
     def judge(self, node: Decision, choice: Any, noises: Noises) -> Judged:
-        """Whether rounding explains the choice."""
+        """Return whether rounding explains the choice."""
         if node.outputs[0].dtype in SMALL_FLOATS:
             return to_small_floats(node.x, node.outputs[0], choice[0], noises.of(0))
         if node.outputs[0].dtype.kind != "b":
@@ -51,12 +51,12 @@ class Quantize(Taken):
     reads = (0, 1)
 
     def chooses(self, node: Decision) -> bool:
-        """Whether the node chooses, and can be followed."""
+        """Return whether the node chooses, and can be followed."""
         dtype = node.outputs[0].dtype
         return (is_integer(dtype) or dtype in SMALL_FLOATS) and super().chooses(node)
 
     def judge(self, node: Decision, choice: Any, noises: Noises) -> Judged:
-        """Whether rounding explains the choice."""
+        """Return whether rounding explains the choice."""
         scale, zero = self._spread(node, node.input(1)), 0.0
         if len(node.inputs) > 2 and node.inputs[2] is not None:
             zero = self._spread(node, node.inputs[2].astype(np.float64))  # type: ignore[assignment]
@@ -90,11 +90,11 @@ class DynamicQuantize(Rule):
     taken: ClassVar[tuple[int, ...]] = (0, 2)
 
     def given(self, node: Decision, choice: Any) -> list[Array]:
-        """All outputs, given the choice."""
+        """Return all outputs, given the choice."""
         return [choice[0], node.outputs[1], choice[1]]
 
     def judge(self, node: Decision, choice: Any, noises: Noises) -> Judged:
-        """Whether rounding explains the choice."""
+        """Return whether rounding explains the choice."""
         x, scale, rounding = node.x, node.outputs[1].astype(np.float64), noises.rounding
         most = np.max(noises.of(0), initial=0.0)
         scale_noise = 2 * most / 255 + rounding * scale
@@ -115,7 +115,7 @@ class DynamicQuantize(Rule):
 
 
 def is_integer(dtype: np.dtype[Any]) -> bool:
-    """Whether a dtype is one of integers, those of four bits included."""
+    """Return whether a dtype is one of integers, those of four bits included."""
     return dtype.kind in "iu" or "int" in dtype.name
 
 
@@ -129,7 +129,7 @@ def in_steps(
     rounding: float,
     limits: tuple[int, int],
 ) -> tuple[Array, Array]:
-    """The margin and the noise of a quantized value, in steps of the quantizer.
+    """Return the margin and the noise of a quantized value, in steps of the quantizer.
 
     Args:
         x: What was quantized.
@@ -148,7 +148,7 @@ def in_steps(
 
 
 def off_level(steps: Array, zero: Any, got: Array, limits: tuple[int, int]) -> Array:
-    """How far numbers, in steps and without the zero point, are from what is rounded to some integers."""
+    """Return how far numbers, in steps and without the zero point, are from what is rounded to some integers."""
     integers = got.astype(np.float64)
     low = np.where(integers <= limits[0], -np.inf, integers - zero - 0.5)
     high = np.where(integers >= limits[1], np.inf, integers - zero + 0.5)
@@ -205,11 +205,11 @@ class QuantizedResult(Taken):
         self._terms = terms
 
     def chooses(self, node: Decision) -> bool:
-        """Whether the node chooses, and can be followed."""
+        """Return whether the node chooses, and can be followed."""
         return bool(node.output_names[0]) and is_integer(node.outputs[0].dtype)
 
     def judge(self, node: Decision, choice: Any, noises: Noises) -> Judged:
-        """Whether rounding explains the choice: scales are multiplied and divided, and none of it is exact."""
+        """Return whether rounding explains the choice: scales are multiplied and divided, and none of it is exact."""
         with before_rounding() as found:
             node.compute(node.inputs)
         if not found:
@@ -243,17 +243,17 @@ class FakeQuantize(Rule):
     """
 
     def choice(self, node: Decision, values: Sequence[Array]) -> Any:
-        """The integers that the outputs tell."""
+        """Return the integers that the outputs tell."""
         with np.errstate(all="ignore"):
             steps = np.rint(values[0].astype(np.float64) / node.input(1)) + node.input(2)
         return np.where(np.isfinite(steps), steps, node.input(2)).astype(np.int64)
 
     def given(self, node: Decision, choice: Any) -> list[Array]:
-        """All outputs, given the choice."""
+        """Return all outputs, given the choice."""
         return [np.asarray((choice - node.input(2)) * node.input(1))]
 
     def judge(self, node: Decision, choice: Any, noises: Noises) -> Judged:
-        """Whether rounding explains the choice."""
+        """Return whether rounding explains the choice."""
         own = self.choice(node, node.outputs).astype(np.float64)
         limits = int(node.attributes["low"]), int(node.attributes["high"])
         margins, noise = in_steps(

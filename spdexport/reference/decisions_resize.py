@@ -33,11 +33,11 @@ class NearestPixels(Rule):
     """
 
     def chooses(self, node: Decision) -> bool:
-        """Whether the node chooses, and can be followed."""
+        """Return whether the node chooses, and can be followed."""
         return bool(node.output_names[0]) and bool(self._axes(node))
 
     def choice(self, node: Decision, values: Sequence[Array]) -> Any:
-        """The pixels of each axis."""
+        """Return the pixels of each axis."""
         axes = self._axes(node)
         found = [each.own.copy() for each in axes]
         for index, each in enumerate(axes):
@@ -55,12 +55,12 @@ class NearestPixels(Rule):
         return found
 
     def given(self, node: Decision, choice: Any) -> list[Array]:
-        """All outputs, given the choice."""
+        """Return all outputs, given the choice."""
         rows = [(each.axis, pixels) for each, pixels in zip(self._axes(node), choice, strict=True)]
         return [np.asarray(_taken(node.x, rows), dtype=node.outputs[0].dtype)]
 
     def judge(self, node: Decision, choice: Any, noises: Noises) -> Judged:
-        """Whether rounding explains the choice; where a scale is a power of two, there is none."""
+        """Return whether rounding explains the choice; where a scale is a power of two, there is none."""
         rank, scales = node.x.ndim, 0.0
         for index, value in enumerate(node.inputs[1:], 1):
             if value is not None and value.dtype.kind == "f" and value.size:

@@ -21,11 +21,13 @@ class NearestSample(Rule):
     reads = (1,)
 
     def chooses(self, node: Decision) -> bool:
-        """Whether the node chooses, and can be followed."""
+        """Return whether the node chooses, and can be followed."""
         return node.attributes.get("mode") == "nearest" and super().chooses(node)
 
     def choice(self, node: Decision, values: Sequence[Array]) -> Any:
-        """The pixel of each output, (..., axes) in the order of the grid's own axes; of several that fit, the nearest.
+        """Return the pixel of each output, (..., axes) in the order of the grid's own axes.
+
+        Of several that fit, the nearest.
 
         Beyond the border, all that lie in one row or column may have the same value.
         """
@@ -45,11 +47,11 @@ class NearestSample(Rule):
         return best
 
     def given(self, node: Decision, choice: Any) -> list[Array]:
-        """All outputs, given the choice."""
+        """Return all outputs, given the choice."""
         return [np.asarray(node.compute([node.x, self._grid(node, choice)])[0], dtype=node.outputs[0].dtype)]
 
     def judge(self, node: Decision, choice: Any, noises: Noises) -> Judged:
-        """Whether rounding explains the choice."""
+        """Return whether rounding explains the choice."""
         pixels = self._pixels(node)
         own = np.rint(pixels)
         with np.errstate(invalid="ignore"):
@@ -95,11 +97,11 @@ class NotZero(Rule):
     """NonZero: the places themselves."""
 
     def given(self, node: Decision, choice: Any) -> list[Array]:
-        """All outputs, given the choice."""
+        """Return all outputs, given the choice."""
         return [np.asarray(choice[0], dtype=node.outputs[0].dtype)]
 
     def judge(self, node: Decision, choice: Any, noises: Noises) -> Judged:
-        """Whether rounding explains the choice."""
+        """Return whether rounding explains the choice."""
         x, places = node.x, choice[0]
         outside = (places < 0) | (places >= np.asarray(x.shape).reshape(-1, 1))
         if places.shape[:1] != (x.ndim,) or outside.any():
@@ -117,18 +119,18 @@ class Distinct(Rule):
     taken: ClassVar[tuple[int, ...]] = (2,)
 
     def chooses(self, node: Decision) -> bool:
-        """Whether the node chooses, and can be followed."""
+        """Return whether the node chooses, and can be followed."""
         return "axis" not in node.attributes and super().chooses(node)
 
     def given(self, node: Decision, choice: Any) -> list[Array]:
-        """All outputs, given the choice."""
+        """Return all outputs, given the choice."""
         inverse = np.asarray(choice[0], dtype=np.int64)
         _, first, counts = np.unique(inverse, return_index=True, return_counts=True)
         outputs = [node.x.reshape(-1)[first], first, inverse, counts]
         return outputs[: len(node.outputs)]
 
     def judge(self, node: Decision, choice: Any, noises: Noises) -> Judged:
-        """Whether rounding explains the choice."""
+        """Return whether rounding explains the choice."""
         x, inverse = node.x.reshape(-1), choice[0]
         noise = np.broadcast_to(noises.of(0), node.x.shape).reshape(-1)
         names, first = np.unique(inverse, return_index=True)
@@ -156,11 +158,11 @@ class KeptBoxes(Rule):
     reads = (0, 1)
 
     def given(self, node: Decision, choice: Any) -> list[Array]:
-        """All outputs, given the choice."""
+        """Return all outputs, given the choice."""
         return [np.asarray(choice[0], dtype=node.outputs[0].dtype)]
 
     def judge(self, node: Decision, choice: Any, noises: Noises) -> Judged:
-        """Whether rounding explains the choice."""
+        """Return whether rounding explains the choice."""
         boxes, scores, kept = node.x, node.input(1), choice[0]
         limits = [boxes.shape[0], scores.shape[1], boxes.shape[1]]
         if kept.ndim != 2 or kept.shape[1] != 3 or not ((kept >= 0) & (kept < limits)).all():

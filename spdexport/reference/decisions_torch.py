@@ -215,7 +215,7 @@ def has_rule(target: Any) -> bool:
 
 
 def decided(decide: Decide, name: str, target: Any, arguments: Mapping[str, Any], result: Any) -> Any:
-    """The result of a node, where ``decide`` has another one in its place; in the dtypes of its own.
+    """Return the result of a node, where ``decide`` has another one in its place; in the dtypes of its own.
 
     Args:
         decide: Told the node, if it chooses.

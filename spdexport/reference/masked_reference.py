@@ -59,7 +59,7 @@ class Masked:
     passed: Mapping[str, torch.Tensor]
 
     def has_same_gates(self, other: Masked) -> bool:
-        """Whether every threshold decides alike in both."""
+        """Return whether every threshold decides alike in both."""
         return all(torch.equal(mask, other.passed[layer]) for layer, mask in self.passed.items())
 
 
@@ -74,7 +74,7 @@ class _Found:
     passed: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def rounded(self, values: torch.Tensor, size: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Values with simulated rounding, where it is asked for: ``size`` is |W| |x|."""
+        """Return values with simulated rounding, where it is asked for: ``size`` is |W| |x|."""
         if self.noise is None:
             return values
         generator = torch.Generator().manual_seed(self.noise.seed + len(self.passed))
@@ -165,7 +165,7 @@ def _recording(site: ConvSite, found: _Found) -> Callable[[torch.Tensor], torch.
 def layer_output(
     decision: Decision, data: torch.Tensor, given: Mapping[str, Array], found: _Found | None = None
 ) -> torch.Tensor:
-    """The output of a masked layer, by the formulas of the module.
+    """Return the output of a masked layer, by the formulas of the module.
 
     Args:
         decision: The layer.
@@ -252,7 +252,7 @@ def _dense(site: ConvSite, data: torch.Tensor) -> torch.Tensor:
 
 
 def convolve(data: torch.Tensor, weight: torch.Tensor, spec: ConvSpec) -> torch.Tensor:
-    """A convolution or linear layer by its geometry; the output channels are the weight's.
+    """Return a convolution or linear layer by its geometry; the output channels are the weight's.
 
     Args:
         data: (batch, in, *locations); (batch, *locations, in) without spatial axes.

@@ -40,7 +40,7 @@ class Magnitudes:
         self._kept: dict[tuple[str, int], Array] = {}
 
     def of(self, node: tuple[str, int], compute: Callable[[], Array]) -> Array:
-        """The size of a node's product, by the node's name and how often it ran before."""
+        """Return the size of a node's product, by the node's name and how often it ran before."""
         if node in self._kept:
             return self._kept[node]
         size = compute()
@@ -67,7 +67,7 @@ class Noise:
     magnitudes: Magnitudes | None = field(default=None, compare=False, repr=False)
 
     def draw(self, node: str, times: int) -> Draw:
-        """The errors of one call of a node, whatever ran before it."""
+        """Return the errors of one call of a node, whatever ran before it."""
         digest = hashlib.sha256(f"{self.seed} {times} {node}".encode()).digest()
         return Draw(unit_rounding=self.unit_rounding, key=int.from_bytes(digest[:8], "little"))
 
@@ -102,7 +102,7 @@ class Draw:
         return bits.view(np.float32)
 
     def fraction(self, salt: int = 0) -> float:
-        """A number from 0 to 1."""
+        """Return a number from 0 to 1."""
         return ((self.key + salt * 0x9E3779B97F4A7C15) * 0xD1342543DE82EF95 >> 11 & 0xFFFFF) / 2**20
 
     def relative(self, values: Array) -> Array:
@@ -123,19 +123,19 @@ class Draw:
         return small if self.signs(np.zeros(1))[0] < 0 else -small
 
     def perturbed(self, values: Array | None, factor: float = 1.0, salt: int = 1) -> Array | None:
-        """An operand with relative errors of some unit roundings; integers and what is not there as they are."""
+        """Return an operand with relative errors of some unit roundings; integers and what is not there as they are."""
         if values is None or values.dtype != np.float64:
             return values
         return values * (1 + factor * self.inner * self.signs(values, salt).astype(np.float64))
 
 
 def rounds(value: object) -> bool:
-    """Whether a result can have errors: an array of floats with values."""
+    """Return whether a result can have errors: an array of floats with values."""
     return isinstance(value, np.ndarray) and value.dtype in (np.float64, np.complex128) and value.size > 0
 
 
 def with_errors(y: Array, errors: Array) -> Array:
-    """A result with its errors; infinities and NaN, and errors that are, come to none."""
+    """Return a result with its errors; infinities and NaN, and errors that are, come to none."""
     with np.errstate(all="ignore"):
         if not np.isfinite(errors.sum()):
             errors = np.where(np.isfinite(errors), errors, 0.0)
@@ -145,7 +145,7 @@ def with_errors(y: Array, errors: Array) -> Array:
 def undisturbed(
     nodes: Sequence[tuple[Sequence[str], Sequence[str], bool, bool]], data: Collection[str]
 ) -> frozenset[int]:
-    """The nodes whose results are of no input and decide: sizes that are computed in floats, and thresholds.
+    """Return the nodes whose results are of no input and decide: sizes that are computed in floats, and thresholds.
 
     An error there would not be one of rounding, but another shape.
 

@@ -25,7 +25,7 @@ class Microsoft(OpRun):
     op_domain = MICROSOFT
 
     def attribute(self, name: str, default: Any) -> Any:
-        """The node's attribute, or the default of ONNX Runtime's own schema, which onnx does not know."""
+        """Return the node's attribute, or the default of ONNX Runtime's own schema, which onnx does not know."""
         found = (onnx.helper.get_attribute_value(a) for a in self.onnx_node.attribute if a.name == name)
         value = next(found, default)
         return value.decode() if isinstance(value, bytes) else value

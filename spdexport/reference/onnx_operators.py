@@ -30,7 +30,7 @@ _REDUCED_ONNX = frozenset(onnx.helper.np_dtype_to_tensor_dtype(dtype) for dtype 
 
 
 def promote(value: Any) -> Any:
-    """The value with float16, bfloat16 and float32 arrays as float64, in lists too; all else as it is."""
+    """Return the value with float16, bfloat16 and float32 arrays as float64, in lists too; all else as it is."""
     if isinstance(value, list):
         return [promote(item) for item in value]
     if isinstance(value, np.ndarray | np.generic) and value.dtype in REDUCED:
@@ -39,7 +39,7 @@ def promote(value: Any) -> Any:
 
 
 def torch_or_none() -> ModuleType | None:
-    """The torch module, where it is installed."""
+    """Return the torch module, where it is installed."""
     try:
         return importlib.import_module("torch")
     except ImportError:
@@ -54,14 +54,14 @@ def _required_torch(op: str) -> ModuleType:
 
 
 def to_tensor(array: Array) -> Any:
-    """The array as a torch tensor of the same dtype; only to be called where torch is there."""
+    """Return the array as a torch tensor of the same dtype; only to be called where torch is there."""
     from spdexport.arrays import to_torch  # imports torch, which may be missing
 
     return to_torch(array)
 
 
 def run_stock(stock: Any, node: OpRun, *arguments: Any, **attributes: Any) -> tuple[Array, ...]:
-    """What onnx's own class computes in the place of one of ours."""
+    """Return what onnx's own class computes in the place of one of ours."""
     result: tuple[Array, ...] = stock(node.onnx_node, node.run_params)._run(*arguments, **attributes)
     return result
 
@@ -209,7 +209,7 @@ class Loop(OpRun):
     """A loop; onnx's own joins scalars that are collected over the iterations in the wrong shape."""
 
     def need_context(self) -> bool:
-        """The body may use names from around it."""
+        """Return the body may use names from around it."""
         return True
 
     def _run(

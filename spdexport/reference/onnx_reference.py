@@ -100,7 +100,7 @@ class OnnxReference:
         decide: Decide | None = None,
         replaced: Mapping[str, Callable[[Array], Array]] | None = None,
     ) -> dict[str, Array]:
-        """The model's outputs: float64 where the file has a float of up to 32 bits, else of the file's dtype.
+        """Return the model's outputs: float64 where the file has a float of up to 32 bits, else of the file's dtype.
 
         Args:
             inputs: An array for each input without a default, floats of any width.
@@ -166,7 +166,7 @@ class _Run:
         self._times: dict[str, int] = {}
 
     def count(self, node: str) -> int:
-        """How often a node ran before, this call not counted."""
+        """Return how often a node ran before, this call not counted."""
         times = self._times[node] = self._times.get(node, -1) + 1
         return times
 
@@ -246,7 +246,7 @@ class _Evaluator(ReferenceEvaluator):
         feed_inputs: dict[str, Any],
         attributes: dict[str, Any] | None = None,
     ) -> list[Any]:
-        """The outputs; onnx's own If, Loop, Scan and functions call it too."""
+        """Return the outputs; onnx's own If, Loop, Scan and functions call it too."""
         run = _RUN.get()
         watch = run.watch if self is run.top else None
         if self is not run.top:

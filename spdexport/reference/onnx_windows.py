@@ -173,7 +173,7 @@ class _Pool:
             self.beyond.append(max((count - 1) * stride + extent - size - lo - hi, 0))
 
     def windows(self, x: Array, fill: Any, beyond: Any = None) -> Iterator[Array]:
-        """Each offset of the kernel in turn, of all windows: (N, C, out); `beyond` fills behind the padding."""
+        """Yield each offset of the kernel in turn, of all windows: (N, C, out); `beyond` fills behind the padding."""
         pads = [(0, 0)] * (x.ndim - len(self.kernel))
         padded = np.pad(x, [*pads, *zip(self.before, self.after, strict=True)], constant_values=fill)
         padded = np.pad(
@@ -197,7 +197,7 @@ class _Pool:
         return out
 
     def first_places(self, x: Array, lowest: Any, largest: Array, *, column_major: bool) -> Array:
-        """Where in the input (N, C, spatial) the largest value of each window is, counted in the whole array.
+        """Return where in the input (N, C, spatial) the largest value of each window is, counted in the whole array.
 
         Args:
             x: The input.

@@ -63,7 +63,7 @@ def product(y: Array, magnitude: Array, terms: int, draw: Draw, *, growth: float
 
 
 def growth_of(operands: Sequence[Array], draw: Draw) -> float:
-    """How many unit roundings the longest sum of a product of two computed operands is off.
+    """Return how many unit roundings the longest sum of a product of two computed operands is off.
 
     Weights differ from one another; values that a model computes may all be equal, and are then rounded alike.
 
@@ -295,13 +295,13 @@ def scaled_by_norm(x: Array, y: Array, axes: tuple[int, ...], draw: Draw) -> Arr
 
 
 def summation(equation: str) -> tuple[list[str], str]:
-    """The labels of the inputs and of the output of an Einstein summation."""
+    """Return the labels of the inputs and of the output of an Einstein summation."""
     inputs, arrow, output = equation.replace(" ", "").partition("->")
     return inputs.split(","), output if arrow else "".join(sorted(c for c in inputs if inputs.count(c) == 1))
 
 
 def contracted(equation: str, shapes: Sequence[Sequence[int]]) -> int:
-    """The number of products in each sum of an Einstein summation."""
+    """Return the number of products in each sum of an Einstein summation."""
     inputs, output = summation(equation)
     sizes: dict[str, int] = {}
     for labels, shape in zip(inputs, shapes, strict=False):

@@ -39,12 +39,12 @@ class Call:
     magnitudes: Magnitudes
 
     def attribute(self, name: str, default: Any) -> Any:
-        """An attribute; its default where the node has none."""
+        """Return an attribute; its default where the node has none."""
         value = getattr(self.node, name, None)
         return default if value is None else value
 
     def input(self, index: int) -> Any:
-        """An input; None where it is left out."""
+        """Return an input; None where it is left out."""
         return self.inputs[index] if index < len(self.inputs) else None
 
     @property

@@ -91,7 +91,7 @@ REDUCTIONS = {
 
 
 def with_rounding(call: Call, outputs: Sequence[Any]) -> list[Any]:
-    """The outputs of a call with the errors of one rounding."""
+    """Return the outputs of a call with the errors of one rounding."""
     found = list(outputs)
     with np.errstate(all="ignore"):
         states = _of_states(call, outputs) if call.op in RECURRENT else []

@@ -50,7 +50,7 @@ class Call:
     magnitudes: Magnitudes
 
     def array(self, name: str) -> Array | None:
-        """A tensor among the arguments; None where it is not given."""
+        """Return a tensor among the arguments; None where it is not given."""
         value = self.arguments.get(name)
         return array_of(value) if isinstance(value, torch.Tensor) else None
 
@@ -64,19 +64,22 @@ class Call:
         return np.zeros(())
 
     def again(self, /, **changed: Any) -> Array:
-        """The first output of the operator with other arguments."""
+        """Return the first output of the operator with other arguments."""
         result = self.target(**{**self.arguments, **changed})
         return array_of(result[0] if isinstance(result, tuple | list) else result)
 
 
 def array_of(tensor: torch.Tensor) -> Array:
-    """A tensor as an array, which is not to be written to."""
+    """Return a tensor as an array, which is not to be written to."""
     array: Array = tensor.detach().resolve_conj().resolve_neg().numpy()
     return array
 
 
 def operator_of(target: Any) -> str | None:
-    """The name of an aten operator without namespace and overload, ``add`` for ``aten::add_`` too; None for others."""
+    """Return the name of an aten operator without namespace and overload, ``add`` for ``aten::add_`` too.
+
+    None for others.
+    """
     if not isinstance(target, torch._ops.OpOverload):
         return None
     name: str = target._schema.name.split("::")[-1]
@@ -84,14 +87,14 @@ def operator_of(target: Any) -> str | None:
 
 
 def is_exact(target: Any) -> bool:
-    """Whether the results of a call have no errors of their own."""
+    """Return whether the results of a call have no errors of their own."""
     name = operator_of(target)
     views = name is None or any(r.alias_info is not None and not r.alias_info.is_write for r in target._schema.returns)
     return views or name in EXACT
 
 
 def with_rounding(call: Call, result: Any) -> Any:
-    """The result of a call, a tensor or several, with the errors of one rounding."""
+    """Return the result of a call, a tensor or several, with the errors of one rounding."""
     several = isinstance(result, tuple | list)
     found: list[Any] = []
     states: list[Array] = []

@@ -50,7 +50,7 @@ def evaluate(
     replaced: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] | None = None,
     decide: Decide | None = None,
 ) -> list[Any]:
-    """The outputs of a program, flattened in their own order.
+    """Return the outputs of a program, flattened in their own order.
 
     Args:
         program: Any ExportedProgram; where it changes its inputs or buffers in place, it gets copies of them.
@@ -164,7 +164,10 @@ class _Runner(Interpreter):
         self._bodies: dict[torch.fx.GraphModule, _Runner] = {}
 
     def own(self, value: Any) -> Any:
-        """A copy that in-place operators may write to; promoted at once, for what is written must be what is read."""
+        """Return a copy that in-place operators may write to.
+
+        Promoted at once, for what is written must be what is read.
+        """
         value = value.clone() if isinstance(value, torch.Tensor) else value
         return self._promote(value) if self._float64 else value
 

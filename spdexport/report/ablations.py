@@ -27,7 +27,7 @@ WIDTH, HEIGHT, LEFT, BOTTOM = 960, 150, 56, 22
 
 
 def title(result: Ablations) -> str:
-    """What was done to what."""
+    """Return what was done to what."""
     how = "alone kept in its layers" if result.kept else "removed"
     what = count(len(result.found), "ablation")
     whole = (
@@ -37,7 +37,10 @@ def title(result: Ablations) -> str:
 
 
 def ranked(result: Ablations) -> list[Ablated]:
-    """Those that did something, the greatest effect first: by KL divergence where there is one, else by the change."""
+    """Return those that did something, the greatest effect first.
+
+    By KL divergence where there is one, else by the change.
+    """
 
     def size(one: Ablated) -> tuple[float, float]:
         assert one.effect is not None, "only those with an effect are ranked"
@@ -47,7 +50,7 @@ def ranked(result: Ablations) -> list[Ablated]:
 
 
 def table(result: Ablations, *, shown: int | None) -> FittingTable:
-    """The greatest effects.
+    """Return the greatest effects.
 
     Args:
         result: All of them.
@@ -69,7 +72,7 @@ def table(result: Ablations, *, shown: int | None) -> FittingTable:
 
 
 def remarks(result: Ablations, *, shown: int | None) -> list[str]:
-    """What is not in the table, and what its columns are."""
+    """Return what is not in the table, and what its columns are."""
     said = []
     live = ranked(result)
     if shown is not None and len(live) > shown:
@@ -81,7 +84,7 @@ def remarks(result: Ablations, *, shown: int | None) -> list[str]:
 
 
 def ablations_json(result: Ablations) -> dict[str, Any]:
-    """The names of the JSON report."""
+    """Return the names of the JSON report."""
     found = asdict(result)
     found["ablations"] = [
         {
@@ -140,7 +143,7 @@ def _size(one: Ablated) -> float:
 
 
 def values(result: Ablations) -> dict[str, Any]:
-    """What the page shows: a picture for each layer, or one for all sets."""
+    """Return what the page shows: a picture for each layer, or one for all sets."""
     groups: dict[str, list[Ablated]] = {}
     for one in result.found:
         layers = list(one.components.members)

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def title(result: Bench) -> str:
-    """What was measured where."""
+    """Return what was measured where."""
     threads = "" if result.threads is None else f", {count(result.threads, 'thread')}"
     return f"ONNX Runtime on {result.provider}{threads}, {' and '.join(result.inputs)}"
 
 
 def table(result: Bench) -> FittingTable:
-    """A row for each file."""
+    """Return a row for each file."""
     made = results_table("file", "median ms", "quartiles", "runs", "peak memory", "file size")
     for file in result.files:
         time = file.time
@@ -41,7 +41,7 @@ def table(result: Bench) -> FittingTable:
 
 
 def remarks(result: Bench) -> list[str]:
-    """What the numbers say, and how they were taken."""
+    """Return what the numbers say, and how they were taken."""
     said = []
     if result.ratio is not None:
         ratio, (first, second) = result.ratio, result.files
@@ -57,7 +57,7 @@ def remarks(result: Bench) -> list[str]:
 
 
 def bench_json(result: Bench) -> dict[str, Any]:
-    """The names of the JSON report; seconds and bytes."""
+    """Return the names of the JSON report; seconds and bytes."""
     return asdict(result)
 
 

@@ -18,7 +18,7 @@ Result: TypeAlias = Conversion | Inspection | Folding | Verification | Bench | D
 
 
 def verification_of(result: Result) -> Verification | None:
-    """The verification that a result is or holds; None where nothing was verified."""
+    """Return the verification that a result is or holds; None where nothing was verified."""
     match result:
         case Verification():
             return result
@@ -28,7 +28,7 @@ def verification_of(result: Result) -> Verification | None:
 
 
 def names_of(result: Result) -> str:
-    """What a report is about: the names of the files that were compared or written, without folders."""
+    """Return what a report is about: the names of the files that were compared or written, without folders."""
     names = list(result.artifacts) if isinstance(result, Verification) else []
     if isinstance(result, Conversion | Folding | DerivedMasks | Atlas):
         names = [path.name for path in result.outputs]

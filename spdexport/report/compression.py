@@ -37,7 +37,7 @@ LEFT, RIGHT, TOP, BOTTOM = 72, 24, 24, 52
 
 
 def title(found: Searched) -> str:
-    """What was found, in a sentence."""
+    """Return what was found, in a sentence."""
     chosen = found.chosen
     if found.storage is not None:
         return _title_of_storage(found)
@@ -60,7 +60,7 @@ def _title_of_storage(found: Searched) -> str:
 
 
 def headline(found: Searched) -> list[str]:
-    """What was found, what it costs, and what it loses, in lines that stand first."""
+    """Return what was found, what it costs, and what it loses, in lines that stand first."""
     said = [title(found)]
     if found.not_lowered is not None:
         said.append(f"The result stays in float32: {found.not_lowered}")
@@ -83,7 +83,7 @@ def headline(found: Searched) -> list[str]:
 
 
 def summary(found: Searched) -> list[str]:
-    """What was asked for, what was seen to be lost, and on which samples."""
+    """Return what was asked for, what was seen to be lost, and on which samples."""
     limit = _amount(found, found.budget.limit) if found.budget.loss is not None else f"{found.budget.limit:g} of dense"
     said = [f"budget: {found.budget.option} {limit}; cost: {found.cost}"]
     if found.chosen is not None:
@@ -149,7 +149,7 @@ def write(page: Page, found: Searched) -> None:
 
 
 def points_table(found: Searched) -> FittingTable:
-    """A row for each choice, the dense model first."""
+    """Return a row for each choice, the dense model first."""
     made = results_table("choice", "cost", "MACs", "size", "loss", "at most", "budget")
     made.add_row(Text("dense"), "1", "1", "1", "0", "0", "kept" if found.budget.loss is not None else "-")
     for number, point in enumerate(found.points, 1):
@@ -166,7 +166,7 @@ def points_table(found: Searched) -> FittingTable:
 
 
 def combination_rows(found: Searched) -> list[tuple[str, ...]]:
-    """The cells of a row for each combination: name, loss, its interval, at most, MACs, size, time, budget."""
+    """Return the cells of a row for each combination: name, loss, its interval, at most, MACs, size, time, budget."""
     rows: list[tuple[str, ...]] = []
     for row in found.combinations:
         low, high = _amount(found, row.interval.low), _amount(found, row.interval.high)
@@ -189,7 +189,7 @@ COMBINATIONS = ("combination", "loss", "interval", "at most", "MACs", "size", "t
 
 
 def combinations_table(found: Searched) -> FittingTable:
-    """A row for each combination of forms and fewer bits."""
+    """Return a row for each combination of forms and fewer bits."""
     made = results_table(*COMBINATIONS)
     for name, *cells in combination_rows(found):
         made.add_row(Text(name), *cells)
@@ -197,7 +197,7 @@ def combinations_table(found: Searched) -> FittingTable:
 
 
 def layers_table(found: Searched) -> FittingTable:
-    """A row for each layer that changes."""
+    """Return a row for each layer that changes."""
     made = results_table("layer", "form", "ranks", "cost", "of the loss", "of the gain")
     for layer in found.layers:
         made.add_row(
@@ -286,7 +286,7 @@ def curve(found: Searched) -> dict[str, Any] | None:
 
 
 def values(found: Searched) -> dict[str, Any]:
-    """What the page shows."""
+    """Return what the page shows."""
     return {
         "title": title(found),
         "summary": [*headline(found)[1:], *summary(found)],

@@ -24,14 +24,14 @@ LEGEND = "peak, mean: the greatest of any component, over all samples and locati
 
 
 def title(result: DerivedMasks) -> str:
-    """What was kept of what, and by which rule."""
+    """Return what was kept of what, and by which rule."""
     live, all_of_them = (sum(getattr(x, what) for x in result.layers) for what in ("live", "components"))
     kept = f"{live} of {count(all_of_them, 'component')} kept"
     return f"{kept}: {rule(result)}" if result.told else f"{kept}, on {count(result.samples, 'sample')}: {rule(result)}"
 
 
 def rule(result: DerivedMasks) -> str:
-    """The rule in words."""
+    """Return the rule in words."""
     made = result.rule
     if made is None:
         return result.told
@@ -53,7 +53,7 @@ def _rule(made: Rule, *, is_told: bool) -> str:
 
 
 def table(result: DerivedMasks) -> FittingTable:
-    """A row for each layer."""
+    """Return a row for each layer."""
     made = results_table("layer", "C", "live", "peak", "mean", "fires")
     for layer in result.layers:
         found = [None if layer.importances is None else layer.importances.measured(m) for m in Measure]
@@ -67,7 +67,7 @@ def _known(layer: LayerMask, measure: Measure) -> FloatArray | None:
 
 
 def masks_json(result: DerivedMasks) -> dict[str, Any]:
-    """The names of the JSON report."""
+    """Return the names of the JSON report."""
     return {
         "samples": result.samples,
         "told": result.told,

@@ -120,7 +120,7 @@ def _is_refusal(edge: EdgeResult) -> bool:
 
 
 def edge_names(edges: Sequence[EdgeResult]) -> list[str]:
-    """What each edge is called: ``export (cpu)``; with its setting where one provider ran in two.
+    """Return what each edge is called: ``export (cpu)``; with its setting where one provider ran in two.
 
     The names are unique, and the same for the same checks in every run: programs that collect reports rely on it.
     """
@@ -136,7 +136,7 @@ def edge_names(edges: Sequence[EdgeResult]) -> list[str]:
 
 
 def edge_reason(edge: EdgeResult) -> str:
-    """Why an edge has its status, with the layer and the size of the error where it failed."""
+    """Return why an edge has its status, with the layer and the size of the error where it failed."""
     said = edge.reason
     if edge.first_divergence:
         said = f"first diverges at {edge.first_divergence}: {said}"
@@ -146,7 +146,7 @@ def edge_reason(edge: EdgeResult) -> str:
 
 
 def layer_reason(layer: LayerResult) -> str:
-    """Why a layer has its status."""
+    """Return why a layer has its status."""
     if layer.status is Status.NOT_RUN:
         return "nothing of this layer was compared"
     said = []
@@ -170,12 +170,15 @@ def _times(number: float) -> str:
 
 
 def failing_layers(verification: Verification) -> list[LayerResult]:
-    """The layers that fail, in the model's order."""
+    """Return the layers that fail, in the model's order."""
     return [layer for layer in verification.layers if layer.status is Status.FAIL]
 
 
 def advice(verification: Verification) -> Advice | None:
-    """What to make of a verdict that is no pass: of the first edge that has it, since later ones follow from it."""
+    """Return what to make of a verdict that is no pass.
+
+    Of the first edge that has it, since later ones follow from it.
+    """
     verdict = verification.verdict
     names = edge_names(verification.edges)
     for edge, name in zip(verification.edges, names, strict=True):
@@ -197,7 +200,7 @@ def advice(verification: Verification) -> Advice | None:
 
 
 def tolerance(verification: Verification) -> str:
-    """What the check allows, in words."""
+    """Return what the check allows, in words."""
     given = [f"{name} {value:g}" for name in ("atol", "rtol") if (value := getattr(verification, name)) is not None]
     if given:
         return f"tolerance: {' and '.join(given)}, set by the user in the place of the model's own"

@@ -52,7 +52,7 @@ def tell(result: Result) -> None:
 
 
 def commands(result: Result) -> list[str]:
-    """A command to the runner for each edge that failed or is inconclusive, and for a limit that is exceeded."""
+    """Return a command to the runner for each edge that failed or is inconclusive, and for a limit that is exceeded."""
     verification = verification_of(result)
     if verification is None:
         return []
@@ -72,7 +72,7 @@ def commands(result: Result) -> list[str]:
 
 
 def summary(result: Result) -> str:
-    """A result as GitHub's Markdown; empty where nothing was verified."""
+    """Return a result as GitHub's Markdown; empty where nothing was verified."""
     verification = verification_of(result)
     if verification is None:
         return ""

@@ -86,7 +86,7 @@ def headline(result: Result) -> Headline:
 
 
 def what_is(verification: Verification | None) -> str:
-    """What a pass says, no more than was compared: a file by itself does not tell what was meant."""
+    """Return what a pass says, no more than was compared: a file by itself does not tell what was meant."""
     if verification is None or verification.verdict is not Status.PASS:
         return ""
     ran = {edge.edge for edge in verification.edges if edge.status is not Status.NOT_RUN}
@@ -100,7 +100,7 @@ def what_is(verification: Verification | None) -> str:
 
 
 def changed_outputs(change: Approximation) -> str:
-    """What masks, ranks and dropped deltas change on purpose, in one line: accuracy where labels tell it."""
+    """Return what masks, ranks and dropped deltas change on purpose, in one line: accuracy where labels tell it."""
     norm = f"outputs differ by {change.relative_l2:.1%} in norm"
     if change.top1_before is not None and change.top1_after is not None:
         return f"accuracy on the labels: {change.top1_before:.1%} -> {change.top1_after:.1%}; {norm}, as intended"
@@ -110,7 +110,7 @@ def changed_outputs(change: Approximation) -> str:
 
 
 def decomposed(result: Inspection) -> str:
-    """How many layers have V and U, as what, and where these come from."""
+    """Return how many layers have V and U, as what, and where these come from."""
     layers = [layer for layer in result.plan.layers if layer.is_decomposed]
     if not layers:
         return NOTHING_TO_DECOMPOSE
@@ -120,12 +120,15 @@ def decomposed(result: Inspection) -> str:
 
 
 def origin(kind: str) -> str:
-    """Where components come from, in words."""
+    """Return where components come from, in words."""
     return {"spd": "the SPD run", "file": "the components file", "svd": "the exact SVD of the weights"}[kind]
 
 
 def written_files(result: Conversion | Folding, saved: int = 0) -> tuple[str, ...]:
-    """The files with their sizes; of a single one without data beside it, how large it would be with dense layers."""
+    """Return the files with their sizes.
+
+    Of a single one without data beside it, how large it would be with dense layers.
+    """
     sizes = [(path, path.stat().st_size) for path in result.outputs]
     dense = f" (dense {size(sizes[0][1] + saved)})" if saved and len(sizes) == 1 else ""
     return tuple(f"{path}, {size(number)}{dense}" for path, number in sizes)

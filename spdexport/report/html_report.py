@@ -44,7 +44,7 @@ NAMES_SHOWN = 12
 
 
 def to_html(result: Result) -> str:
-    """A result as an HTML page.
+    """Return a result as an HTML page.
 
     Nothing in it is loaded from elsewhere, no script runs but the one that sorts tables, and every name and reason is
     escaped: they come from models and files that nobody vouches for.

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def to_json(result: Result) -> dict[str, Any]:
-    """A result as plain JSON values; the same keys for every command that checks something.
+    """Return a result as plain JSON values; the same keys for every command that checks something.
 
     ``verdict`` is ``pass``, ``fail`` or ``inconclusive``, and ``not_run`` where nothing was verified: with
     ``--no-verify``, and of ``inspect``. ``layers`` is empty for ``verify`` without a source, and ``edges`` where

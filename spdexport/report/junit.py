@@ -31,7 +31,10 @@ NOT_VERIFIED = "verification was not asked for"
 
 
 def to_junit(result: Result) -> str:
-    """A result as JUnit XML: a suite of edges, one of the user's limits, and one of layers, where there are any."""
+    """Return a result as JUnit XML.
+
+    A suite of edges, one of the user's limits, and one of layers, where there are any.
+    """
     verification = verification_of(result)
     root = ET.Element("testsuites", name="spdexport")
     if verification is None:

@@ -21,13 +21,13 @@ SERVE = "python -m http.server -b 127.0.0.1 -d"
 
 
 def title(result: Lab) -> str:
-    """What can be switched, on what."""
+    """Return what can be switched, on what."""
     switched = f"{count(result.components, 'component')} of {count(len(result.layers), 'layer')}"
     return f"{switched} to switch, {count(result.samples, 'sample')}, {size(result.size)}"
 
 
 def table(result: Lab) -> FittingTable:
-    """A row for each layer."""
+    """Return a row for each layer."""
     made = results_table("layer", "C", "switches", "threshold", "shown")
     for layer in result.layers:
         switches = {"mask": layer.mask, "delta": layer.delta, "original": layer.routing}
@@ -48,12 +48,12 @@ def _listed(parts: dict[str, Any]) -> str:
 
 
 def remarks(result: Lab) -> list[str]:
-    """What the page shows beside the outputs, and what runs the file there."""
+    """Return what the page shows beside the outputs, and what runs the file there."""
     return [f"beside: {result.beside}", f"runs on onnxruntime-web {result.runtime}, in the browser, on one thread"]
 
 
 def lab_json(result: Lab) -> dict[str, Any]:
-    """The names of the JSON report; sizes in bytes."""
+    """Return the names of the JSON report; sizes in bytes."""
     return {
         "folder": result.folder.name,
         "file": result.file,

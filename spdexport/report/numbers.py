@@ -27,10 +27,10 @@ def size(count: int) -> str:
 
 
 def ratio(number: float | None) -> str:
-    """A ratio or an error with three significant digits; a dash for None."""
+    """Return a ratio or an error with three significant digits; a dash for None."""
     return "-" if number is None else f"{number:.3g}"
 
 
 def below(break_even: float) -> str:
-    """The break-even number of components, rounded down."""
+    """Return the break-even number of components, rounded down."""
     return str(math.floor(break_even)) if math.isfinite(break_even) else "-"

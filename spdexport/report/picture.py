@@ -91,7 +91,7 @@ class Picture:
 
 
 def draw(layers: Sequence[LayerResult]) -> Picture | None:
-    """The picture of some layers; None where no ratio of any is known."""
+    """Return the picture of some layers; None where no ratio of any is known."""
     found = [(i, x, kind, r) for i, x in enumerate(layers) for kind, r in _ratios(x)]
     if not found:
         return None
@@ -166,7 +166,7 @@ def _below(layers: Sequence[LayerResult], places: Sequence[float]) -> tuple[Labe
 
 
 def shortened(name: str) -> str:
-    """A name with its middle left out if it is long: both ends tell more than one."""
+    """Return a name with its middle left out if it is long: both ends tell more than one."""
     half = (_NAME - 1) // 2
     return name if len(name) <= _NAME else f"{name[:half]}…{name[-half:]}"
 

@@ -89,7 +89,7 @@ class ProgressLine:
         return is_new
 
     def left(self) -> float | None:
-        """The seconds that the step still takes, if it goes on as it went so far; None where that is unknown."""
+        """Return the seconds that the step still takes, if it goes on as it went so far; None where that is unknown."""
         if not isinstance(self._told, Step) or self._told.total is None or self._first is None:
             return None
         since, first = self._first
@@ -99,13 +99,13 @@ class ProgressLine:
         return (self._clock() - since) / done * max(self._told.total - self._told.done, 0)
 
     def text(self) -> str:
-        """The line: the time that has passed, the step, and the time that is left where it is known."""
+        """Return the line: the time that has passed, the step, and the time that is left where it is known."""
         left = self.left()
         more = "" if left is None else f", about {minutes(math.ceil(left))} left"
         return f"{minutes(self.seconds)} {one_line(self._told)}{more}"
 
     def drawn(self) -> RenderableType:
-        """The line for a terminal, on which something moves."""
+        """Return the line for a terminal, on which something moves."""
         return Spinner("dots", Text(self.text(), no_wrap=True, overflow="ellipsis"))
 
 

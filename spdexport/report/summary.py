@@ -21,7 +21,7 @@ _SHOWN = 4
 
 
 def totals(plan: Plan) -> list[str]:
-    """What all layers cost before and after."""
+    """Return what all layers cost before and after."""
     before, after = plan.macs_before, plan.macs_after
     share = f", {after / before:.2f} times the dense cost" if before else ""
     lines = [f"MACs for one sample: {short(before)} -> {short(after)}{share}"]
@@ -31,7 +31,7 @@ def totals(plan: Plan) -> list[str]:
 
 
 def how_chosen(plan: Plan) -> str:
-    """What the forms were chosen by; empty where one was given."""
+    """Return what the forms were chosen by; empty where one was given."""
     if plan.options.form is not FormChoice.AUTO:
         return ""
     what = {Objective.MACS: "MACs", Objective.PARAMS: "parameters", Objective.LATENCY: "latency"}
@@ -40,14 +40,14 @@ def how_chosen(plan: Plan) -> str:
 
 
 def reasons(plan: Plan, layers: Sequence[LayerPlan]) -> list[str]:
-    """Why each of these layers has its form, where that was weighed or truncated."""
+    """Return why each of these layers has its form, where that was weighed or truncated."""
     if plan.options.form in (FormChoice.FACTORIZED, FormChoice.DENSE) and not plan.options.truncates:
         return []
     return [f"{layer.name}: {layer.reason}" for layer in layers]
 
 
 def gains(plan: Plan) -> list[str]:
-    """Where exact forms gain nothing, that they do not, and what an approximation would."""
+    """Return where exact forms gain nothing, that they do not, and what an approximation would."""
     weighed = [layer for layer in plan.layers if layer.gain is not None]
     if not weighed or plan.options.form is not FormChoice.AUTO:
         return []
@@ -73,7 +73,7 @@ def gains(plan: Plan) -> list[str]:
 
 
 def dearer(plan: Plan, *, verbose: bool) -> str:
-    """That V and U cost more than the dense layers, where they do; else empty."""
+    """Return that V and U cost more than the dense layers, where they do; else empty."""
     found = [layer for layer in plan.layers if layer.macs_after > layer.macs_before]
     # What was measured to be faster may have more multiply-accumulates.
     if not found or plan.options.form is FormChoice.AUTO:
@@ -93,7 +93,7 @@ def dearer(plan: Plan, *, verbose: bool) -> str:
 
 
 def trimmed(plan: Plan, trimming: Trimming | None) -> list[str]:
-    """What removing dead channels came to, and padding; empty where nothing was done."""
+    """Return what removing dead channels came to, and padding; empty where nothing was done."""
     said = []
     if trimming is not None and trimming.layers:
         macs = macs_left(plan, trimming)
@@ -115,7 +115,7 @@ def macs_left(plan: Plan, trimming: Trimming) -> int:
 
 
 def removed(layer: RemovedChannels) -> str:
-    """What was removed from one layer."""
+    """Return what was removed from one layer."""
     if layer.gone:
         return f"{layer.name} ({layer.operator}): all of it"
     parts = [(layer.inputs, layer.inputs_before, "input"), (layer.outputs, layer.outputs_before, "output")]

@@ -30,7 +30,7 @@ STYLES = {Status.PASS: "green", Status.FAIL: "bold red", Status.INCONCLUSIVE: "y
 
 
 def words(status: Status) -> str:
-    """A status in plain words."""
+    """Return a status in plain words."""
     return status.value.replace("_", " ")
 
 
@@ -39,7 +39,7 @@ _COMPONENTS = (Column(header="C", rank=3), Column(header="live", rank=2), Column
 
 
 def converted_layers(layers: Sequence[LayerPlan], *, verbose: bool) -> FittingTable:
-    """What became of each layer that has components; of very many those whose cost changes most."""
+    """Return what became of each layer that has components; of very many those whose cost changes most."""
     forms = {_form(layer) for layer in layers}
     fates = {layer.delta for layer in layers} - {"none"}
     table = FittingTable(
@@ -80,18 +80,18 @@ def converted_layers(layers: Sequence[LayerPlan], *, verbose: bool) -> FittingTa
 
 
 def shown(layers: Sequence[LayerPlan], *, verbose: bool) -> list[LayerPlan]:
-    """The layers that a table has: all, or of very many those whose cost changes most."""
+    """Return the layers that a table has: all, or of very many those whose cost changes most."""
     return list(layers) if verbose or len(layers) <= MANY else _matter_most(layers)
 
 
 def legend(layers: Sequence[LayerPlan]) -> str:
-    """What the short headers mean, and what became of the deltas where it is the same of all."""
+    """Return what the short headers mean, and what became of the deltas where it is the same of all."""
     fates = {layer.delta for layer in layers} - {"none"}
     return f"{LEGEND}; delta: what V U leaves of the weight, {fates.pop()}" if len(fates) == 1 else LEGEND
 
 
 def inspected_layers(layers: Sequence[LayerPlan]) -> FittingTable:
-    """Every layer that could be decomposed, with what decides whether V and U pay."""
+    """Return every layer that could be decomposed, with what decides whether V and U pay."""
     table = FittingTable(
         *_LAYER,
         *_COMPONENTS,
@@ -114,7 +114,7 @@ def inspected_layers(layers: Sequence[LayerPlan]) -> FittingTable:
 
 
 def edges(results: Sequence[EdgeResult]) -> FittingTable:
-    """One line for each edge, more where it has more to say."""
+    """Return one line for each edge, more where it has more to say."""
     table = FittingTable(
         Column(header="edge", least=14),
         Column(header="status", least=12),
@@ -138,7 +138,7 @@ INSPECTED_LEGEND = f"{LEGEND}; MACs dense, and as V and U with the delta where i
 
 
 def more_below(layers: Sequence[LayerPlan], *, verbose: bool) -> str:
-    """Which layers of many the table has; empty where it has them all."""
+    """Return which layers of many the table has; empty where it has them all."""
     if verbose or len(layers) <= MANY:
         return ""
     return f"the {SHOWN} of {count(len(layers), 'layer')} whose cost changes most; --verbose shows all"

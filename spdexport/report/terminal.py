@@ -58,19 +58,19 @@ class _Page:
             self.console.print(styled, highlight=False, soft_wrap=True)
 
     def line(self, text: str, style: str = "") -> None:
-        """A paragraph."""
+        """Write a paragraph."""
         self.write(Text(one_line(text), style))
 
     def item(self, text: str) -> None:
-        """A line of a list, with what is wrapped indented too."""
+        """Write a line of a list, with what is wrapped indented too."""
         self.write(Padding(Text(one_line(text), overflow="fold"), (0, 0, 0, 2)))
 
     def literal(self, text: str) -> None:
-        """A path, hash or command, which stays on one line so that it can be copied."""
+        """Write a path, hash or command, which stays on one line so that it can be copied."""
         self.write(Text(f"  {one_line(text)}"), wrap=False)
 
     def heading(self, text: str) -> None:
-        """The title of a section, after an empty line."""
+        """Write the title of a section, after an empty line."""
         self.console.print()
         self.line(text, "bold")
 
@@ -137,7 +137,7 @@ def _own_notes(result: Conversion | Inspection | Folding | Verification) -> Sequ
 
 
 def as_text(result: Result, *, width: int, verbose: bool = False) -> str:
-    """A result as `show` prints it, in plain text whatever the environment says of colours."""
+    """Return a result as `show` prints it, in plain text whatever the environment says of colours."""
     file = io.StringIO()
     show(result, verbose=verbose, console=SafeConsole(file=file, width=width, force_terminal=False, color_system=None))
     return file.getvalue().strip()

@@ -9,7 +9,7 @@ from spdexport.text import printable
 
 
 def annotation(level: str, title: str, message: str) -> str:
-    """One command that annotates the run: ``::error title=...::...``, on one line whatever the texts hold.
+    """Return one command that annotates the run: ``::error title=...::...``, on one line whatever the texts hold.
 
     Args:
         level: ``error``, ``warning`` or ``notice``.

@@ -41,11 +41,11 @@ class Constants:
         self._constant: dict[str, bool] = {}
 
     def target(self, node: torch.fx.Node) -> str | None:
-        """The parameter's or buffer's own name, where the node is one; None where it is computed."""
+        """Return the parameter's or buffer's own name, where the node is one; None where it is computed."""
         return self._targets.get(node.name)
 
     def is_constant(self, node: Any) -> bool:
-        """Whether a node's value does not depend on the inputs. Plain numbers are constant too."""
+        """Return whether a node's value does not depend on the inputs. Plain numbers are constant too."""
         if not isinstance(node, torch.fx.Node):
             return True
         known = self._constant.get(node.name)
@@ -65,7 +65,7 @@ class Constants:
         return known
 
     def value(self, node: torch.fx.Node) -> torch.Tensor:
-        """The tensor behind a constant node: a view of the parameter, or the evaluated expression."""
+        """Return the tensor behind a constant node: a view of the parameter, or the evaluated expression."""
         if node.name in self._tensors:
             return self._tensors[node.name]
 

@@ -55,7 +55,7 @@ class Macs:
 
 
 def unfit(stage: Stage, dtype: np.dtype[np.generic]) -> str | None:
-    """Why a folded layer cannot be stored in ``dtype``: rounding to it must keep every finite number finite.
+    """Return why a folded layer cannot be stored in ``dtype``: rounding to it must keep every finite number finite.
 
     Small floats overflow: a product that leaves their range is not what V and U compute.
     """
@@ -67,7 +67,9 @@ def unfit(stage: Stage, dtype: np.dtype[np.generic]) -> str | None:
 
 
 def chosen(search: Search[NodeT, ValueT], *, if_cheaper: bool) -> list[Match[NodeT, ValueT]]:
-    """The folds to make: all that were found, or, with ``if_cheaper``, those that do not cost more than their layers.
+    """Return the folds to make.
+
+    All that were found, or, with ``if_cheaper``, those that do not cost more than their layers.
 
     Of a fold that costs more, the folds that it is made of are looked at. What is left is noted in ``search.declined``,
     with both numbers.
@@ -90,7 +92,7 @@ def chosen(search: Search[NodeT, ValueT], *, if_cheaper: bool) -> list[Match[Nod
 
 
 def macs_of(fold: Match[NodeT, ValueT], graph: GraphReader[NodeT, ValueT]) -> Macs:
-    """The cost of a fold's layers and average poolings, and of the layer that it becomes.
+    """Return the cost of a fold's layers and average poolings, and of the layer that it becomes.
 
     Counted at the locations that the graph tells; where it does not tell all, by strides, as if there were no borders.
     """
@@ -131,7 +133,10 @@ def _is_inside(value: ValueT, fold: Match[NodeT, ValueT], graph: GraphReader[Nod
 
 
 def name_of(fold: Match[NodeT, ValueT], graph: GraphReader[NodeT, ValueT]) -> str:
-    """What to call the layer that a fold becomes; a sum has the name of the module that all of its layers are in."""
+    """Return what to call the layer that a fold becomes.
+
+    A sum has the name of the module that all of its layers are in.
+    """
     if fold.summed:
         names = [graph.layer_name((layer,), None).split(".") for layer in fold.layers]
         alike = takewhile(lambda parts: len(set(parts)) == 1, zip(*names, strict=False))
@@ -143,7 +148,7 @@ def name_of(fold: Match[NodeT, ValueT], graph: GraphReader[NodeT, ValueT]) -> st
 def folded_chain(
     fold: Match[NodeT, ValueT], graph: GraphReader[NodeT, ValueT], name: str, nodes: Sequence[str]
 ) -> FoldedChain:
-    """What is told of a fold that was made."""
+    """Return what is told of a fold that was made."""
     macs = macs_of(fold, graph)
     return FoldedChain(
         name=name,
@@ -155,7 +160,7 @@ def folded_chain(
 
 
 def told(chain: FoldedChain | Skipped) -> str:
-    """One line about a candidate: what became of it, and why."""
+    """Return one line about a candidate: what became of it, and why."""
     if isinstance(chain, Skipped):
         return f"{chain.name} ({chain.kind}): not folded, {chain.reason}"
     return (

@@ -104,7 +104,7 @@ class Match(Generic[NodeT, ValueT]):
         return bool(self.layers) and (len(self.layers) > 1 or self.normed or self.summed)
 
     def behind(self, earlier: Match[NodeT, ValueT], stage: Stage) -> Match[NodeT, ValueT]:
-        """The map that is this one of what an earlier one gives, which computes ``stage``."""
+        """Return the map that is this one of what an earlier one gives, which computes ``stage``."""
         return replace(
             self,
             data=earlier.data,
@@ -122,7 +122,7 @@ class Match(Generic[NodeT, ValueT]):
 
 
 def filled(match: Match[NodeT, ValueT], filling: Filling[NodeT, ValueT]) -> Match[NodeT, ValueT] | None:
-    """A match and the padding behind it with its own bias; None where the border holds something else.
+    """Return a match and the padding behind it with its own bias; None where the border holds something else.
 
     The bias then is the same everywhere, and the rest of the match meets zeros.
     """
@@ -145,7 +145,7 @@ def filled(match: Match[NodeT, ValueT], filling: Filling[NodeT, ValueT]) -> Matc
 
 
 def template_of(stage: Stage, matches: Sequence[Match[NodeT, ValueT]]) -> NodeT | None:
-    """The node whose operator computes the stage: a convolution and a transposed one compose to either."""
+    """Return the node whose operator computes the stage: a convolution and a transposed one compose to either."""
     layers = [match for match in matches if match.template is not None]
     if not layers:
         return None
@@ -156,7 +156,7 @@ def template_of(stage: Stage, matches: Sequence[Match[NodeT, ValueT]]) -> NodeT 
 
 
 def first_known(values: Iterable[ValueT | None]) -> ValueT | None:
-    """The first value that is not None, if there is one."""
+    """Return the first value that is not None, if there is one."""
     return next((value for value in values if value is not None), None)
 
 
@@ -164,58 +164,61 @@ class GraphReader(Protocol[NodeT, ValueT]):
     """What the recognition asks of a graph."""
 
     def layer(self, node: NodeT) -> ReadStage[NodeT, ValueT] | Unreadable | None:
-        """The node as a layer with a constant weight; None for what is no layer at all."""
+        """Return the node as a layer with a constant weight; None for what is no layer at all."""
 
     def affine(self, node: NodeT, channels: int, axes: int) -> ReadStage[NodeT, ValueT] | Unreadable | None:
-        """The node as a link of ``channels`` channels before ``axes`` spatial axes; None for others."""
+        """Return the node as a link of ``channels`` channels before ``axes`` spatial axes; None for others."""
 
     def pool(self, node: NodeT, channels: int, axes: int) -> ReadStage[NodeT, ValueT] | Unreadable | None:
-        """The node as an average pooling; None for others."""
+        """Return the node as an average pooling; None for others."""
 
     def filled(self, node: NodeT) -> Filling[NodeT, ValueT] | OddBorder[ValueT] | None:
-        """The node as the end of a padding with one number for each channel; None for others."""
+        """Return the node as the end of a padding with one number for each channel; None for others."""
 
     def passed(self, node: NodeT) -> ValueT | None:
-        """The value that the node hands on unchanged; None for a node that may change something."""
+        """Return the value that the node hands on unchanged; None for a node that may change something."""
 
     def writes(self, node: NodeT) -> bool:
-        """Whether the node changes its first operand in place."""
+        """Return whether the node changes its first operand in place."""
 
     def behind(self, node: NodeT, match: Match[NodeT, ValueT]) -> ReadStage[NodeT, ValueT] | None:
-        """For the normal form: a node that uses a match's value as the last part of the same layer."""
+        """Return, for the normal form, a node that uses a match's value as the last part of the same layer."""
 
     def addends(self, node: NodeT) -> Sequence[Addend[ValueT]] | None:
-        """The values that the node adds, with the number that each is multiplied with; None for other operators."""
+        """Return the values that the node adds, with the number that each is multiplied with.
+
+        None for other operators.
+        """
 
     def locations(self, value: ValueT, axes: int) -> int | None:
         """Locations of one sample of a value with ``axes`` spatial axes; None where the graph does not tell."""
 
     def is_product(self, node: NodeT) -> bool:
-        """Whether the node multiplies its operands elementwise."""
+        """Return whether the node multiplies its operands elementwise."""
 
     def operands(self, node: NodeT) -> Sequence[ValueT]:
-        """The values that the node uses, a layer's data first."""
+        """Return the values that the node uses, a layer's data first."""
 
     def result(self, node: NodeT) -> ValueT:
-        """The value that the node computes."""
+        """Return the value that the node computes."""
 
     def producer(self, value: ValueT) -> NodeT | None:
-        """The node that computes the value; None for inputs and stored values."""
+        """Return the node that computes the value; None for inputs and stored values."""
 
     def users(self, value: ValueT) -> Iterable[NodeT]:
-        """The nodes that use the value."""
+        """Return the nodes that use the value."""
 
     def is_output(self, value: ValueT) -> bool:
-        """Whether the graph gives the value out."""
+        """Return whether the graph gives the value out."""
 
     def kind(self, node: NodeT) -> str:
-        """The operator's name, for reports."""
+        """Return the operator's name, for reports."""
 
     def node_name(self, node: NodeT) -> str:
-        """The node's name, for reports."""
+        """Return the node's name, for reports."""
 
     def layer_name(self, layers: Sequence[ReadStage[NodeT, ValueT]], bias: ValueT | None) -> str:
-        """What to call the layer that some layers stand for; U is the last of them."""
+        """Return what to call the layer that some layers stand for; U is the last of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -18,7 +18,7 @@ _READABLE_CONSTANTS = {"value", "value_float", "value_floats", "value_int", "val
 
 
 def constant(value: ir.Value | None) -> Array | None:
-    """What a value holds if it is the same for every input, else None.
+    """Return what a value holds if it is the same for every input, else None.
 
     Constant are initializers that no caller can override, Constant nodes, and Identity, Cast, DequantizeLinear,
     Reshape, Squeeze, Transpose and Unsqueeze of these.
@@ -45,13 +45,16 @@ def constant(value: ir.Value | None) -> Array | None:
 
 
 def numbers(value: ir.Value | None) -> Numbers | None:
-    """As ``constant``; what an initializer computes when it is read is only computed when it is asked for."""
+    """Return what ``constant`` does; what an initializer computes when read is computed when asked for."""
     tensor = _lazy(value)
     return constant(value) if tensor is None else Deferred(tuple(tensor.shape.numpy()), tensor.numpy)
 
 
 def dtype_of(value: ir.Value | None) -> np.dtype[Any]:
-    """The dtype of what ``constant`` gives of a value that is constant; computed numbers are not computed for it."""
+    """Return the dtype of what ``constant`` gives of a value that is constant.
+
+    Computed numbers are not computed for it.
+    """
     tensor = _lazy(value)
     if tensor is not None:
         return np.dtype(tensor.dtype.numpy())
@@ -116,7 +119,10 @@ def _dequantized(node: ir.Node, array: Array) -> Array | None:
 
 
 def axes_of(node: ir.Node) -> tuple[int, ...] | None:
-    """The axes of an operator, its second input or, before, an attribute; None where not given or not constant."""
+    """Return the axes of an operator, its second input or, before, an attribute.
+
+    None where not given or not constant.
+    """
     if len(node.inputs) > 1 and node.inputs[1] is not None:
         axes = constant(node.inputs[1])
         return None if axes is None else tuple(int(axis) for axis in axes.reshape(-1))

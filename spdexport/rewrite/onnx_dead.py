@@ -78,7 +78,7 @@ class RemovedChannels:
         return self.gone or bool(self.inputs or self.outputs)
 
     def as_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
 
@@ -97,7 +97,7 @@ class Kept:
     shifted: bool = False
 
     def of(self, before: Array) -> Array | None:
-        """What is left of such a value as it was before; None where that does not tell what it is now."""
+        """Return what is left of such a value as it was before; None where that does not tell what it is now."""
         if self.shifted:
             return None
         return before if self.channels is None else np.take(before, self.channels, axis=self.axis)
@@ -128,7 +128,7 @@ class Removal:
 
 
 def remove_dead(model: ir.Model) -> Removal:
-    """A model without the channels that are dead, and without the layers that only fed them.
+    """Return a model without the channels that are dead, and without the layers that only fed them.
 
     Inputs and outputs of the graph stay what they are, every layer that is left has a channel, and what subgraphs and
     operators without a rule read stays whole.
@@ -228,7 +228,7 @@ def _missing(value: ir.Value, before: int, channels: Channels) -> tuple[int, ...
 
 
 def known_shapes(model: ir.Model) -> dict[str, tuple[int | str, ...]]:
-    """The sizes of all values, as far as the model tells or lets them be inferred."""
+    """Return the sizes of all values, as far as the model tells or lets them be inferred."""
     values = [v for node in model.graph for v in node.outputs]
     if any(v.shape is None for v in values):
         model = model.clone()

@@ -141,7 +141,10 @@ FUNCTIONS: Mapping[str, Function | None] = {
 
 
 def evaluated(node: ir.Node, operands: Operands) -> FloatArray | None:
-    """The result of an elementwise operator on constants, float64; None where it is not told by the numbers alone."""
+    """Return the result of an elementwise operator on constants, float64.
+
+    None where it is not told by the numbers alone.
+    """
     function = FUNCTIONS[node.op_type]
     if function is None:
         return None

@@ -67,11 +67,11 @@ class Layer:
     uneven: bool
 
     def folds(self, data: Track) -> BoolArray:
-        """The input channels that are constants which the bias can hold, shape (in,)."""
+        """Return the input channels that are constants which the bias can hold, shape (in,)."""
         return np.asarray(data.constant & ((data.number == 0) | (not self.uneven)))
 
     def shift(self, numbers: FloatArray) -> FloatArray:
-        """What input channels that hold these numbers everywhere, shape (in,), add to each output channel, (out,)."""
+        """Return what input channels that hold these numbers everywhere, (in,), add to each output channel, (out,)."""
         weight, numbers = matrix(self.node), numbers.reshape(self.groups, -1)
         there = np.flatnonzero(numbers.any(axis=0))
         if not there.size:
@@ -106,7 +106,7 @@ LAYER_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def weights(value: ir.Value | None) -> Array | None:
-    """A constant of floats that is stored as such: integers that are scaled would not stay integers."""
+    """Return a constant of floats that is stored as such: integers that are scaled would not stay integers."""
     source = value
     while source is not None and (node := source.producer()) is not None:
         if node.op_type == "DequantizeLinear":
@@ -117,7 +117,7 @@ def weights(value: ir.Value | None) -> Array | None:
 
 
 def matrix(node: ir.Node) -> Array:
-    """The weight of a layer, shape (out, in / groups, taps under the kernel)."""
+    """Return the weight of a layer, shape (out, in / groups, taps under the kernel)."""
     weight = weights(node.inputs[1])
     assert weight is not None, "a layer has a constant weight"
     match node.op_type:
@@ -132,12 +132,12 @@ def matrix(node: ir.Node) -> Array:
 
 
 def scale_of(node: ir.Node) -> float:
-    """What the weight of a layer is multiplied by: the alpha of a Gemm."""
+    """Return what the weight of a layer is multiplied by: the alpha of a Gemm."""
     return node.attributes.get_float("alpha", 1.0) if node.op_type == "Gemm" else 1.0
 
 
 def bias_of(node: ir.Node, channels: int) -> FloatArray | None:
-    """What a layer adds, float64, shape (channels,); None where that is not one constant for each channel."""
+    """Return what a layer adds, float64, shape (channels,); None where that is not one constant for each channel."""
     value = node.inputs[2] if len(node.inputs) > 2 else None
     if value is None:
         return np.zeros(channels)
@@ -149,7 +149,7 @@ def bias_of(node: ir.Node, channels: int) -> FloatArray | None:
 
 
 def layer_rule(node: ir.Node, track: Track | None, rank: int | None) -> Found:
-    """A layer with its tracked result; None where it is none, or is not understood in all its parts.
+    """Return a layer with its tracked result; None where it is none, or is not understood in all its parts.
 
     Args:
         node: Of one of ``LAYER_OPERATORS``.
@@ -207,7 +207,7 @@ def _is_uneven(node: ir.Node, kernel: Sequence[int]) -> bool:
 
 
 def tracked(value: ir.Value, axis: int, fixed: BoolArray, number: FloatArray) -> Track:
-    """A track whose constants are finite in the value's own dtype too."""
+    """Return a track whose constants are finite in the value's own dtype too."""
     dtype = float_type(value)
     with np.errstate(all="ignore"):
         finite = np.isfinite(number.astype(dtype).astype(np.float64))
@@ -216,7 +216,7 @@ def tracked(value: ir.Value, axis: int, fixed: BoolArray, number: FloatArray) ->
 
 
 def float_type(value: ir.Value) -> np.dtype[Any]:
-    """The dtype of a tracked value; where the file does not tell, that of what it is computed from.
+    """Return the dtype of a tracked value; where the file does not tell, that of what it is computed from.
 
     Operators with a rule keep the float type of their data and weights, but for Cast.
     """
@@ -239,6 +239,6 @@ def float_type(value: ir.Value) -> np.dtype[Any]:
 
 
 def is_padded(node: ir.Node) -> bool:
-    """Whether a convolution or pooling may read beyond the border."""
+    """Return whether a convolution or pooling may read beyond the border."""
     automatic = node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
     return automatic or any(node.attributes.get_ints("pads", ()))

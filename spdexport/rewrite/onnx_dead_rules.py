@@ -68,12 +68,12 @@ class Tracks:
         return layer_rule(node, self.track(node), None if shape is None else len(shape))
 
     def track(self, node: ir.Node) -> Track | None:
-        """Of the first operand."""
+        """Return that of the first operand."""
         data = node.inputs[0] if node.inputs else None
         return None if data is None else self.known.get(data)
 
     def shape(self, value: ir.Value | None) -> tuple[int | str, ...] | None:
-        """The sizes of a value; None where its rank is not known."""
+        """Return the sizes of a value; None where its rank is not known."""
         return None if value is None else self.shapes.get(value.name or "")
 
 

@@ -58,15 +58,15 @@ class OnnxEdit:
         self._stored: dict[str, list[ir.Value]] = {}
 
     def unique(self, name: str) -> str:
-        """The name, or where a value has it, one with a number."""
+        """Return the name, or where a value has it, one with a number."""
         return _free(name, self._taken)
 
     def unique_node(self, name: str) -> str:
-        """The same among nodes, which may share their names with values."""
+        """Return the same among nodes, which may share their names with values."""
         return _free(name, self._names)
 
     def store(self, name: str, array: Array) -> ir.Value:
-        """The initializer that holds an array: a second call of one layer gets the one that the first has."""
+        """Return the initializer that holds an array: a second call of one layer gets the one that the first has."""
         for value in self._stored.get(name, []):
             held = value.const_value
             if held is not None and held.numpy().dtype == array.dtype and np.array_equal(held.numpy(), array):

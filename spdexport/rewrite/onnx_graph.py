@@ -37,12 +37,12 @@ CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
 def is_operator(node: ir.Node | None, *op_types: str) -> bool:
-    """Whether the node is one of these operators of the ONNX standard."""
+    """Return whether the node is one of these operators of the ONNX standard."""
     return node is not None and node.domain in ("", "ai.onnx") and node.op_type in op_types
 
 
 def read_layer(node: ir.Node) -> OnnxStage | Unreadable | None:
-    """A Conv, ConvTranspose, Gemm or MatMul with a constant weight as a stage.
+    """Return a Conv, ConvTranspose, Gemm or MatMul with a constant weight as a stage.
 
     Returns:
         None for other operators, and for a MatMul or Gemm of two computed values, which is no layer.
@@ -141,7 +141,7 @@ def _transposed_stage(node: ir.Node, weight: Numbers, bias: Array | None) -> Sta
 
 
 def conv_attributes(spec: ConvSpec) -> tuple[ir.Attr, ...]:
-    """The attributes of a Conv or ConvTranspose of this geometry, each written out."""
+    """Return the attributes of a Conv or ConvTranspose of this geometry, each written out."""
     before, after = ([padding[side] for padding in spec.padding] for side in (0, 1))
     lists: dict[str, Sequence[int]] = {
         "dilations": spec.dilation,
@@ -248,7 +248,7 @@ def _read_batch_norm(node: ir.Node, channels: int, axes: int) -> OnnxStage | Unr
 
 
 def rank_of(value: ir.Value, axes: int) -> int:
-    """The number of axes of a layer's input or output; where the file does not tell, the least it can be."""
+    """Return the number of axes of a layer's input or output; where the file does not tell, the least it can be."""
     if axes:
         return axes + 2
     if value.shape is not None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def pad_lanes(
     model: ir.Model, lane: int, beyond: Callable[[Chain], bool] | None = None
 ) -> tuple[ir.Model, dict[str, int]]:
-    """A model in which every pair of a convolution and a pointwise one behind it alone has whole lanes between them.
+    """Return a model in which pairs of a convolution and a pointwise one behind it alone have whole lanes between.
 
     Pairs are recognized by structure: two-dimensional, of one group, with weights that only they use, and with nothing
     else reading what is between. Others are left as they are.

@@ -23,7 +23,7 @@ RESHAPING = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Expand")
 
 
 def passed(node: ir.Node) -> ir.Value | None:
-    """The value that a node hands on unchanged; None for a node that may change something."""
+    """Return the value that a node hands on unchanged; None for a node that may change something."""
     if not node.inputs or not is_operator(node, "Identity", "Dropout", "Cast", *RESHAPING):
         return None
     data, result = node.inputs[0], node.outputs[0]
@@ -81,7 +81,7 @@ def read_link(node: ir.Node, channels: int, axes: int) -> OnnxStage | Unreadable
 
 
 def read_pad(node: ir.Node, channels: int, axes: int) -> OnnxStage | Unreadable | None:
-    """A Pad as a stage; ``Unreadable`` where it is not one of the spatial axes with zeros."""
+    """Return a Pad as a stage; ``Unreadable`` where it is not one of the spatial axes with zeros."""
     data = node.inputs[0]
     if data is None:
         return None

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def layer_name(layers: tuple[OnnxStage, ...], bias: ir.Value | None) -> str:
-    """What to call the layer that a chain stands for.
+    """Return what to call the layer that a chain stands for.
 
     The parent of the initializer that holds the last weight: ``conv1`` for ``conv1.U`` and ``conv1.U.weight``. Where
     that has no dot (the exporter calls a transposed weight ``val_3``), the parent of the bias, then of the other
@@ -44,7 +44,7 @@ def _initializer_name(value: ir.Value | None) -> str:
 
 
 def name_scopes(node: ir.Node) -> list[str]:
-    """The module paths around a node, outermost first, as torch's exporter writes them; empty if it did not."""
+    """Return the module paths around a node, outermost first, as torch's exporter writes them; empty if it did not."""
     try:
         scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
     except (ValueError, SyntaxError):
@@ -53,5 +53,5 @@ def name_scopes(node: ir.Node) -> list[str]:
 
 
 def node_name(node: ir.Node) -> str:
-    """The node's name; for a node without one, its output's."""
+    """Return the node's name; for a node without one, its output's."""
     return node.name or node.outputs[0].name or node.op_type

@@ -33,7 +33,7 @@ class OnnxReader:
         self._sizes = sizes
 
     def layer(self, node: ir.Node) -> OnnxStage | Unreadable | None:
-        """A Conv, ConvTranspose, Gemm or MatMul."""
+        """Return a Conv, ConvTranspose, Gemm or MatMul."""
         return read_layer(node)
 
     def affine(self, node: ir.Node, channels: int, axes: int) -> OnnxStage | Unreadable | None:
@@ -44,23 +44,23 @@ class OnnxReader:
         return replace(link, stage=replace(link.stage, mask=np.abs(np.asarray(link.stage.mask))))
 
     def pool(self, node: ir.Node, channels: int, axes: int) -> OnnxStage | Unreadable | None:
-        """An AveragePool."""
+        """Return an AveragePool."""
         return read_pool(node, channels, axes)
 
     def passed(self, node: ir.Node) -> ir.Value | None:
-        """What an Identity, a Dropout at inference, or a Reshape to the shape that was there hands on."""
+        """Return what an Identity, a Dropout at inference, or a Reshape to the shape that was there hands on."""
         return passed(node)
 
     def filled(self, node: ir.Node) -> Filling[ir.Node, ir.Value] | OddBorder[ir.Value] | None:
-        """The last of the nodes that scatter something into the border of a padding with zeros."""
+        """Return the last of the nodes that scatter something into the border of a padding with zeros."""
         return read_filling(node)
 
     def writes(self, node: ir.Node) -> bool:  # noqa: ARG002 - the protocol's
-        """Nothing does, in ONNX."""
+        """Return none: nothing does, in ONNX."""
         return False
 
     def behind(self, node: ir.Node, match: Match[ir.Node, ir.Value]) -> OnnxStage | None:
-        """The Add of a MatMul's bias, and a batch norm.
+        """Return the Add of a MatMul's bias, and a batch norm.
 
         Exporters fold batch norm into the layer before it, but not where a sum is between: the batch norm would then
         stay in the normal form, and is not in the plain export of the dense layer.
@@ -75,7 +75,7 @@ class OnnxReader:
         return None
 
     def addends(self, node: ir.Node) -> Sequence[Addend[ir.Value]] | None:
-        """The operands of an Add, a Sub or a Sum, none of them constant."""
+        """Return the operands of an Add, a Sub or a Sum, none of them constant."""
         if not is_operator(node, "Add", "Sub", "Sum") or len(node.inputs) < 2:
             return None
         if any(value is None or constant(value) is not None for value in node.inputs):
@@ -85,45 +85,45 @@ class OnnxReader:
         return Addend(first, 1.0), *(Addend(value, sign) for value in rest)
 
     def locations(self, value: ir.Value, axes: int) -> int | None:
-        """From the shape that the file has for the value."""
+        """Read it from the shape that the file has for the value."""
         sizes = () if value.shape is None else value.shape[len(value.shape) - axes :]
         known = [size for size in sizes if isinstance(size, int)]
         return math.prod(known) if len(known) == axes else None
 
     def is_product(self, node: ir.Node) -> bool:
-        """Whether it is a Mul, or a Div."""
+        """Return whether it is a Mul, or a Div."""
         return is_operator(node, "Mul", "Div")
 
     def operands(self, node: ir.Node) -> Sequence[ir.Value]:
-        """The inputs that are there."""
+        """Return the inputs that are there."""
         return [value for value in node.inputs if value is not None]
 
     def result(self, node: ir.Node) -> ir.Value:
-        """The first output; the further ones of a batch norm are unused at inference."""
+        """Return the first output; the further ones of a batch norm are unused at inference."""
         return node.outputs[0]
 
     def producer(self, value: ir.Value) -> ir.Node | None:
-        """The node that computes the value."""
+        """Return the node that computes the value."""
         return value.producer()
 
     def users(self, value: ir.Value) -> Sequence[ir.Node]:
-        """The nodes that use the value, those in subgraphs included."""
+        """Return the nodes that use the value, those in subgraphs included."""
         return [use.node for use in value.uses()]
 
     def is_output(self, value: ir.Value) -> bool:
-        """Whether it is an output of a graph."""
+        """Return whether it is an output of a graph."""
         return value.is_graph_output()
 
     def kind(self, node: ir.Node) -> str:
-        """The operator's type."""
+        """Return the operator's type."""
         return node.op_type
 
     def node_name(self, node: ir.Node) -> str:
-        """The node's name, or that of its output."""
+        """Return the node's name, or that of its output."""
         return node_name(node)
 
     def layer_name(self, layers: Sequence[OnnxStage], bias: ir.Value | None) -> str:
-        """By the names of weights, of the bias, or the exporter's notes."""
+        """Return what the names of weights, of the bias, or the exporter's notes tell."""
         return layer_name(tuple(layers), bias)
 
 

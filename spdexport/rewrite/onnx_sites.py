@@ -43,7 +43,7 @@ PADDINGS = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 
 
 def node_keys(graph: ir.Graph) -> dict[str, ir.Node]:
-    """The nodes of a graph by their names made unique; the same keys for every copy of it."""
+    """Return the nodes of a graph by their names made unique; the same keys for every copy of it."""
     keys: dict[str, ir.Node] = {}
     for node in graph:
         key, number = node_name(node), 1
@@ -57,7 +57,7 @@ def node_keys(graph: ir.Graph) -> dict[str, ir.Node]:
 def list_onnx_sites(
     model: ir.Model, shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> tuple[tuple[ConvSite, ...], tuple[Skipped, ...]]:
-    """All Conv, ConvTranspose, Gemm and MatMul of the main graph whose weight is constant, and what is left alone.
+    """Return all Conv, ConvTranspose, Gemm and MatMul with a constant weight, and what is left alone.
 
     Args:
         model: The model; it is not changed. Weights are read from their file here, and are views where that can be had.
@@ -201,7 +201,7 @@ def _padding_mode(read: OnnxStage) -> str:
 
 
 def source_of(value: ir.Value | None) -> ir.Value | None:
-    """The initializer, or the output of a Constant node, that a constant is made of."""
+    """Return the initializer, or the output of a Constant node, that a constant is made of."""
     while value is not None and (node := value.producer()) is not None and node.op_type != "Constant":
         value = node.inputs[0] if node.inputs else None
     return value

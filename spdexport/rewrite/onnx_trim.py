@@ -43,7 +43,7 @@ class Trimming:
         return sum(len(layer.outputs) for layer in self.layers)
 
     def share_left(self, layer: str) -> float:
-        """The share of a layer's multiply-accumulates that is left, of those that its form has.
+        """Return the share of a layer's multiply-accumulates that is left, of those that its form has.
 
         Args:
             layer: The layer's name, without the number of a call.
@@ -53,7 +53,7 @@ class Trimming:
         return sum(found.weight_after for found in own) / before if before else 1.0
 
     def as_json(self) -> dict[str, Any]:
-        """The same as JSON values."""
+        """Return the same as JSON values."""
         return {
             "layers": [layer.as_json() for layer in self.layers],
             "nodes": list(self.nodes),
@@ -79,7 +79,7 @@ class Trimmed:
     trimming: Trimming
 
     def meant(self, name: str, value: Array) -> Array | None:
-        """What the deployed model has for a value of the whole one; None where that does not tell.
+        """Return what the deployed model has for a value of the whole one; None where that does not tell.
 
         Args:
             name: The value's name.
@@ -94,7 +94,7 @@ class Trimmed:
 
 
 def trim(model: ir.Model, *, lane: int, chains: Collection[Chain] = ()) -> Trimmed:
-    """A model without dead channels, and with whole lanes between V and U.
+    """Return a model without dead channels, and with whole lanes between V and U.
 
     Args:
         model: The model; it is not changed.

@@ -53,7 +53,7 @@ class Search(Generic[NodeT, ValueT]):
     regroupings: list[Regrouping[NodeT, ValueT]] = field(default_factory=list)
 
     def anew(self) -> Search[NodeT, ValueT]:
-        """A search of the same kind that has found nothing yet."""
+        """Return a search of the same kind that has found nothing yet."""
         return Search(graph=self.graph, lone=self.lone, whole=self.whole, beyond=self.beyond)
 
     @property
@@ -62,20 +62,23 @@ class Search(Generic[NodeT, ValueT]):
         return self.lone and not self.whole
 
     def is_fold(self, match: Match[NodeT, ValueT]) -> bool:
-        """Whether a match is to become one layer."""
+        """Return whether a match is to become one layer."""
         return bool(match.layers) and len(match.nodes) > 1 if self.whole else match.is_fold
 
     def folds(self) -> list[Match[NodeT, ValueT]]:
-        """The matches that are folds and not part of a larger match."""
+        """Return the matches that are folds and not part of a larger match."""
         found = (match for value, match in self.matches.items() if value not in self.absorbed)
         return [self._complete(match) for match in found if self.is_fold(match)]
 
     def folds_in(self, match: Match[NodeT, ValueT]) -> list[Match[NodeT, ValueT]]:
-        """The folds that a match was made of."""
+        """Return the folds that a match was made of."""
         return [self._complete(part) for part in match.parts if self.is_fold(part)]
 
     def declined_outside(self, folded: Collection[Collection[NodeT]]) -> tuple[Skipped, ...]:
-        """The pairs that are in none of the folds: one may be declined at first and folded after all in a sum."""
+        """Return the pairs that are in none of the folds.
+
+        One may be declined at first and folded after all in a sum.
+        """
         outside = (d for d in self.declined if not any(d.first in nodes and d.second in nodes for nodes in folded))
         return tuple(dict.fromkeys(d.skipped for d in outside))
 
@@ -202,7 +205,7 @@ class Search(Generic[NodeT, ValueT]):
         return match
 
     def link_match(self, link: ReadStage[NodeT, ValueT]) -> Match[NodeT, ValueT]:
-        """A link, or a pooling, as a match."""
+        """Return a link, or a pooling, as a match."""
         return Match(
             data=self.root(link.data),
             stage=link.stage,
@@ -325,7 +328,7 @@ class Search(Generic[NodeT, ValueT]):
     # --- values ---
 
     def root(self, value: ValueT) -> ValueT:
-        """The value that this one is, seen through nodes that hand it on unchanged."""
+        """Return the value that this one is, seen through nodes that hand it on unchanged."""
         while (node := self.graph.producer(value)) is not None:
             source = self.graph.passed(node)
             if source is None:
@@ -350,7 +353,7 @@ class Search(Generic[NodeT, ValueT]):
         )
 
     def shared(self, value: ValueT, nodes: AbstractSet[NodeT]) -> str | None:
-        """Why a value cannot disappear inside ``nodes``, or None if it can."""
+        """Return why a value cannot disappear inside ``nodes``, or None if it can."""
         if self._is_output(value):
             return "what is between is an output of the graph"
         own = self.matches[value].nodes if value in self.matches else ()

@@ -100,18 +100,21 @@ class Filling(Generic[NodeT, ValueT]):
 
 
 def affine_stage(channels: int, axes: int, *, mask: Array | None = None, bias: Array | None = None) -> Stage:
-    """The stage ``y = mask * x + bias``: a depthwise pointwise convolution with weight one."""
+    """Return the stage ``y = mask * x + bias``: a depthwise pointwise convolution with weight one."""
     spec = ConvSpec.pointwise(channels, channels, axes=axes, groups=channels)
     return Stage(spec=spec, weight=np.ones(spec.weight_shape), mask=mask, bias=bias)
 
 
 def negative_stage(channels: int, axes: int) -> Stage:
-    """The stage ``y = -x``."""
+    """Return the stage ``y = -x``."""
     return affine_stage(channels, axes, mask=np.full(channels, -1.0))
 
 
 def padding_stage(channels: int, padding: Sequence[tuple[int, int]]) -> Stage:
-    """The stage that only puts zeros around its input: kernel 1, so many locations before and after each axis."""
+    """Return the stage that only puts zeros around its input.
+
+    Kernel 1, so many locations before and after each axis.
+    """
     spec = ConvSpec.pointwise(channels, channels, axes=len(padding), groups=channels)
     return Stage(spec=replace(spec, padding=tuple(padding)), weight=np.ones(spec.weight_shape))
 
@@ -146,7 +149,7 @@ def pool_stage(
 
 
 def zero_padding(before: Sequence[int], after: Sequence[int], axes: int) -> tuple[tuple[int, int], ...] | Unreadable:
-    """What a padding of all axes of a value, batch first, does to its spatial axes.
+    """Return what a padding of all axes of a value, batch first, does to its spatial axes.
 
     Args:
         before: Zeros before each axis; negative numbers crop.
@@ -213,13 +216,13 @@ def norm_factor(gamma: FloatArray, variance: FloatArray, epsilon: float) -> Floa
 
 
 def not_per_channel(*, product: bool) -> Unreadable:
-    """What there is to say of a Mul or Add whose constant is not one number for each channel."""
+    """Return what there is to say of a Mul or Add whose constant is not one number for each channel."""
     verb = "multiplied by" if product else "increased by"
     return Unreadable(reason=f"what comes between is {verb} a constant that is not one number per channel")
 
 
 def per_channel(values: Array, channels: int, *, axes: int, rank: int) -> Array | None:
-    """The operand of a Mul or Add as one number for each channel, else None.
+    """Return the operand of a Mul or Add as one number for each channel, else None.
 
     Args:
         values: The constant operand.

@@ -134,7 +134,7 @@ class Paths(Generic[NodeT, ValueT]):
     obstacles: list[Obstacle[NodeT, ValueT]] = field(default_factory=list)
 
     def to_nearest(self, values: Sequence[ValueT]) -> list[Match[NodeT, ValueT]] | None:
-        """For each term its map of the nearest value that all of them are maps of; None where there is none."""
+        """Return each term's map of the nearest value that all of them are maps of; None where there is none."""
         self.found = [list(self._path(value)) for value in values]
         for candidate in self.found[0]:
             ends = [next((match for match in path if match.data is candidate.data), None) for path in self.found]
@@ -172,7 +172,7 @@ class Paths(Generic[NodeT, ValueT]):
         return not own or search.shared(value, self.adds) is not None
 
     def why_none(self) -> Obstacle[NodeT, ValueT] | None:
-        """What keeps terms that look like maps of the same value from it; None where nothing looks so."""
+        """Return what keeps terms that look like maps of the same value from it; None where nothing looks so."""
         reached = {match.data for path in self.found for match in path}
         ahead = [obstacle for obstacle in self.obstacles if obstacle.data in reached]
         if ahead:

@@ -199,12 +199,12 @@ class TorchLayerNodes(TorchNodes):
 
 
 def has_padding(spec: ConvSpec) -> bool:
-    """Whether a convolution of torch pads like this: alike before and after each axis, or as ``same`` does."""
+    """Return whether a convolution of torch pads like this: alike before and after each axis, or as ``same`` does."""
     return _is_same(spec) or all(before == after for before, after in spec.padding)
 
 
 def convolution(spec: ConvSpec) -> tuple[Any, tuple[Any, ...]]:
-    """The operator of a convolution with this geometry, and its arguments behind input, weight and bias.
+    """Return the operator of a convolution with this geometry, and its arguments behind input, weight and bias.
 
     Raises:
         ValueError: It does not have ``has_padding``.

@@ -64,7 +64,7 @@ class ProgramEdit:
         self._dropped: set[torch.fx.Node] = set()
 
     def node(self, name: str) -> torch.fx.Node:
-        """The copy of the program's node of that name."""
+        """Return the copy of the program's node of that name."""
         return self._nodes[name]
 
     @property
@@ -75,7 +75,7 @@ class ProgramEdit:
         return next((v.shape[0] for v in values if isinstance(v, torch.Tensor) and v.ndim), None)
 
     def call(self, target: Any, args: tuple[Any, ...], like: torch.fx.Node, suffix: str) -> torch.fx.Node:
-        """A new call with the metadata of the node it helps to replace, and a fake value of its own."""
+        """Return a new call with the metadata of the node it helps to replace, and a fake value of its own."""
         node = self.graph.create_node("call_function", target, args, name=f"{like.name}_{suffix}")
         node.meta = {k: v for k, v in like.meta.items() if k != "val"}
         assert self._fake_mode is not None, "a program with a layer has fake values"
@@ -86,7 +86,7 @@ class ProgramEdit:
         return node
 
     def store(self, name: str, values: Array, kind: InputKind, anchor: torch.fx.Node) -> torch.fx.Node:
-        """The placeholder of a new parameter or buffer.
+        """Return the placeholder of a new parameter or buffer.
 
         Args:
             name: The name it is to have; where that is taken in the end, the nearest that is free. The same name with
@@ -115,7 +115,9 @@ class ProgramEdit:
         return node
 
     def add_input(self, keyword: str, shape: tuple[Any, ...], dtype: torch.dtype) -> torch.fx.Node:
-        """The placeholder of a new keyword of the program, behind all that it has; of ones in its example inputs.
+        """Return the placeholder of a new keyword of the program, behind all that it has.
+
+        Of ones in its example inputs.
 
         Args:
             keyword: An identifier; the same one again gives the same placeholder.
@@ -212,7 +214,7 @@ class ProgramEdit:
             self.drop_unused(source)
 
     def finish(self) -> ExportedProgram:
-        """The new program; the parameters that only replaced layers used are gone from it."""
+        """Return the new program; the parameters that only replaced layers used are gone from it."""
         program = self._program
         old = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
         new = {stored.node.name: stored for stored in self._new}

@@ -52,7 +52,7 @@ PADDINGS = (
 def list_sites(
     program: ExportedProgram, *, looks_up: Callable[[str], bool] = lambda _: False
 ) -> tuple[tuple[ConvSite, ...], tuple[Skipped, ...]]:
-    """All convolutions and linear layers whose weight is constant, and the layers that are left alone.
+    """Return all convolutions and linear layers whose weight is constant, and the layers that are left alone.
 
     Weights are views of the program's own storage; nothing is copied unless a weight is computed from parameters.
 
@@ -83,7 +83,7 @@ def list_sites(
 
 
 def arguments(node: torch.fx.Node) -> dict[str, Any]:
-    """The arguments of a call by the names of the operator's schema, defaults filled in."""
+    """Return the arguments of a call by the names of the operator's schema, defaults filled in."""
     schema = node.target._schema  # type: ignore[union-attr]
     values: dict[str, Any] = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
     values |= dict(zip((a.name for a in schema.arguments), node.args, strict=False))
@@ -111,7 +111,7 @@ def operands(node: torch.fx.Node) -> Operands:
 
 
 def spatial_axes(node: torch.fx.Node) -> int | None:
-    """The spatial axes of a convolution, 0 for linear layers and matrix products; None for other operators."""
+    """Return the spatial axes of a convolution, 0 for linear layers and matrix products; None for other operators."""
     if node.target is aten.linear.default or node.target in PRODUCTS:
         return 0
     if node.target is aten.convolution.default:
@@ -120,13 +120,13 @@ def spatial_axes(node: torch.fx.Node) -> int | None:
 
 
 def is_geometry_computed(node: torch.fx.Node) -> bool:
-    """Whether a stride, padding or other number of a convolution is not written in the graph but computed in it."""
+    """Return whether a stride, padding or other number of a convolution is computed in the graph."""
     given = operands(node)
     return any(source not in given for source in node.all_input_nodes)
 
 
 def is_transposed(node: torch.fx.Node) -> bool:
-    """Whether a convolution is a transposed one."""
+    """Return whether a convolution is a transposed one."""
     return node.target in TRANSPOSED or (
         node.target is aten.convolution.default and bool(arguments(node)["transposed"])
     )
@@ -218,7 +218,7 @@ def _site(node: torch.fx.Node, constants: Constants, namer: _Namer) -> ConvSite 
 
 
 def conv_spec(axes: int, shape: tuple[int, ...], args: Mapping[str, Any], *, transposed: bool = False) -> ConvSpec:
-    """The geometry of a layer from its spatial axes, its weight's canonical shape, and its arguments by name."""
+    """Return the geometry of a layer from its spatial axes, its weight's canonical shape, and its arguments by name."""
     if axes == 0:
         return ConvSpec.pointwise(shape[1], shape[0], axes=0)
     stride, dilation = (_per_axis(args[key], axes) for key in ("stride", "dilation"))
@@ -252,7 +252,10 @@ def _per_axis(value: int | list[int], axes: int) -> tuple[int, ...]:
 
 
 def inner_sizes(node: torch.fx.Node, axes: int) -> tuple[int, ...]:
-    """The sizes of a value's axes that are neither batch nor channels; symbolic ones count with their traced value."""
+    """Return the sizes of a value's axes that are neither batch nor channels.
+
+    Symbolic ones count with their traced value.
+    """
     shape = node.meta["val"].shape
     sizes = shape[len(shape) - axes :] if axes else shape[1:-1]
     return tuple(size if isinstance(size, int) else int(size.node.hint or 1) for size in sizes)
@@ -271,7 +274,7 @@ def _padding_mode(source: Any, node: torch.fx.Node) -> str:
 
 
 def module_path(node: torch.fx.Node) -> str:
-    """The path of the innermost module that made a node; empty for the model itself."""
+    """Return the path of the innermost module that made a node; empty for the model itself."""
     stack = node.meta.get("nn_module_stack")
     if not stack:
         return ""

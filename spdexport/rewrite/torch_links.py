@@ -67,7 +67,7 @@ LARGEST = (aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.def
 
 
 def passed(node: Node) -> Node | None:
-    """The value that a node hands on unchanged; None for a node that may change something."""
+    """Return the value that a node hands on unchanged; None for a node that may change something."""
     if node.op != "call_function" or not node.args or not isinstance(node.args[0], Node):
         return None
     data = node.args[0]
@@ -84,7 +84,7 @@ def passed(node: Node) -> Node | None:
 
 
 def read_pad(node: Node, channels: int, axes: int) -> ReadStage[Node, Node] | Unreadable:
-    """A padding as a stage; ``Unreadable`` where it is not one of the spatial axes with zeros."""
+    """Return a padding as a stage; ``Unreadable`` where it is not one of the spatial axes with zeros."""
     args = arguments(node)
     data = cast("Node", args["self"])
     mode, value = args.get("mode", "constant"), args.get("value")
@@ -138,7 +138,9 @@ def _each(given: Any, axes: int) -> Sequence[int]:
 
 
 def read_filling(node: Node, array: Callable[[Any], Array | None]) -> Filling[Node, Node] | OddBorder[Node] | None:
-    """A padding with zeros whose border is then written over, with one number for each channel: DBB's bias padding.
+    """Return a padding with zeros whose border is then written over, with one number for each channel.
+
+    DBB's bias padding.
 
     Args:
         node: Any node.

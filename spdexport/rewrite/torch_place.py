@@ -28,7 +28,7 @@ def place_forms(
     gated: Collection[str] = (),
     share: GlobalShare | None = None,
 ) -> ExportedProgram:
-    """A new program in which each site has taken its form; the argument is not changed.
+    """Return a new program in which each site has taken its form; the argument is not changed.
 
     Parameters are named after the layer: ``<layer>.V``, ``<layer>.U``, ``<layer>.mask``, ``<layer>.delta``. Tensors of
     untouched layers are shared with the argument, not copied. Forms are taken one at a time, so an iterator that makes

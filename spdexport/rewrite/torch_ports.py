@@ -35,19 +35,19 @@ class NewInput:
 
 
 def input_spec(new: NewInput) -> InputSpec:
-    """The new input in a graph's signature."""
+    """Return the new input in a graph's signature."""
     return InputSpec(InputKind.USER_INPUT, TensorArgument(name=new.node.name), None)
 
 
 def output_specs(outputs: Mapping[str, torch.fx.Node]) -> list[OutputSpec]:
-    """The new outputs in a graph's signature."""
+    """Return the new outputs in a graph's signature."""
     return [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(name=node.name), None) for node in outputs.values()]
 
 
 def with_ports(
     calls: list[ModuleCallEntry], inputs: Sequence[NewInput], outputs: Mapping[str, torch.fx.Node]
 ) -> list[ModuleCallEntry]:
-    """The calls of a program with the new inputs and outputs in the call of the whole."""
+    """Return the calls of a program with the new inputs and outputs in the call of the whole."""
     if not inputs and not outputs:
         return calls
     root, *others = calls
@@ -72,7 +72,7 @@ def with_ports(
 
 
 def with_examples(program: ExportedProgram, inputs: Sequence[NewInput]) -> Any:
-    """The program's example inputs with the new ones; None where it has none."""
+    """Return the program's example inputs with the new ones; None where it has none."""
     if program.example_inputs is None or not inputs:
         return program.example_inputs
     args, kwargs = program.example_inputs

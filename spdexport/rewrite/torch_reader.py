@@ -86,7 +86,7 @@ class TorchReader:
         self._constants = Constants(program)
 
     def layer(self, node: Node) -> TorchStage | Unreadable | None:
-        """A convolution, linear layer or matrix product."""
+        """Return a convolution, linear layer or matrix product."""
         axes = spatial_axes(node) if node.op == "call_function" else None
         if axes is None:
             return None
@@ -121,7 +121,7 @@ class TorchReader:
         return ReadStage(node=node, data=given.data, stage=stage, weight=given.weight, bias=given.bias)
 
     def spec(self, node: Node) -> ConvSpec:
-        """The geometry of a layer that was read before."""
+        """Return the geometry of a layer that was read before."""
         layer = self.layer(node)
         assert isinstance(layer, ReadStage)
         return layer.stage.spec
@@ -181,7 +181,7 @@ class TorchReader:
         return ReadStage(node=node, data=data, stage=stage, is_norm=True)
 
     def addends(self, node: Node) -> Sequence[Addend[Node]] | None:
-        """The operands of an addition or subtraction of two tensors of one dtype, ``alpha`` times the second."""
+        """Return the operands of an addition or subtraction of two tensors of one dtype, ``alpha`` times the second."""
         if node.op != "call_function" or node.target not in SUM:
             return None
         args = arguments(node)
@@ -197,7 +197,7 @@ class TorchReader:
         return None
 
     def passed(self, node: Node) -> Node | None:
-        """What a dropout, a view or a copy hands on."""
+        """Return what a dropout, a view or a copy hands on."""
         value = passed(node)
         return None if value is None or self._constants.is_constant(value) else value
 
@@ -206,53 +206,56 @@ class TorchReader:
         return read_pool(node, channels, axes)
 
     def filled(self, node: Node) -> Filling[Node, Node] | OddBorder[Node] | None:
-        """A padding with zeros into whose border something is written in place."""
+        """Return a padding with zeros into whose border something is written in place."""
         return read_filling(node, self.array)
 
     def writes(self, node: Node) -> bool:
-        """Whether it changes its first operand in place."""
+        """Return whether it changes its first operand in place."""
         return is_in_place(node)
 
     def locations(self, value: Node, axes: int) -> int | None:
-        """In the traced input."""
+        """Return it as the traced input has it."""
         return math.prod(inner_sizes(value, axes)) if isinstance(value.meta.get("val"), torch.Tensor) else None
 
     def is_product(self, node: Node) -> bool:
-        """Whether it is a multiplication or division."""
+        """Return whether it is a multiplication or division."""
         return node.op == "call_function" and node.target in PRODUCT
 
     def operands(self, node: Node) -> Sequence[Node]:
-        """The nodes among its arguments, a layer's data first."""
+        """Return the nodes among its arguments, a layer's data first."""
         if node.op == "call_function" and spatial_axes(node) is not None:
             return [value for value in operands(node) if isinstance(value, Node)]
         return node.all_input_nodes
 
     def result(self, node: Node) -> Node:
-        """The node itself."""
+        """Return the node itself."""
         return node
 
     def producer(self, value: Node) -> Node | None:
-        """The node itself, if it computes something."""
+        """Return the node itself, if it computes something."""
         return value if value.op == "call_function" else None
 
     def users(self, value: Node) -> Sequence[Node]:
-        """The nodes that use it."""
+        """Return the nodes that use it."""
         return list(value.users)
 
     def is_output(self, value: Node) -> bool:
-        """Whether the program gives it out, or writes it into a buffer or an input."""
+        """Return whether the program gives it out, or writes it into a buffer or an input."""
         return any(user.op == "output" for user in value.users)
 
     def kind(self, node: Node) -> str:
-        """The operator, such as ``conv2d``."""
+        """Return the operator, such as ``conv2d``."""
         return str(getattr(node.target, "overloadpacket", node.target)).removeprefix("aten.")
 
     def node_name(self, node: Node) -> str:
-        """The node's name."""
+        """Return the node's name."""
         return node.name
 
     def layer_name(self, layers: Sequence[TorchStage], bias: Node | None) -> str:
-        """The parent of the last weight that has one: ``conv1`` for ``conv1.U``; else of the bias; else the module."""
+        """Return the parent of the last weight that has one: ``conv1`` for ``conv1.U``; else of the bias.
+
+        Else the module.
+        """
         last, *others = (layer.weight for layer in reversed(layers))
         for node in (last, bias, *others):
             name = self.target(node)
@@ -261,13 +264,13 @@ class TorchReader:
         return module_path(layers[-1].node) or layers[-1].node.name
 
     def target(self, node: Node | None) -> str:
-        """The name of the parameter or buffer that a constant is, or is made of; empty where there is none."""
+        """Return the name of the parameter or buffer that a constant is, or is made of; empty where there is none."""
         while node is not None and node.op != "placeholder":
             node = next(iter(node.all_input_nodes), None)
         return "" if node is None else self._constants.target(node) or ""
 
     def array(self, value: Any) -> Array | None:
-        """What an argument holds if it is the same for every input, else None; never write to it."""
+        """Return what an argument holds if it is the same for every input, else None; never write to it."""
         if isinstance(value, bool | int | float):
             return np.asarray(value)
         if not isinstance(value, Node) or not self._constants.is_constant(value):
@@ -277,6 +280,6 @@ class TorchReader:
 
 
 def is_norm(node: Any) -> bool:
-    """Whether a node is batch norm; of an operator that trains too, ``training`` tells."""
+    """Return whether a node is batch norm; of an operator that trains too, ``training`` tells."""
     norms = (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
     return isinstance(node, Node) and node.op == "call_function" and node.target in norms

@@ -34,7 +34,7 @@ def match_components(
     *,
     excluded: Callable[[str], bool],
 ) -> dict[str, Factors]:
-    """The factors of each site that the components name, by the site's name.
+    """Return the factors of each site that the components name, by the site's name.
 
     V and U are cast to the dtype of the site's weight, since they are what goes into the graph: where the file's dtype
     is wider, that rounds them once. All calls of one module get the same factors.
@@ -76,7 +76,7 @@ def match_chains(
     excluded: Callable[[str], bool],
     held: Callable[[str], Array | None],
 ) -> dict[str, Form]:
-    """The forms that a file brings whole, by the sites' names; the arguments are those of ``match_components``.
+    """Return the forms that a file brings whole, by the sites' names; the arguments are those of ``match_components``.
 
     Args:
         components: What the file holds.
@@ -148,7 +148,7 @@ class _Lookup:
             self.by_name.setdefault(_file_name(layer, components), []).append(layer)
 
     def sites_of(self, name: str) -> list[ConvSite]:
-        """All calls of the layer that a name means; none where the user excluded it.
+        """Return all calls of the layer that a name means; none where the user excluded it.
 
         Raises:
             ComponentsError: It means several layers, none, or one that was skipped.
@@ -170,7 +170,7 @@ class _Lookup:
         return [site for layer in found for site in self.sites[layer]]
 
     def layers(self, name: str) -> list[str]:
-        """The layers that a name may mean; where there is none and the user did not exclude it, an error."""
+        """Return the layers that a name may mean; where there is none and the user did not exclude it, an error."""
         if name in self.by_name:
             return self.by_name[name]
         if self.excluded(name) or (self.components.dashed and self.excluded(name.replace("-", "."))):
@@ -244,7 +244,9 @@ def _factors(raw: RawComponent, site: ConvSite, *, spd: bool, where: str) -> Fac
 def match_gates(
     components: ComponentSet, sites: Sequence[ConvSite], sigmoid: Sigmoid | None = None
 ) -> dict[str, GateFunction | GlobalShare]:
-    """The causal-importance functions of a run by the model's own layer names; only of layers that have components.
+    """Return the causal-importance functions of a run by the model's own layer names.
+
+    Only of layers that have components.
 
     Args:
         components: The run.

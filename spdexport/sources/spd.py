@@ -80,7 +80,7 @@ def read_run(path: str | Path) -> ComponentSet | None:
 
 
 def from_state_dict(state: Mapping[str, torch.Tensor], path: Path | None) -> ComponentSet | None:
-    """The components of an SPD checkpoint, or None where the keys are of no SPD layout.
+    """Return the components of an SPD checkpoint, or None where the keys are of no SPD layout.
 
     Args:
         state: The checkpoint's state dict.

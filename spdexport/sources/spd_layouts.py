@@ -56,7 +56,7 @@ class Layout:
     modern_names: ClassVar[Mapping[str, str]] = {"A": "V", "B": "U", "V": "V", "U": "U"}
 
     def read(self, key: str) -> FactorKey | None:
-        """What a key says, or None where it is no factor's key."""
+        """Return what a key says, or None where it is no factor's key."""
         match = self.factors.fullmatch(key)
         if match is None:
             return None
@@ -69,19 +69,19 @@ class Layout:
         )
 
     def fits(self, keys: Iterable[str]) -> bool:
-        """Whether the keys are of this layout."""
+        """Return whether the keys are of this layout."""
         keys = tuple(keys)
         return all(any(need.match(key) for key in keys) for need in self.needs) and any(
             self.factors.fullmatch(key) for key in keys
         )
 
     def dense(self, state: State) -> dict[str, torch.Tensor]:
-        """The dense weights by the model's own parameter names; none where only what was learned is there."""
+        """Return the dense weights by the model's own parameter names; none where only what was learned is there."""
         layers = frozenset(read.layer for key in state if (read := self.read(key)) is not None)
         return self.dense_of(state, layers)
 
     def inserted(self, layer: str) -> str:
-        """The name of the identity in front of a layer, as the file would have it."""
+        """Return the name of the identity in front of a layer, as the file would have it."""
         return layer + ("-" if self.dashed else ".") + INSERTED
 
 
@@ -211,7 +211,7 @@ LAYOUTS = (
 
 
 def recognize(keys: Iterable[str]) -> Layout | None:
-    """The layout of these keys, or None where they are not those of an SPD checkpoint."""
+    """Return the layout of these keys, or None where they are not those of an SPD checkpoint."""
     keys = tuple(keys)
     return next((layout for layout in LAYOUTS if layout.fits(keys)), None)
 

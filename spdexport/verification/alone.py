@@ -196,7 +196,7 @@ class FileRun(Runner[FileCase]):
         return self._evaluated.macs_per_sample
 
     def cases(self) -> Iterator[FileCase]:
-        """The user's own inputs, and those that fit what the file declares."""
+        """Yield the user's own inputs, and those that fit what the file declares."""
         found: tuple[dict[str, int], int | None] | None = None
         try:
             found = self._sizes(self._given)
@@ -216,15 +216,18 @@ class FileRun(Runner[FileCase]):
             )
 
     def tried(self, inputs: Mapping[str, Array], watch: Callable[[str, Array], None]) -> Mapping[str, Array]:
-        """What the reference file makes of inputs whose sizes may not fit."""
+        """Return what the reference file makes of inputs whose sizes may not fit."""
         return self._evaluated.run(inputs, watch=watch)
 
     def feeds(self, case: FileCase) -> Mapping[str, Array]:
-        """As they are."""
+        """Return the case's inputs as they are."""
         return case.inputs
 
     def reference(self, case: FileCase) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
-        """What the reference file says, and the same rounded: ONNX Runtime, which would tell more, is judged itself."""
+        """Return what the reference file says, and the same rounded.
+
+        ONNX Runtime, which would tell more, is judged itself.
+        """
         self._steady.begin(is_exact=True)
         exact = self._evaluated.run(case.inputs, decide=self._steady.decide)
         if self._evaluated.hidden:
@@ -236,12 +239,12 @@ class FileRun(Runner[FileCase]):
         return exact, {name: rounded(value, dtypes[name]) for name, value in exact.items()}
 
     def perturbed(self, case: FileCase, noise: Noise) -> Mapping[str, Array]:
-        """What the reference file says, with simulated rounding."""
+        """Return what the reference file says, with simulated rounding."""
         self._steady.begin(is_exact=False)
         return self._evaluated.run(case.inputs, noise, decide=self._steady.decide)
 
     def chosen(self, case: FileCase, names: Collection[str]) -> Mapping[str, Array]:
-        """Of the values that have the same names in the reference."""
+        """Return those that have the same names in the reference."""
         found: dict[str, Array] = {}
 
         def watch(name: str, value: Array) -> None:
@@ -253,20 +256,20 @@ class FileRun(Runner[FileCase]):
         return found
 
     def unusable(self, case: FileCase, trial: Trial) -> str | None:
-        """Also where an inner value is too large for the dtype that the file has it in."""
+        """Return why also where an inner value is too large for the dtype that the file has it in."""
         why = super().unusable(case, trial)
         return "the model overflows its own dtype" if why is None and self._evaluated.overflows else why
 
     def compare(self, case: FileCase, trial: Trial) -> None:
-        """Nothing beside the sessions."""
+        """Compare nothing beside the sessions."""
 
     def locate(self, case: FileCase, settings: SessionSettings) -> tuple[str | None, str]:
-        """The first layer whose values in the file are not those of the reference."""
+        """Return the first layer whose values in the file are not those of the reference."""
         layer = first_divergent(*self._judged(case), settings, unit_rounding=self._u, meant=self._meant)
         return layer, "" if layer else tapping_hides(settings)
 
     def layer_ratios(self, case: FileCase) -> Mapping[str, float]:
-        """Of all layers whose values have the same names in the file and in the reference."""
+        """Return those of all layers whose values have the same names in the file and in the reference."""
         return layer_ratios(*self._judged(case), unit_rounding=self._u, meant=self._meant)
 
     def _judged(self, case: FileCase) -> tuple[Path, ir.Model, Evaluated, Mapping[str, Array]]:

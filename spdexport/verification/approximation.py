@@ -73,7 +73,7 @@ class Change:
 
 
 def approximation(changes: Sequence[Change]) -> Approximation | None:
-    """All cases together; None without any."""
+    """Return all cases together; None without any."""
     if not changes:
         return None
     error, norm = sum(c.squared_error for c in changes), sum(c.squared_norm for c in changes)

@@ -80,11 +80,11 @@ class _Relation:
         return self.channels is None and self.lack is None
 
     def taken(self, before: Array) -> Array:
-        """The channels that are left, with what they lack."""
+        """Return the channels that are left, with what they lack."""
         return before if self.channels is None else np.take(before, self.channels, axis=self.axis)
 
     def of(self, before: Array) -> Array:
-        """What the value after is, where the one before is this."""
+        """Return what the value after is, where the one before is this."""
         left = self.taken(before)
         return left if self.lack is None else left - self.lack
 
@@ -334,7 +334,7 @@ class ChannelProof:
         return f"what is left of {node.op_type} does not compute what it did, on the channels that are left"
 
     def operand_of(self, value: ir.Value, rng: np.random.Generator, *, sign: float) -> Array:
-        """The same; what was removed of it, and is no constant, holds huge numbers."""
+        """Return the same; what was removed of it, and is no constant, holds huge numbers."""
         numbers = self.draws.drawn(value, rng, sign=sign)
         relation = self.relations.get(value.name or "")
         if relation is None or relation.channels is None or numbers.dtype.kind != "f":
@@ -370,13 +370,13 @@ class _Trial:
         return self._operands[list(self._node.inputs).index(value)]
 
     def run_with(self, value: ir.Value, numbers: Array) -> list[Array]:
-        """The results with another operand."""
+        """Return the results with another operand."""
         inputs = list(self._node.inputs)
         changed = {i: numbers if inputs[i] is value else held for i, held in self._operands.items()}
         return self._proof.draws.run(self._node, changed)
 
     def after(self, operands: list[tuple[ir.Value | None, ir.Value | None]]) -> dict[int, Array]:
-        """What the node after reads where the one before reads this."""
+        """Return what the node after reads where the one before reads this."""
         found = {}
         for index, (value, target) in enumerate(operands):
             if target is None:

@@ -35,7 +35,7 @@ class Tolerance:
 
     @classmethod
     def of(cls, atol: float | None, rtol: float | None) -> Self | None:
-        """The tolerance; None where the user set neither. One that is not set is 0 beside the other.
+        """Return the tolerance; None where the user set neither. One that is not set is 0 beside the other.
 
         Raises:
             UsageError: A number is negative or not finite.
@@ -74,7 +74,7 @@ class Comparison:
 
 
 def floor_of(reference: Array, own_dtype: Array, perturbed: Sequence[Array]) -> float:
-    """The size of error that rounding explains, for one tensor on one input.
+    """Return the size of error that rounding explains, for one tensor on one input.
 
     The largest of: the error of the model's own dtype in torch, and the effect of simulated rounding at every operator;
     plus one unit in the last place of the largest value, and not less than what flushing small numbers to zero does.
@@ -171,13 +171,13 @@ def _flushed(dtype: np.dtype[np.generic]) -> float:
 
 
 def worst(results: Sequence[Comparison]) -> Comparison:
-    """The comparison with the worst status, among those the one with the largest ratio."""
+    """Return the comparison with the worst status, among those the one with the largest ratio."""
     nothing = failed("the model has no outputs")
     return max(results, key=lambda c: (SEVERITY.index(c.status), c.noise_ratio), default=nothing)
 
 
 def failed(reason: str) -> Comparison:
-    """A failure where there is no value to measure."""
+    """Return a failure where there is no value to measure."""
     return Comparison(status=Status.FAIL, noise_ratio=float("inf"), max_abs=float("inf"), reason=reason)
 
 

@@ -73,7 +73,7 @@ class Given:
     unsteady: tuple[str, ...]
 
     def trial(self, trial: Trial) -> Trial:
-        """The same case with what is right given the choices, and the tolerance that rounding leaves then."""
+        """Return the same case with what is right given the choices, and the tolerance that rounding leaves then."""
         own = {name: rounded(value, trial.own[name].dtype) for name, value in self.outputs.items()}
         floors, stable = {}, {}
         for name, exact in self.outputs.items():
@@ -93,7 +93,7 @@ class Given:
         )
 
     def told(self) -> str:
-        """What was followed, in words; empty where nothing was."""
+        """Return what was followed, in words; empty where nothing was."""
         if not self.followed:
             return ""
         number = count(sum(choice.number for choice in self.followed), "decision")
@@ -148,7 +148,7 @@ def follow(
 
 
 def recording(values: dict[str, Array]) -> Decide:
-    """What remembers how a model chooses by itself, by the names of its values."""
+    """Return what remembers how a model chooses by itself, by the names of its values."""
 
     def decide(node: Decision) -> None:
         rule = RULES[node.op]
@@ -159,7 +159,7 @@ def recording(values: dict[str, Array]) -> Decide:
 
 
 def forcing(values: Mapping[str, Array]) -> Decide:
-    """What makes a model choose as some inner values tell."""
+    """Return what makes a model choose as some inner values tell."""
     watch = _Watch(values, False)
     return watch.decide
 
@@ -225,7 +225,7 @@ class _Watch:
         return list(self._steady.changed)
 
     def decide(self, node: Decision) -> Sequence[Array] | None:
-        """The outputs of a node given its choice."""
+        """Return the outputs of a node given its choice."""
         rule = RULES[node.op]
         names = [node.output_names[i] for i in rule.taken if i < len(node.output_names)]
         known = not node.is_inner and len(names) == len(rule.taken) and all(name in self._values for name in names)
@@ -262,7 +262,7 @@ class _Watch:
         return _Seen(kept, rule, choice, fault, moved)
 
     def judged(self, unit_rounding: float) -> tuple[tuple[Choice, ...], Choice | None]:
-        """The nodes that were followed, and the first wrong one."""
+        """Return the nodes that were followed, and the first wrong one."""
         followed: list[Choice] = []
         for name, seen in self._seen.items():
             noises = Noises(

@@ -82,7 +82,7 @@ class Following:
         found: Comparison,
         chosen: Chosen,
     ) -> Followed:
-        """What is found of a session's outputs given its own choices.
+        """Return what is found of a session's outputs given its own choices.
 
         Args:
             trial: The case, without its choices.
@@ -114,7 +114,7 @@ class Following:
         return self._after(trial, settings, values, tapped, given)
 
     def layer_ratios(self, inputs: Mapping[str, Array], settings: SessionSettings) -> Mapping[str, float]:
-        """The noise ratio of each layer's output, as ``inner.layer_ratios``, given a session's choices.
+        """Return the noise ratio of each layer's output, as ``inner.layer_ratios``, given a session's choices.
 
         Empty where the file makes none.
 

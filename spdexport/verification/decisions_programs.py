@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def steadiness_of(program: ExportedProgram, steady: Steadiness) -> Callable[[str, torch.Tensor], None]:
-    """What watches an evaluation of a program for its choices: nodes that choose, integers and truth values."""
+    """Return what watches an evaluation of a program for its choices: nodes that choose, integers and truth values."""
     choosing = {node.name for node in program.graph.nodes if has_rule(node.target) and node.target not in PIXELS}
 
     def watch(name: str, value: torch.Tensor) -> None:
@@ -45,7 +45,7 @@ def followed_program(
     unit_rounding: float,
     seed: int,
 ) -> Comparison:
-    """What is found on an edge once a program takes the decisions of another evaluation.
+    """Return what is found on an edge once a program takes the decisions of another evaluation.
 
     Args:
         edge: The edge, which is told what was followed.
@@ -70,7 +70,7 @@ def followed_program(
 def node_values(
     program: ExportedProgram, case: Case, names: Collection[str], outputs: Sequence[str]
 ) -> dict[str, Array]:
-    """What a program has in float64 for some values of the file made of it.
+    """Return what a program has in float64 for some values of the file made of it.
 
     Args:
         program: Whose nodes have the names of the file's values.

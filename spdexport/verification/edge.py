@@ -45,7 +45,7 @@ class Edge:
         self.compared.append((case, found))
 
     def result(self) -> EdgeResult:
-        """The worst case as the edge's result."""
+        """Return the worst case as the edge's result."""
         if self.given is not None:
             status, reason = self.given
             return self._plain(status, reason)
@@ -81,5 +81,5 @@ class Edge:
 
 
 def not_run(edge: str, reason: str) -> EdgeResult:
-    """The result of an edge that there was nothing to run for."""
+    """Return the result of an edge that there was nothing to run for."""
     return EdgeResult(edge=edge, status=Status.NOT_RUN, reason=reason)

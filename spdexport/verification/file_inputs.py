@@ -38,7 +38,7 @@ FOLLOWS_BATCH = -1
 
 
 def given_by_name(ports: Sequence[Port], args: Sequence[Array], kwargs: Mapping[str, Array]) -> dict[str, Array]:
-    """The user's inputs by the file's names: positional ones in the file's order.
+    """Return the user's inputs by the file's names: positional ones in the file's order.
 
     Raises:
         ExampleInputError: They are too few, too many, or do not fit what the file declares.
@@ -78,7 +78,7 @@ class GivenArrays:
 
 
 def read_arrays(path: Path) -> GivenArrays:
-    """Inputs from a .npz file, by the file's names; one alone is positional, whatever its name.
+    """Return inputs from a .npz file, by the file's names; one alone is positional, whatever its name.
 
     Raises:
         ExampleInputError: The file is no .npz file, or holds nothing.
@@ -97,7 +97,7 @@ def read_arrays(path: Path) -> GivenArrays:
 
 
 def given_tensors(ports: Sequence[Port], inputs: ExampleInputs | GivenArrays) -> dict[str, Array]:
-    """The same for example inputs as they were loaded.
+    """Return the same for example inputs as they were loaded.
 
     Raises:
         ExampleInputError: As ``given_by_name`` does.
@@ -130,7 +130,7 @@ def limits_of(ports: Sequence[Port], ranges: Ranges) -> dict[str, SizeRange]:
 def guesses(
     ports: Sequence[Port], example: Mapping[str, Array] | None, limits: Mapping[str, SizeRange] = _NO_LIMITS
 ) -> Iterator[tuple[int | None, dict[str, int]]]:
-    """Sizes for the dynamic axes other than the batch, in the order in which they are to be tried.
+    """Yield sizes for the dynamic axes other than the batch, in the order in which they are to be tried.
 
     Args:
         ports: The file's inputs.
@@ -229,7 +229,7 @@ def file_cases(
 
 
 def varies_in_batch(ports: Sequence[Port]) -> bool:
-    """Whether the first axis of the first input may have any size."""
+    """Return whether the first axis of the first input may have any size."""
     return _batch_key(ports) is not None
 
 
@@ -240,7 +240,7 @@ def generated(
     recipe: Recipe,
     random: np.random.Generator,
 ) -> dict[str, Array]:
-    """Inputs of one recipe by name; the other arguments as for ``file_cases``."""
+    """Return inputs of one recipe by name; the other arguments as for ``file_cases``."""
     batch = _batch_key(ports)
     inputs = {}
     following = {key for key, size in sizes.items() if size == FOLLOWS_BATCH} | {batch}

@@ -61,7 +61,7 @@ class Evaluated:
         decide: Decide | None = None,
         replaced: Mapping[str, Callable[[Array], Array]] | None = None,
     ) -> dict[str, Array]:
-        """The outputs by name, without those that are hidden.
+        """Return the outputs by name, without those that are hidden.
 
         ``watch`` is shown the inner values as they come, ``decide`` what chooses; ``replaced`` computes values in the
         place of nodes.
@@ -109,7 +109,7 @@ def first_divergent(
     meant: Meant = as_it_is,
     decide: Decide | None = None,
 ) -> str | None:
-    """The first layer, in the order of computation, whose value in a session is more than rounding off.
+    """Return the first layer, in the order of computation, whose value in a session is more than rounding off.
 
     Args:
         path: The file that runs.
@@ -150,7 +150,7 @@ def layer_ratios(
     meant: Meant = as_it_is,
     decide: Decide | None = None,
 ) -> dict[str, float]:
-    """The noise ratio of each layer's output, in the worst channel, from one unoptimized session on the CPU.
+    """Return the noise ratio of each layer's output, in the worst channel, from one unoptimized session on the CPU.
 
     A layer is what has a constant weight: of several nodes that have the same layer's weights, the last counts.
 

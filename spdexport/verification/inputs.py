@@ -57,7 +57,7 @@ class Case:
 
 
 def cases(program: ExportedProgram, example: ExampleInputs | None, *, own: bool, seed: int) -> Iterator[Case]:
-    """The cases for a program, the user's own first.
+    """Yield the cases for a program, the user's own first.
 
     Args:
         program: Tells names, dtypes and dynamic sizes of the inputs.
@@ -89,13 +89,13 @@ def cases(program: ExportedProgram, example: ExampleInputs | None, *, own: bool,
 
 
 def feeds(program: ExportedProgram, inputs: ExampleInputs) -> Mapping[str, Array]:
-    """The inputs by the names that they have in the program and in the exported file."""
+    """Return the inputs by the names that they have in the program and in the exported file."""
     flat = [to_numpy(t) for t in inputs.tensors()]
     return dict(zip(input_names(program), flat, strict=True))
 
 
 def input_names(program: ExportedProgram) -> list[str]:
-    """The names of a program's tensor inputs; what is no tensor (None, numbers) is no input of an ONNX file."""
+    """Return the names of a program's tensor inputs; what is no tensor (None, numbers) is no input of an ONNX file."""
     specs = program.graph_signature.input_specs
     return [s.arg.name for s in specs if s.kind is InputKind.USER_INPUT and isinstance(s.arg, TensorArgument)]
 

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 def layer_of(node: ir.Node) -> str:
-    """The layer whose weight the node reads; else the module path that the exporter recorded; else the node's name.
+    """Return the layer whose weight the node reads; else the module path that the exporter recorded.
+
+    Else the node's name.
 
     A node without a name has that of its first output, as there may be many of its operator.
     """
@@ -22,7 +24,7 @@ def layer_of(node: ir.Node) -> str:
 
 
 def layer_of_weight(node: ir.Node) -> str:
-    """The layer whose weight the node reads, by the weight's name; empty where no weight has such a name.
+    """Return the layer whose weight the node reads, by the weight's name; empty where no weight has such a name.
 
     A convolution that a batch norm was folded into has the scope of the batch norm: its weight has the better name.
     """
@@ -33,7 +35,9 @@ def layer_of_weight(node: ir.Node) -> str:
 
 
 def layer_at(node: ir.Node) -> str:
-    """The layer that the node belongs to; for one without a name of the model's, the first that its value goes into.
+    """Return the layer that the node belongs to.
+
+    For one without a name of the model's, the first that its value goes into.
 
     Empty where there is none.
     """
@@ -52,7 +56,7 @@ def layer_at(node: ir.Node) -> str:
 
 
 def judged(name: str, weights: float | None, output: float | None, bound: float | None) -> LayerResult:
-    """A layer with its status: it fails where a ratio is above the factor, or is not a number."""
+    """Return a layer with its status: it fails where a ratio is above the factor, or is not a number."""
     known = [ratio for ratio in (weights, output) if ratio is not None]
     status = Status.NOT_RUN if not known else Status.PASS
     if not all(ratio <= FACTOR for ratio in known):

@@ -51,7 +51,7 @@ class Limits:
                 )
 
     def judge(self, found: Verification) -> Verification:
-        """The verification with its approximation held against the limits.
+        """Return the verification with its approximation held against the limits.
 
         Raises:
             UsageError: There is a limit for classes, and the first output has none.

@@ -36,7 +36,7 @@ suspicion; gives True where enough was seen."""
 def first_divergent_layer(
     program: ExportedProgram, reference: ExportedProgram, case: Case, *, unit_rounding: float
 ) -> str | None:
-    """The first layer at which two programs differ in float64, both having node names in common.
+    """Return the first layer at which two programs differ in float64, both having node names in common.
 
     Args:
         program: The program under suspicion.
@@ -58,7 +58,7 @@ def first_divergent_layer(
 def first_divergent_node(
     program: ExportedProgram, case: Case, values: Mapping[str, Array], *, unit_rounding: float
 ) -> str | None:
-    """The layer of the first of some values, by node name, that is not what a program has for it."""
+    """Return the layer of the first of some values, by node name, that is not what a program has for it."""
     return _first(program, case, values, _paths(program), unit_rounding)
 
 
@@ -73,7 +73,7 @@ def first_divergent_value(
     unit_rounding: float,
     meant: Meant = as_it_is,
 ) -> tuple[str | None, str]:
-    """The first layer of a file that diverges from a program, found in one session with every value tapped.
+    """Return the first layer of a file that diverges from a program, found in one session with every value tapped.
 
     Args:
         path: The file.
@@ -111,7 +111,7 @@ def layer_ratios(
     plan: Plan,
     meant: Meant = as_it_is,
 ) -> dict[str, float]:
-    """The noise ratio of each layer's output, in the worst channel, from one unoptimized session on the CPU.
+    """Return the noise ratio of each layer's output, in the worst channel, from one unoptimized session on the CPU.
 
     Args:
         path: The file.

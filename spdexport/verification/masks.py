@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def mask_fault(file: ir.Model, plan: Plan) -> EdgeResult | None:
-    """The weights edge as a failure, where a visible mask is not the plan's: None where there is nothing to say.
+    """Return the weights edge as a failure, where a visible mask is not the plan's: None where there is nothing to say.
 
     The composed weights show a wrong mask too, unless the component that it wakes or kills hardly counts; and they do
     not say that it is the mask. A mask that the file has not under its own name is left to them.
@@ -48,7 +48,7 @@ def mask_fault(file: ir.Model, plan: Plan) -> EdgeResult | None:
 
 
 def ranges_fault(file: ir.Model, path: Path, ranges: Ranges) -> EdgeResult | None:
-    """The weights edge as a failure, where a file says of other sizes than the trace that it holds for them.
+    """Return the weights edge as a failure, where a file says of other sizes than the trace that it holds for them.
 
     A file that says nothing of sizes promises none.
 

@@ -33,7 +33,7 @@ def first_divergent_module(
     *,
     unit_rounding: float,
 ) -> str | None:
-    """The first part of the module, in the order of computation, whose output is not what the program has for it.
+    """Return the first part of the module, in the order of computation, whose output is not the program's.
 
     Only parts that contain no others and run once are looked at, and none of a scripted module, which takes no hooks.
 
@@ -63,7 +63,9 @@ def first_divergent_module(
 def effective_parameters(
     module: torch.nn.Module, program: ExportedProgram, plan: Plan
 ) -> dict[str, torch.Tensor] | None:
-    """The effective weights by the module's own parameter names; None where they cannot be exchanged in the module.
+    """Return the effective weights by the module's own parameter names.
+
+    None where they cannot be exchanged in the module.
 
     That is where a changed weight is computed, or one that a function uses which is no layer. Found from the layers'
     names alone, not through the traced graph, so that a weight put into the wrong node shows.

@@ -54,12 +54,12 @@ class Patches:
                 self.watch(name, torch.from_numpy(value.astype("float64")))
 
     def of(self, layer: str) -> float | None:
-        """The largest patch that a layer read; None where it was not seen."""
+        """Return the largest patch that a layer read; None where it was not seen."""
         return self._largest.get(layer)
 
 
 def read_in_program(program: ExportedProgram, plan: Plan) -> Iterator[tuple[str, ConvSite]]:
-    """The values that the layers of a plan read in a program, in which they stand under the nodes of their sites."""
+    """Return the values that the layers of a plan read in a program, by the nodes of their sites."""
     nodes = {node.name: node for node in program.graph.nodes}
     inputs = set(input_names(program))
     for decision in plan.decisions:
@@ -72,7 +72,7 @@ def read_in_program(program: ExportedProgram, plan: Plan) -> Iterator[tuple[str,
 
 
 def read_in_model(model: ir.Model, plan: Plan) -> Iterator[tuple[str, ConvSite]]:
-    """The values that the layers of a plan read in the ONNX model that they were found in."""
+    """Yield the values that the layers of a plan read in the ONNX model that they were found in."""
     nodes = node_keys(model.graph)
     for decision in plan.decisions:
         data = nodes[decision.site.node].inputs[0]
@@ -81,7 +81,9 @@ def read_in_model(model: ir.Model, plan: Plan) -> Iterator[tuple[str, ConvSite]]
 
 
 def largest_patch(value: torch.Tensor, spec: ConvSpec) -> float:
-    """The largest 2-norm of all that a layer reads for one output location: every input channel under the kernel.
+    """Return the largest 2-norm of all that a layer reads for one output location.
+
+    Every input channel under the kernel.
 
     Args:
         value: The layer's input, shape (batch, in_channels, ...) or (in_channels, ...); (..., in_features) for a linear
@@ -115,7 +117,7 @@ def layer_results(
     patches: Callable[[str], float | None],
     ratios: Mapping[str, float],
 ) -> tuple[LayerResult, ...]:
-    """What is known of each layer, in the plan's order.
+    """Return what is known of each layer, in the plan's order.
 
     Args:
         plan: The layers.

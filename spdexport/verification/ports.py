@@ -31,7 +31,7 @@ class Port:
     shape: tuple[int | str | None, ...] | None
 
     def describe(self) -> str:
-        """For messages: ``x float32 (batch, 3, 32, 32)``."""
+        """Return it for messages: ``x float32 (batch, 3, 32, 32)``."""
         shape = "of any shape" if self.shape is None else f"({', '.join(str(d) for d in self.shape)})"
         return f"{self.name} {self.dtype} {shape}"
 
@@ -43,7 +43,7 @@ class Port:
         return replace(self, shape=shape)
 
     def conflicts(self, other: Port) -> bool:
-        """Whether two declarations cannot be of the same values; an axis without a number fits any size."""
+        """Return whether two declarations cannot be of the same values; an axis without a number fits any size."""
         if self.name != other.name or self.dtype != other.dtype:
             return True
         if self.shape is None or other.shape is None:
@@ -83,7 +83,7 @@ class FileCase:
 
 
 def input_ports(model: ir.Model) -> tuple[Port, ...]:
-    """The inputs that a caller must give: those without a default in the file.
+    """Return the inputs that a caller must give: those without a default in the file.
 
     Raises:
         ExampleInputError: An input is no tensor of numbers.
@@ -93,7 +93,7 @@ def input_ports(model: ir.Model) -> tuple[Port, ...]:
 
 
 def input_shapes(model: ir.Model) -> tuple[str, ...]:
-    """The shapes of a file's inputs as ``--input-shape`` has them; none where more than the batch is unknown.
+    """Return the shapes of a file's inputs as ``--input-shape`` has them; none where more than the batch is unknown.
 
     Inputs of masks are no inputs of the model that the file was made of.
     """
@@ -109,7 +109,7 @@ def input_shapes(model: ir.Model) -> tuple[str, ...]:
 
 
 def output_ports(model: ir.Model) -> tuple[Port, ...]:
-    """The outputs.
+    """Return the outputs.
 
     Raises:
         ExampleInputError: An output is no tensor of numbers.

@@ -75,26 +75,26 @@ class _Run(Runner[Case]):
         return self._macs
 
     def cases(self) -> Iterator[Case]:
-        """The inputs that the program brought, and generated ones."""
+        """Return the inputs that the program brought, and generated ones."""
         return cases(self._before, self._example, own=self._example is not None, seed=self._check.seed)
 
     def feeds(self, case: Case) -> Mapping[str, Array]:
-        """By the program's names."""
+        """Return the inputs by the program's names."""
         return feeds(self._before, case.inputs)
 
     def reference(self, case: Case) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
-        """What the original gives, in float64 and in its own dtypes."""
+        """Return what the original gives, in float64 and in its own dtypes."""
         try:
             return _outputs(self._before, case), _outputs(self._before, case, float64=False)
         except NOT_TAKEN as error:
             raise NotTakenError(first_line(error)) from error
 
     def perturbed(self, case: Case, noise: Noise) -> Mapping[str, Array]:
-        """What the original gives, with simulated rounding."""
+        """Return what the original gives, with simulated rounding."""
         return _outputs(self._before, case, noise=noise)
 
     def compare(self, case: Case, trial: Trial) -> None:
-        """The rewritten program with the original."""
+        """Compare the rewritten program with the original."""
         found = trial.compare_exact(_outputs(self._after, case), trial.reference)
         if found.status is Status.FAIL and self.rewrite.first is None:
             self.rewrite.first = first_divergent_layer(self._after, self._before, case, unit_rounding=self._u)

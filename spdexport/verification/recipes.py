@@ -26,7 +26,7 @@ class Recipe(NamedTuple):
     draw: Callable[[tuple[int, ...], np.random.Generator], Array]
 
     def label(self, *, dynamic: bool) -> str:
-        """What a case made by this recipe is called."""
+        """Return what a case made by this recipe is called."""
         return f"{self.name}, batch {self.batch}" if dynamic else self.name
 
 
@@ -66,7 +66,7 @@ RECIPES: tuple[Recipe, ...] = (
 
 
 def generators(seed: int) -> list[tuple[Recipe, np.random.Generator]]:
-    """Each recipe with a random generator of its own, so that leaving one out does not change the others."""
+    """Return each recipe with a random generator of its own, so that leaving one out does not change the others."""
     return [(recipe, np.random.default_rng([seed, number])) for number, recipe in enumerate(RECIPES)]
 
 
@@ -78,7 +78,7 @@ def draw(
     *,
     span: tuple[int, int] = (0, 1),
 ) -> Array:
-    """Values of one input.
+    """Return values of one input.
 
     Args:
         recipe: The kind; it matters to floats alone.
@@ -97,7 +97,7 @@ def draw(
 
 
 def span_of(example: Array) -> tuple[int, int]:
-    """The lowest and highest integer that an example holds; 0 and 1 for other dtypes and without any."""
+    """Return the lowest and highest integer that an example holds; 0 and 1 for other dtypes and without any."""
     if example.dtype.kind not in "iu" or not example.size:
         return 0, 1
     return int(example.min()), int(example.max())

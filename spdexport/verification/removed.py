@@ -76,7 +76,7 @@ def compare_trimmed(
 
 
 def alive(whole: ir.Model, removal: Removal, example: Mapping[str, Array] | None = None) -> EdgeResult | None:
-    """The weights edge as a failure, where something was removed that is not dead; None where all is.
+    """Return the weights edge as a failure, where something was removed that is not dead; None where all is.
 
     Args:
         whole: The graph before.

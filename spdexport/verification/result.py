@@ -195,5 +195,5 @@ class Verification:
 
 
 def worst_status(statuses: list[Status]) -> Status:
-    """The worst of some statuses; ``not_run`` for none."""
+    """Return the worst of some statuses; ``not_run`` for none."""
     return max(statuses, key=SEVERITY.index, default=Status.NOT_RUN)

@@ -162,13 +162,13 @@ class _Run(Runner[Case]):
         return edge
 
     def cases(self) -> Iterator[Case]:
-        """The user's own inputs and generated ones, with the masks that the file takes."""
+        """Return the user's own inputs and generated ones, with the masks that the file takes."""
         subject = self._subject
         found = cases(subject.effective, subject.example, own=subject.own_inputs, seed=self._check.seed)
         return found if subject.masked is None else subject.masked.cases(found, self._check.seed)
 
     def feeds(self, case: Case) -> Mapping[str, Array]:
-        """The inputs by the file's names."""
+        """Return the inputs by the file's names."""
         masked = self._subject.masked
         return feeds(self._subject.intended, case.inputs) if masked is None else masked.feeds(case)
 
@@ -178,24 +178,24 @@ class _Run(Runner[Case]):
         return self._sessions.results()
 
     def reference(self, case: Case) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
-        """What the intended program gives, in float64 and in its own dtypes."""
+        """Return what the intended program gives, in float64 and in its own dtypes."""
         self._steady.begin(is_exact=True)
         return self._evaluated(self._subject.intended, case, watch=steadiness_of(self._subject.intended, self._steady))
 
     def perturbed(self, case: Case, noise: Noise) -> Mapping[str, Array]:
-        """What the intended program gives, with simulated rounding."""
+        """Return what the intended program gives, with simulated rounding."""
         self._steady.begin(is_exact=False)
         return self._noisy(
             self._subject.intended, case, noise, watch=steadiness_of(self._subject.intended, self._steady)
         )
 
     def chosen(self, case: Case, names: Collection[str]) -> Mapping[str, Array]:
-        """Of the values that have the names of the lowered program's nodes."""
+        """Return those that have the names of the lowered program's nodes."""
         lowered = self._subject.lowered()
         return node_values(lowered, case, names, self._names)
 
     def unusable(self, case: Case, trial: Trial) -> str | None:
-        """Also where the outputs are random, or rounding decides about the masks."""
+        """Return why also where the outputs are random, or rounding decides about the masks."""
         why = super().unusable(case, trial)
         if why is None and self._draws:
             again = self._outputs(self._subject.intended, case)
@@ -208,7 +208,7 @@ class _Run(Runner[Case]):
         return why
 
     def compare(self, case: Case, trial: Trial) -> None:
-        """The module, and the two programs in float64."""
+        """Compare the module, and the two programs in float64."""
         subject, plain = self._subject, case.unmasked
         self._patches.watch_inputs(feeds(subject.effective, plain.inputs))
         effective = self._outputs(subject.effective, plain, watch=self._patches.watch)
@@ -338,7 +338,7 @@ class _Run(Runner[Case]):
         return followed_program(edge, trial, evaluated, choose, compare, unit_rounding=self._u, seed=seed)
 
     def locate(self, case: Case, settings: SessionSettings) -> tuple[str | None, str]:
-        """The first layer whose values in the file are not those of the intended program."""
+        """Return the first layer whose values in the file are not those of the intended program."""
         assert self._subject.file is not None, "sessions run on a file"
         return first_divergent_value(
             self._subject.file,
@@ -352,7 +352,7 @@ class _Run(Runner[Case]):
         )
 
     def layer_ratios(self, case: Case) -> Mapping[str, float]:
-        """Of the layers whose output has a name in the file."""
+        """Return those of the layers whose output has a name in the file."""
         assert self._subject.file is not None, "sessions run on a file"
         return layer_ratios(
             self._subject.file,

@@ -105,15 +105,17 @@ class Runner(ABC, Generic[C]):
 
     @abstractmethod
     def cases(self) -> Iterable[C]:
-        """The inputs, the user's own first."""
+        """Return the inputs, the user's own first."""
 
     @abstractmethod
     def feeds(self, case: C) -> Mapping[str, Array]:
-        """The inputs of a case by name, as a file takes them."""
+        """Return the inputs of a case by name, as a file takes them."""
 
     @abstractmethod
     def reference(self, case: C) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
-        """The outputs that are right, by name: floats in float64; and the same in the dtypes that the model has them.
+        """Return the outputs that are right, by name: floats in float64.
+
+        And the same in the dtypes that the model has them.
 
         Raises:
             NotTakenError: The model does not take these inputs.
@@ -121,14 +123,14 @@ class Runner(ABC, Generic[C]):
 
     @abstractmethod
     def perturbed(self, case: C, noise: Noise) -> Mapping[str, Array]:
-        """The outputs that are right, with simulated rounding."""
+        """Return the outputs that are right, with simulated rounding."""
 
     @abstractmethod
     def compare(self, case: C, trial: Trial) -> None:
         """Add what a case shows to the edges beside those of the sessions."""
 
     def locate(self, case: C, settings: SessionSettings) -> tuple[str | None, str]:
-        """The first layer that diverges in a session with these settings, or None, and a remark.
+        """Return the first layer that diverges in a session with these settings, or None, and a remark.
 
         Raises:
             RuntimeFailure: ONNX Runtime does not run the file with its layers tapped.
@@ -136,7 +138,7 @@ class Runner(ABC, Generic[C]):
         raise NotImplementedError("a runner with sessions finds layers in them")
 
     def layer_ratios(self, case: C) -> Mapping[str, float]:
-        """The noise ratio of each layer's output, in the order of computation.
+        """Return the noise ratio of each layer's output, in the order of computation.
 
         Raises:
             RuntimeFailure: ONNX Runtime does not run the file with its layers tapped.
@@ -144,11 +146,11 @@ class Runner(ABC, Generic[C]):
         raise NotImplementedError("a runner with sessions compares layers in them")
 
     def chosen(self, case: C, names: Collection[str]) -> Mapping[str, Array]:  # noqa: ARG002 - some runners know none
-        """What the right model has in float64 for some values of the file, by name, as far as it has them."""
+        """Return what the right model has in float64 for some values of the file, by name, as far as it has them."""
         return {}
 
     def unusable(self, case: C, trial: Trial) -> str | None:
-        """Why nothing can be compared with this reference; None where something can."""
+        """Return why nothing can be compared with this reference; None where something can."""
         if not any(value.size for value in trial.reference.values()):
             return "the outputs are empty"
         if trial.has_nan:
@@ -186,7 +188,7 @@ class Runner(ABC, Generic[C]):
             budget -= self.macs_per_sample * case.batch
 
     def trial(self, case: C) -> Trial:
-        """What is right on a case, and the tolerance."""
+        """Return what is right on a case, and the tolerance."""
         exact, own = self.reference(case)
         return self.measured(case.name, exact, own, lambda noise: self.perturbed(case, noise))
 
@@ -197,7 +199,7 @@ class Runner(ABC, Generic[C]):
         own: Mapping[str, Array],
         rounding: Callable[[Noise], Mapping[str, Array]],
     ) -> Trial:
-        """The tolerance of outputs, from the same with simulated rounding."""
+        """Return the tolerance of outputs, from the same with simulated rounding."""
         shared = Magnitudes()
         return make_trial(
             name,
@@ -218,7 +220,7 @@ class Runner(ABC, Generic[C]):
         approximation: Approximation | None = None,
         plan: Plan | None = None,
     ) -> Verification:
-        """All that was found, with the results of the edges."""
+        """Return all that was found, with the results of the edges."""
         tolerance = self._check.tolerance
         return Verification(
             edges=tuple(edges),

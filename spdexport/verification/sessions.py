@@ -101,7 +101,7 @@ class SessionEdges:
         return [r.edge for r in self._running if r.session is not None and r.edge.given is None]
 
     def results(self) -> tuple[EdgeResult, ...]:
-        """The result of each edge."""
+        """Return the result of each edge."""
         return tuple(r.edge.result() for r in self._running)
 
     def settle(self, status: Status, reason: str) -> None:

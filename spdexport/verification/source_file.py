@@ -214,16 +214,16 @@ class _Run(FileRun):
         return None
 
     def cases(self) -> Iterator[FileCase]:
-        """The user's own inputs and generated ones, with the masks that the file takes."""
+        """Return the user's own inputs and generated ones, with the masks that the file takes."""
         found = super().cases()
         return found if self._masked is None else self._masked.cases(found, self._check.seed)
 
     def tried(self, inputs: Mapping[str, Array], watch: Callable[[str, Array], None]) -> Mapping[str, Array]:
-        """The model without masks, which takes the same inputs beside them."""
+        """Return the model without masks, which takes the same inputs beside them."""
         return super().tried(inputs, watch) if self._masked is None else self._own.run(inputs, watch=watch)
 
     def unusable(self, case: FileCase, trial: Trial) -> str | None:
-        """Also where rounding decides about the masks."""
+        """Return why also where rounding decides about the masks."""
         why = super().unusable(case, trial)
         self._expected = None
         if why is None and self._masked is not None:
@@ -231,7 +231,7 @@ class _Run(FileRun):
         return why
 
     def compare(self, case: FileCase, trial: Trial) -> None:
-        """The source on ONNX Runtime, and the two models in float64."""
+        """Compare the source on ONNX Runtime, and the two models in float64."""
         self._patches.watch_inputs(case.unmasked)
         effective = self._effective.run(case.unmasked, watch=self._watch)
         found = trial.compare_exact(effective if self._expected is None else self._expected, trial.reference)

@@ -38,11 +38,11 @@ class Steps:
     zero: Array
 
     def integer(self, value: float) -> float:
-        """The integer that a number would have if there were no least and greatest one."""
+        """Return the integer that a number would have if there were no least and greatest one."""
         return float(np.rint(value / self.scale)) + float(self.zero)
 
     def does(self, low: float, high: float) -> bool:
-        """Whether quantizing lets nothing below ``low`` and above ``high`` through."""
+        """Return whether quantizing lets nothing below ``low`` and above ``high`` through."""
         limits = np.iinfo(self.zero.dtype)
         return self.integer(low) <= limits.min and self.integer(high) >= limits.max
 
@@ -80,7 +80,10 @@ def taken_back(file: ir.Model, plain: ir.Model) -> ir.Model | Mismatch:
 
 
 def partner(name: str, plain: ir.Model) -> ir.Value | None:
-    """The float weight that a quantized one was made of; the quantizer numbers those that several layers share."""
+    """Return the float weight that a quantized one was made of.
+
+    The quantizer numbers those that several layers share.
+    """
     base = name.removesuffix("_quantized")
     weights = plain.graph.initializers
     return weights.get(base) or weights.get(base.rstrip("0123456789"))

@@ -34,7 +34,7 @@ Meant = Callable[[str, "Array"], "Array | None"]
 
 
 def as_it_is(_: str, value: Array) -> Array | None:
-    """The ``Meant`` of a file that has what the right model has."""
+    """Return the ``Meant`` of a file that has what the right model has."""
     return value
 
 
@@ -47,13 +47,13 @@ def tapping_hides(settings: SessionSettings) -> str:
 
 
 def diverges(name: str, value: Array, exact: Array, others: Sequence[Array]) -> bool:
-    """Whether an inner value is more than rounding off; ``others`` has the model's dtype first, then noise."""
+    """Return whether an inner value is more than rounding off; ``others`` has the model's dtype first, then noise."""
     floor = masked_floor(exact, others[0], others[1:])
     return compare(name, value, exact, floor).status is Status.FAIL
 
 
 def channel_ratio(value: Array, exact: Array, others: Sequence[Array], u: float, axis: int) -> float:
-    """The largest error of any channel over the channel's own floor, which is never below an ulp of the layer's output.
+    """Return the largest error of any channel over its own floor, which is never below an ulp of the output.
 
     Args:
         value: As it was computed.
@@ -87,7 +87,7 @@ def channel_ratio(value: Array, exact: Array, others: Sequence[Array], u: float,
 def tapped(
     path: Path, names: Collection[str], inputs: Mapping[str, Array], settings: SessionSettings
 ) -> dict[str, Array]:
-    """The inner float values of a file as ONNX Runtime computes them, in one session.
+    """Return the inner float values of a file as ONNX Runtime computes them, in one session.
 
     Args:
         path: The file.
@@ -115,7 +115,7 @@ def tapped(
 def with_choices(
     model: onnx.ModelProto, path: Path, names: Collection[str], inputs: Mapping[str, Array], settings: SessionSettings
 ) -> dict[str, Array]:
-    """All outputs of a model and some of its inner values of any dtype, in one session.
+    """Return all outputs of a model and some of its inner values of any dtype, in one session.
 
     Args:
         model: The model, its external data left in their file.

@@ -53,7 +53,7 @@ class Trial:
     unsettled: tuple[str, ...] = ()
 
     def compare(self, values: Mapping[str, Array], reference: Mapping[str, Array] | None = None) -> Comparison:
-        """The worst of some outputs against the reference, or against another one to the same tolerance.
+        """Return the worst of some outputs against the reference, or against another one to the same tolerance.
 
         An output that is missing, there is no reference for, or that has another dtype fails.
         """
@@ -69,7 +69,7 @@ class Trial:
         return self.compare_exact(values, reference or self.reference)
 
     def compare_exact(self, values: Mapping[str, Array], reference: Mapping[str, Array]) -> Comparison:
-        """The worst of outputs that are in float64, whatever the model's dtypes are, against a reference."""
+        """Return the worst of outputs that are in float64, whatever the model's dtypes are, against a reference."""
         return worst(
             [
                 compare(
@@ -85,7 +85,7 @@ class Trial:
         )
 
     def spread(self, first: Mapping[str, Array], second: Mapping[str, Array]) -> Comparison:
-        """How far a second run is from a first one, by the same tolerance; an integer that differs counts."""
+        """Return how far a second run is from a first one, by the same tolerance; an integer that differs counts."""
         found = []
         for name, value in first.items():
             exact = value.astype(np.float64) if value.dtype.kind not in "biufc" else value
@@ -94,7 +94,7 @@ class Trial:
         return worst(found)
 
     def rounded_to(self, unit_rounding: float) -> Trial:
-        """The same trial with the model's tolerance at another unit rounding."""
+        """Return the same trial with the model's tolerance at another unit rounding."""
         return make_trial(
             self.name, self.reference, self.own, self.perturb, seed=self.seed, unit_rounding=unit_rounding
         )
@@ -172,7 +172,7 @@ def masked_floor(exact: Array, own: Array, perturbed: Sequence[Array]) -> float:
 
 
 def rounded(exact: Array, dtype: np.dtype[np.generic]) -> Array:
-    """A float64 reference rounded to the dtype that the model has; integers and equal dtypes as they are."""
+    """Return a float64 reference rounded to the dtype that the model has; integers and equal dtypes as they are."""
     if exact.dtype.kind not in "fc" or exact.dtype == dtype:
         return exact
     with np.errstate(over="ignore"):  # an overflow is told by Trial.overflows
@@ -180,5 +180,5 @@ def rounded(exact: Array, dtype: np.dtype[np.generic]) -> Array:
 
 
 def largest_finite(dtype: np.dtype[np.generic]) -> float:
-    """The largest finite number of a float dtype, ml_dtypes' included."""
+    """Return the largest finite number of a float dtype, ml_dtypes' included."""
     return float(ml_dtypes.finfo(dtype).max)

@@ -20,7 +20,7 @@ MAP_AXES = 2
 
 
 def shows_nothing(outputs: Mapping[str, Array]) -> bool:
-    """Whether no output has a number."""
+    """Return whether no output has a number."""
     return all(not value.size or (value.dtype.kind in "fc" and np.isnan(value).all()) for value in outputs.values())
 
 

@@ -169,7 +169,9 @@ def _draw(kind: str, wanted: LiveInput, shape: tuple[int, ...], random: np.rando
 
 
 def factors_fault(file: ir.Model, plan: Plan) -> EdgeResult | None:
-    """The weights edge as a failure, where V, U or the delta of a masked layer is not the plan's; None where they are.
+    """Return the weights edge as a failure, where V, U or the delta of a masked layer is not the plan's.
+
+    None where they are.
 
     V and the delta are in the file as they are in the plan, bit for bit. So is U, unless a batch norm was folded into
     it: then each of its output channels has one factor.

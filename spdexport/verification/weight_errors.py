@@ -67,7 +67,7 @@ class WeightErrors:
             self._members.setdefault(member, set()).add(layer)
 
     def of(self, layer: str) -> WeightError | None:
-        """What is known of a layer; None where it was not compared."""
+        """Return what is known of a layer; None where it was not compared."""
         names = {layer, *self._members.get(layer, ())}
         known = [self._found[name] for name in names if name in self._found]
         result = None
@@ -77,7 +77,7 @@ class WeightErrors:
 
 
 def error_of(op_type: str, index: int, error: FloatArray, ratio: float, groups: int) -> WeightError:
-    """What the error of one constant operand means for its layer.
+    """Return what the error of one constant operand means for its layer.
 
     Args:
         op_type: The operator that reads it.
@@ -102,7 +102,7 @@ def _matrices(values: Array) -> Array:
 
 
 def spectral_norm(matrix: FloatArray) -> float:
-    """The 2-norm of a matrix; for very large ones a bound of it. Not finite where the matrix is not."""
+    """Return the 2-norm of a matrix; for very large ones a bound of it. Not finite where the matrix is not."""
     if not matrix.size or not matrix.any():
         return 0.0
     if not np.isfinite(matrix).all():

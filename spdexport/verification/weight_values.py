@@ -164,12 +164,12 @@ def _composed(value: ir.Value | None) -> bool:
 
 
 def stored(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The tensor of an initializer that no caller can override; None for other values."""
+    """Return the tensor of an initializer that no caller can override; None for other values."""
     return value.const_value if value is not None and is_stored(value) else None
 
 
 def constant_of(value: ir.Value | None) -> Array | None:
-    """What an initializer holds; that of a folded layer is composed for it."""
+    """Return what an initializer holds; that of a folded layer is composed for it."""
     tensor = stored(value)
     return None if tensor is None else tensor.numpy()
 
@@ -183,7 +183,7 @@ class _Allowed(ir.LazyTensor):
 
 
 def magnitudes(model: ir.Model) -> ir.Model:
-    """The model with the magnitude of every float weight, negative where it is subtracted, so that sizes add up.
+    """Return the model with the magnitude of every float weight, negative where it is subtracted, so that sizes add up.
 
     Args:
         model: The model, its computed constants stored (``with_computed``); it is not changed.
@@ -248,6 +248,9 @@ def _sized(value: ir.Value, *, sign: int) -> ir.TensorProtocol | None:
 
 
 def parameters_of(value: ir.Value | None) -> tuple[str, ...]:
-    """The names of the weights that a stored constant was computed from; empty for one that is as the file has it."""
+    """Return the names of the weights that a stored constant was computed from.
+
+    Empty for one that is as the file has it.
+    """
     tensor = stored(value)
     return tensor.parameters if isinstance(tensor, ComputedTensor) else ()

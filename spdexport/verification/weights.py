@@ -150,7 +150,7 @@ def _torn(file: ir.Model) -> Mismatch | None:
 
 
 def weights_edge(file: ir.Model, plain: ir.Model) -> EdgeResult:
-    """The edge alone of ``compare_weights``."""
+    """Return the edge alone of ``compare_weights``."""
     return compare_weights(file, plain).edge
 
 
