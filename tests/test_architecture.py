@@ -190,3 +190,45 @@ def test_public_names_are_listed_once():
         for alias in node.names
     }
     assert typed == set(spdexport._HOME) == set(spdexport.__all__) - {"__version__"}
+
+
+NO_VERBS = frozenset(
+    (
+        "A",
+        "All",
+        "Also",
+        "An",
+        "As",
+        "By",
+        "Each",
+        "For",
+        "From",
+        "How",
+        "In",
+        "Its",
+        "Nothing",
+        "Of",
+        "One",
+        "That",
+        "The",
+        "There",
+        "This",
+        "What",
+        "Where",
+        "Whether",
+        "Which",
+        "Why",
+    )
+)
+"""First words of docstrings that say what something is, and not what it does."""
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_functions_say_what_they_do(name):
+    """The docstring of a public function begins with a verb; a property is a noun."""
+    for node in ast.walk(_tree(name)):
+        if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
+            continue
+        decorators = {getattr(d, "id", getattr(d, "attr", "")) for d in node.decorator_list}
+        first = (ast.get_docstring(node) or "Return").split()[0]
+        assert first not in NO_VERBS or decorators & {"property", "cached_property"}, f"line {node.lineno}: {first} ..."

@@ -152,7 +152,7 @@ def guesses(
     samples = limits[batch].nearest(3) if batch is not None and batch in limits else 1
 
     def fits(sizes: Mapping[str, int]) -> bool:
-        """Whether inputs of these sizes are no more than the memory holds, whatever a file says of its ranges."""
+        """Return whether inputs of these sizes are no more than the memory holds, whatever a file says."""
         elements = [samples * math.prod(_sample_shape(port, sizes, batch)) for port in ports]
         return all(8 * number <= limit("value") * GIB for number in elements)
 

@@ -91,7 +91,7 @@ class _Run(FileRun):
         self._labels = None if labels is None else labels.numpy()
 
     def compare(self, case: FileCase, trial: Trial) -> None:
-        """Measure what fewer bits and the forms change, on the user's inputs, or on one ordinary kind of generated ones."""
+        """Measure what fewer bits and the forms change, on the user's inputs, or one kind of generated ones."""
         if not case.own and self.changes:
             return
         try:
