@@ -113,7 +113,9 @@ class _Guarded(io.TextIOBase):
             raise io.UnsupportedOperation("the stream is closed")
         return self._stream.fileno()
 
-    def write(self, text: str, /) -> int:
+    def write(self, text: str | bytes, /) -> int:
+        if isinstance(text, bytes):  # what click writes for a shell to complete commands with
+            text = text.decode()
         # Progress bars of libraries go back to the start of their line.
         self.write_styled(printable(text.replace("\r\n", "\n").replace("\r", "\n")))
         return len(text)

@@ -1,6 +1,9 @@
 """What someone meets who has a model and has read nothing: what can be worked out is, and one error names all else."""
 
+import os
 import shlex
+import subprocess
+import sys
 
 import onnx
 import onnx_models
@@ -204,3 +207,11 @@ def test_a_model_without_layers_to_decompose_gets_a_sentence(tmp_path, monkeypat
     assert result.exit_code in (0, 3), result.output
     assert "No layer could be decomposed: the file holds the model as it is" in result.stdout
     assert (tmp_path / "plain.onnx").exists()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_are_told_how_to_complete_commands(shell):
+    environment = {**os.environ, "_SPDEXPORT_COMPLETE": f"{shell}_source"}
+    program = "import sys; sys.argv[0] = 'spdexport'; from spdexport.cli import main; main(prog_name='spdexport')"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, "_SPDEXPORT_COMPLETE" in done.stdout) == (0, True), done.stderr

@@ -28,6 +28,7 @@ from spdexport.compression.told import combinations, layers, points
 from spdexport.cost import MacsCost, ParameterCost
 from spdexport.engine.engines import engine_named
 from spdexport.errors import UsageError
+from spdexport.files.atomic import check_folder
 from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import load_onnx
 from spdexport.files.scratch import scratch_folder
@@ -144,6 +145,12 @@ def compress(
     paths = {"source": source, "output": output, "save_plan": save_plan, "save_components": save_components}
     check_overwriting({**paths, "data": data, "selection": selection, "test": test, **options}, verify=verify)
     _check(options)
+    _check_sets(data, selection, test)
+    for path in (*output_paths(output), save_plan, save_components):
+        if path is not None:
+            check_folder(Path(path))
+    if options.get("optimize_for") is not None:
+        options = {**options, "form": "auto"}
     wanted = Wanted.of(quantize, dtype)
     if wanted is not None and output_paths(output)[1] is not None:
         raise UsageError(
@@ -212,7 +219,7 @@ def compress(
                 progress=progress,
             ).run(Lowering(dense=dense, samples=sets.calibration, storage=wanted.storage))
             taken, lowering, timing, kept_dense = _of_combined(combined)
-        given: dict[str, Any] = {name: value for name, value in options.items() if name not in SEARCHED}
+        given: dict[str, Any] = {name: value for name, value in options.items() if name not in (*SEARCHED, "form")}
         if taken is None:
             given["form"] = "dense"
         else:
@@ -268,6 +275,22 @@ def _check(options: OptionsDict) -> None:
             where=f"--{given[0].replace('_', '-')}",
             hint="Leave the option out, or convert with it.",
         )
+
+
+def _check_sets(data: object, selection: object, test: object) -> None:
+    """Refuse samples that are to judge what was chosen on the same ones."""
+    given = {"--data": data, "--selection": selection, "--test": test}
+    seen: dict[Path, str] = {}
+    for option, path in given.items():
+        if not isinstance(path, str | Path):
+            continue
+        name = seen.setdefault(Path(path).resolve(), option)
+        if name != option:
+            raise UsageError(
+                f"{Path(path).name} is given twice, and a result holds only on samples that did not choose it.",
+                where=f"{name} and {option}",
+                hint=f"Give other samples, or leave {option} out: it is divided from --data then.",
+            )
 
 
 def _fixed_batch(source: Source) -> int | None:

@@ -244,6 +244,18 @@ class Pending:
                     os.close(folder)
 
 
+def check_folder(path: Path) -> None:
+    """Refuse an output whose folder does not exist, before any work is done for it.
+
+    Raises:
+        UsageError: It does not.
+    """
+    if not path.parent.is_dir():
+        raise UsageError(
+            "The folder of the output does not exist.", where=str(path), hint=f"Make it: mkdir -p {path.parent}"
+        )
+
+
 @contextlib.contextmanager
 def pending(path: str | Path, *, durable: bool = True) -> Iterator[Pending]:
     """Open a new file beside ``path``, and let it become ``path`` if the block succeeds.
@@ -263,10 +275,7 @@ def pending(path: str | Path, *, durable: bool = True) -> Iterator[Pending]:
     with writing(path):
         if path.is_dir():
             raise UsageError("The output is an existing folder.", where=str(path), hint="Name a file.")
-        if not path.parent.is_dir():
-            raise UsageError(
-                "The folder of the output does not exist.", where=str(path), hint=f"Make it: mkdir -p {path.parent}"
-            )
+        check_folder(path)
         if path.exists() and not path.is_file():
             raise UsageError(
                 "The output is a device or a pipe, which no file can replace.", where=str(path), hint="Name a file."

@@ -258,7 +258,10 @@ def test_thumbnails_become_smaller_to_keep_the_page_small(colours):
     assert any("make the page larger" in note for note in found.notes)
 
 
-@pytest.mark.parametrize(("run", "factory"), [("embed", "Emb"), ("shared_seq", "MLP"), ("ident", "MLP")])
+@pytest.mark.parametrize(
+    ("run", "factory"),
+    [("embed", "Emb"), *(pytest.param(run, "MLP", marks=pytest.mark.long) for run in ("shared_seq", "ident"))],
+)
 def test_runs_without_images(run, factory, tmp_path):
     data = KINDS / f"{run}.x.npz"
     found = atlas(KINDS / run, tmp_path / "a.html", data=data, factory=f"{KINDS / 'targets.py'}:{factory}")

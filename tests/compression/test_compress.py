@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-import compress_nets as nets
+import compressible_nets as nets
 import numpy as np
 import onnx
 import onnxruntime
@@ -265,6 +265,7 @@ def test_the_command_tells_the_search_in_80_columns(folder, tmp_path):
         ({"max_metric_drop": 0.1}, "no metric whose drop", "--max-metric-drop"),
         ({"max_kl": 0.1, "metric": "m.py:f"}, "Nothing limits the metric", "--metric"),
         ({"max_top1_drop": 0.001}, "cannot show a drop of 0.001", "the selection set"),
+        ({"max_top1_drop": 2.0}, "2 is no budget", "--max-top1-drop"),
         ({"max_top1_drop": 0.0}, "No number of samples", "--max-top1-drop 0"),
         ({"macs": 0.5, "form": "auto"}, "The search decides that", "--form"),
         ({"macs": 0.5, "exclude": ["*"]}, "No layer is left to compress", "--exclude"),
@@ -293,6 +294,30 @@ def test_data_that_do_not_fit_are_refused(folder, tmp_path, arrays, what):
     with pytest.raises((ExampleInputError, SourceError, spdexport.ModelError)) as caught:
         spdexport.compress(folder / "dense.onnx", tmp_path / "r.onnx", data=arrays, macs=0.5)
     assert what in caught.value.what
+
+
+@pytest.mark.parametrize("option", ["test", "selection"])
+def test_samples_do_not_judge_what_they_chose(folder, tmp_path, option):
+    with pytest.raises(UsageError, match=f"x.npz is given twice.*\n.*--data and --{option}"):
+        spdexport.compress(
+            folder / "dense.onnx", tmp_path / "r.onnx", data=folder / "x.npz", macs=0.5, **{option: folder / "x.npz"}
+        )
+
+
+def test_a_folder_that_is_missing_is_told_before_the_search(folder, tmp_path):
+    told = []
+    with pytest.raises(UsageError, match="The folder of the output does not exist"):
+        spdexport.compress(
+            folder / "dense.onnx", tmp_path / "no" / "r.onnx", data=folder / "x.npz", macs=0.5, progress=told.append
+        )
+    assert told == []
+
+
+def test_the_smallest_file_is_looked_for_by_the_command(folder, tmp_path):
+    arguments = ("--data", folder / "x.npz", "--max-relative-l2", "0.2", "-o", tmp_path / "p.onnx")
+    result = command("compress", folder / "dense.onnx", *arguments, "--optimize-for", "params")
+    assert result.exit_code == 0, result.output
+    assert "cost: parameters" in result.stdout
 
 
 def test_an_output_never_replaces_what_is_read(folder, tmp_path):

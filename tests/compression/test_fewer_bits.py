@@ -2,7 +2,7 @@
 
 import json
 
-import compress_nets as nets
+import compressible_nets as nets
 import numpy as np
 import onnx
 import pytest
@@ -118,6 +118,7 @@ def test_plan_and_components_make_the_same_bytes(quantized):
     assert (folder / "again.onnx").read_bytes() == (folder / "small.onnx").read_bytes()
 
 
+@pytest.mark.long
 def test_what_does_not_keep_the_budget_in_eight_bits_stays_in_float32(data, tmp_path):
     found = compressed(data, tmp_path / "f.onnx", max_relative_l2=2e-4, quantize="int8", lane_width=1)
     assert found.search.storage is None
@@ -127,6 +128,7 @@ def test_what_does_not_keep_the_budget_in_eight_bits_stays_in_float32(data, tmp_
     assert any("stays in float32" in line for line in headline(found.search))
 
 
+@pytest.mark.long
 def test_the_first_and_last_layer_stay_in_float32_where_that_keeps_the_budget(data, tmp_path):
     """Between the two losses there is a budget that only the gentler way keeps."""
     strict = compressed(data, tmp_path / "s.onnx", max_relative_l2=1e-6, quantize="int8")

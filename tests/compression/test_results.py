@@ -1,6 +1,6 @@
 """What a search finds in planted networks, and faults in the file that it delivers."""
 
-import compress_nets as nets
+import compressible_nets as nets
 import numpy as np
 import pytest
 import torch
@@ -38,15 +38,15 @@ def of_rank(form, ranks):
 @pytest.mark.parametrize(
     ("form", "ranks"),
     [
-        ("recompressed", (3,)),
+        pytest.param("recompressed", (3,), marks=pytest.mark.long),
         ("recompressed", (11,)),
-        ("recompressed", (20,)),
-        ("spatial", (3,)),
+        pytest.param("recompressed", (20,), marks=pytest.mark.long),
+        pytest.param("spatial", (3,), marks=pytest.mark.long),
         ("spatial", (13,)),
-        ("spatial", (20,)),
-        ("tucker2", (3, 5)),
+        pytest.param("spatial", (20,), marks=pytest.mark.long),
+        pytest.param("tucker2", (3, 5), marks=pytest.mark.long),
         ("tucker2", (8, 12)),
-        ("tucker2", (12, 20)),
+        pytest.param("tucker2", (12, 20), marks=pytest.mark.long),
     ],
 )
 def test_exact_low_rank_of_every_form_is_found_and_loses_nothing(tmp_path, form, ranks):
@@ -63,6 +63,7 @@ def test_exact_low_rank_of_every_form_is_found_and_loses_nothing(tmp_path, form,
     assert found.search.test.interval.high < 1e-3
 
 
+@pytest.mark.long
 def test_a_budget_of_divergence_is_kept(folder, tmp_path):  # noqa: F811
     """A third of what one budget's choice loses buys less, and is kept as well."""
 

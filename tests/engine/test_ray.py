@@ -16,7 +16,7 @@ from spdexport.errors import ExampleInputError, SourceError, UsageError
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'spdexport[ray]'")
 pytest.importorskip("ray.data", reason="Ray Data is not installed: pip install 'spdexport[ray]'")
 
-NETS = Path(__file__).parents[1] / "compression" / "compress_nets.py"
+NETS = Path(__file__).parents[1] / "compression" / "compressible_nets.py"
 ROUNDING = 1e-12
 """What sums of float64 may differ by, relative to the greatest, in another order."""
 

@@ -225,6 +225,8 @@ def test_what_onnx_runtime_quantizes_is_compared(opset: int, per_channel: bool, 
         quant_format=QuantFormat[form],
         per_channel=per_channel,
         weight_type=QuantType.QInt8,
+        # Processors without VNNI add pairs of products in 16 bits, which weights of eight bits overflow.
+        reduce_range=True,
     )
     result = spdexport("verify", tmp_path / "q.onnx", "--provider", "cpu")
     assert result.exit_code == 0, result.output

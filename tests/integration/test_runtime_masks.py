@@ -339,12 +339,6 @@ def test_gates_need_a_run(tmp_path: Path) -> None:
         spdexport.convert(torch.nn.Linear(3, 2), tmp_path / "m.onnx", inputs=torch.ones(2, 3), gates="exact")
 
 
-def test_an_onnx_source_has_no_masks_at_run_time(tmp_path: Path) -> None:
-    converted(tmp_path, form="dense")
-    with pytest.raises(UsageError, match="such masks are placed in traced programs alone"):
-        spdexport.convert(tmp_path / "m.onnx", tmp_path / "n.onnx", runtime_masks="all")
-
-
 class Unsqueezed(nn.Module):
     """New axes in a row, which the exporter writes as one or as several nodes."""
 

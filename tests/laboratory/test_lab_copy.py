@@ -64,7 +64,7 @@ def inputs(name):
         ("onnx", "exact"),
         ("onnx", "local"),
         ("conv_mlp", "local"),
-        *((name, "exact") for name in CASES),
+        *(pytest.param(name, "exact", marks=pytest.mark.long) for name in CASES),
     ],
 )
 def test_thresholds_are_those_of_convert(tmp_path, name, gates):
