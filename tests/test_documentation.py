@@ -95,6 +95,21 @@ def test_the_third_example_shows_what_its_commands_print(folder: Path) -> None:
     assert {name: mask.tolist() for name, mask in ours.items()} == {n: m.tolist() for n, m in theirs.items()}
 
 
+@pytest.mark.long
+def test_the_fourth_example_keeps_its_budget(tmp_path: Path) -> None:
+    folder = tmp_path / "04_compress"
+    shutil.copytree(ROOT / "examples/04_compress", folder)
+    text = (folder / "README.md").read_text(encoding="utf-8").replace("\\\n", "")
+    commands = re.findall(r"^    ((?:python|spdexport) .*)$", text, flags=re.MULTILINE)
+    assert len(commands) == 4
+    printed = [run(command, folder) for command in commands]
+    assert "equivalent: the file computes the intended model, to rounding" in printed[1]
+    loss, bound = re.findall(r"top-1 drop on the selection set ([\d.]+)%, at most\s+([\d.]+)%", printed[1])[0]
+    assert float(loss) <= float(bound) <= 2
+    assert "small.onnx takes" in printed[3]
+    assert "<svg" in (folder / "out/report.html").read_text(encoding="utf-8")
+
+
 def test_the_workflow_runs_the_command_of_its_readme() -> None:
     steps = yaml.safe_load((CI_FOLDER / "verify.yml").read_text(encoding="utf-8"))["jobs"]["model"]["steps"]
     commands = {step["name"]: " ".join(step["run"].split()) for step in steps if "run" in step}
