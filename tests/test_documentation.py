@@ -142,6 +142,7 @@ def test_the_python_block_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_python_block_of_the_atlas_runs(folder: Path) -> None:
     (block,) = blocks(PAGES["atlas.md"], "python")
     np.savez(folder / "images.npz", x=load_file(ROOT / "tests/data/spd_digits_golden.safetensors")["input"])

@@ -60,10 +60,10 @@ def inputs(name):
     ("name", "gates"),
     [
         ("digits", "exact"),
-        ("digits", "local"),
-        ("onnx", "exact"),
         ("onnx", "local"),
-        ("conv_mlp", "local"),
+        pytest.param("digits", "local", marks=pytest.mark.long),
+        pytest.param("onnx", "exact", marks=pytest.mark.long),
+        pytest.param("conv_mlp", "local", marks=pytest.mark.long),
         *(pytest.param(name, "exact", marks=pytest.mark.long) for name in CASES),
     ],
 )
