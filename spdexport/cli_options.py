@@ -121,6 +121,14 @@ sigmoid_option = keyword(
     help="The sigmoid of a run's causal-importance functions, where no configuration is beside the checkpoint.",
 )
 
+delta_option = keyword(
+    "--delta",
+    type=click.Choice(DELTAS),
+    default="auto",
+    show_default=True,
+    help="What V U leaves of a weight. auto: dropped for layers with a mask.",
+)
+
 factor_options = together(
     "Components, masks and layers",
     keyword(
@@ -140,13 +148,7 @@ factor_options = together(
     ),
     keyword("--mask-threshold", type=float, metavar="T", help="Keep components whose mask is above T."),
     keyword("--keep-masks", is_flag=True, help="Leave the masks visible between V and U."),
-    keyword(
-        "--delta",
-        type=click.Choice(DELTAS),
-        default="auto",
-        show_default=True,
-        help="What V U leaves of a weight. auto: dropped for layers with a mask.",
-    ),
+    delta_option,
     keyword(
         "--layers",
         multiple=True,

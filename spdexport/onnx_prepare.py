@@ -86,15 +86,7 @@ class PreparedOnnx:
     def factorized(self) -> ir.Model:
         """Return the model with every layer in the form that the plan names, without what the source notes."""
         plan = self.plan
-        changed = [d.site.node for d in plan.decisions if d.changes] if plan.exactly_gated else ()
-        model = place_onnx_forms(
-            self.model,
-            plan.forms(),
-            sizes=self.sizes,
-            changed=changed,
-            gated=plan.exactly_gated,
-            share=plan.global_share,
-        )
+        model = place_onnx_forms(self.model, plan.forms(), sizes=self.sizes, reads=plan.gate_reads)
         name_inputs(model, plan.runtime_inputs, required=self.requires_masks)
         for key in [key for key in model.metadata_props if key.startswith(METADATA_PREFIX)]:
             del model.metadata_props[key]

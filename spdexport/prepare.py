@@ -81,11 +81,8 @@ class Prepared:
 
         ``forms`` are those, where they are made.
         """
-        gated = self.plan.exactly_gated
-        changed = [d.site.node for d in self.plan.decisions if d.changes] if gated else ()
         taken = self.plan.forms() if forms is None else forms
-        share = self.plan.global_share
-        return place_forms(self.captured.program, taken, changed=changed, gated=gated, share=share)
+        return place_forms(self.captured.program, taken, reads=self.plan.gate_reads)
 
     def effective(self, forms: Iterable[tuple[ConvSite, Form]] | None = None) -> ExportedProgram:
         """Return the traced program with dense effective weights; the traced program itself where no weight changes.

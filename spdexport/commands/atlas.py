@@ -10,7 +10,7 @@ import click
 
 from spdexport.cli_help import command, together
 from spdexport.cli_options import (
-    DELTAS,
+    delta_option,
     form_option,
     keyword,
     model_options,
@@ -28,13 +28,7 @@ _component_options = together(
         "--components", type=click.Path(path_type=Path), help="The SPD run, checkpoint or file, for a dense SOURCE."
     ),
     sigmoid_option,
-    keyword(
-        "--delta",
-        type=click.Choice(DELTAS),
-        default="auto",
-        show_default=True,
-        help="What V U leaves of a weight. auto: dropped for layers with a mask.",
-    ),
+    delta_option,
     keyword("--layers", multiple=True, metavar="PATTERN", help="Show these layers only, such as 'conv*'. Repeatable."),
     keyword("--exclude", multiple=True, metavar="PATTERN", help="Leave these layers alone. Repeatable."),
     form_option,

@@ -149,8 +149,6 @@ def compress(
     for path in (*output_paths(output), save_plan, save_components):
         if path is not None:
             check_folder(Path(path))
-    if options.get("optimize_for") is not None:
-        options = {**options, "form": "auto"}
     wanted = Wanted.of(quantize, dtype)
     if wanted is not None and output_paths(output)[1] is not None:
         raise UsageError(
@@ -168,7 +166,8 @@ def compress(
     example = some_of(sets.calibration.batches())
     if not {"inputs", "input_shape"} & options.keys():
         options = {**options, "inputs": _inputs(sets.test, _fixed_batch(source))}
-    chosen = Options.of(options)
+    # The search chooses among forms, by whatever is to be least.
+    chosen = Options.of({**options, "form": "auto"})
     with scratch_folder() as folder, workers.running():
         dense = dense_model(source, chosen, example, progress)
         feeds = {name: array[:1] for name, array in data_feeds(dense.ports, example, "the data").items()}
@@ -219,7 +218,7 @@ def compress(
                 progress=progress,
             ).run(Lowering(dense=dense, samples=sets.calibration, storage=wanted.storage))
             taken, lowering, timing, kept_dense = _of_combined(combined)
-        given: dict[str, Any] = {name: value for name, value in options.items() if name not in (*SEARCHED, "form")}
+        given: dict[str, Any] = {name: value for name, value in options.items() if name not in SEARCHED}
         if taken is None:
             given["form"] = "dense"
         else:
@@ -277,7 +276,7 @@ def _check(options: OptionsDict) -> None:
         )
 
 
-def _check_sets(data: object, selection: object, test: object) -> None:
+def _check_sets(data: Data, selection: Data | None, test: Data | None) -> None:
     """Refuse samples that are to judge what was chosen on the same ones."""
     given = {"--data": data, "--selection": selection, "--test": test}
     seen: dict[Path, str] = {}

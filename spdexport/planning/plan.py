@@ -11,6 +11,7 @@ from spdexport.factors import Factors, delta, effective_weight
 from spdexport.forms import DeltaUse, Form, FormKind, RunTime, dense, factorized, fold_form, variable_form
 from spdexport.gates import GlobalShare
 from spdexport.planning.choices import FormChoice, PlanOptions
+from spdexport.rewrite.dense_pass import GateReads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -302,6 +303,13 @@ class Plan:
         found = [d.site.node for d in self.decisions if d.run_time is not None and d.run_time.reads_dense]
         share = self.global_share
         return tuple(dict.fromkeys([*found, *(one.site.node for one in (() if share is None else share.inputs))]))
+
+    @property
+    def gate_reads(self) -> GateReads:
+        """What exact gates read of the dense model."""
+        gated = self.exactly_gated
+        changed = [d.site.node for d in self.decisions if d.changes] if gated else ()
+        return GateReads(changed=changed, gated=gated, share=self.global_share)
 
     @property
     def global_share(self) -> GlobalShare | None:

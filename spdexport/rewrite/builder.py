@@ -87,8 +87,8 @@ class Nodes(Protocol[ValueT, OperationT]):
     def mean(self, x: ValueT) -> OperationT:
         """Make the mean over the last axis, which stays with size 1."""
 
-    def counted(self, x: ValueT, rank: int) -> OperationT:
-        """Make 1, 2, ... along axis 1 of a value of so many axes, whose others have size 1, in its dtype."""
+    def counted(self, x: ValueT) -> OperationT:
+        """Make 1, 2, ... along axis 1 of a value whose other axes have size 1, in its dtype."""
 
     def matmul(self, a: ValueT, b: ValueT) -> OperationT:
         """Make the matrix product."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic
 
 from spdexport.errors import UsageError
@@ -10,7 +11,27 @@ from spdexport.rewrite.builder import NodeT, ValueT
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from spdexport.gates import GlobalShare
     from spdexport.rewrite.builder import Edit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GateReads:
+    """What exact gates read of the dense model.
+
+    Attributes:
+        changed: The nodes of sites whose function the forms change; asked for where layers have exact gates.
+        gated: The nodes of sites whose inputs are read.
+        share: Of any site with a gate, where one function gives the importances of all sites.
+    """
+
+    changed: Collection[str] = ()
+    gated: Collection[str] = ()
+    share: GlobalShare | None = None
+
+
+NOTHING_READ = GateReads()
+"""Of a model without exact gates."""
 
 
 class DensePass(Generic[ValueT, NodeT]):
@@ -20,10 +41,8 @@ class DensePass(Generic[ValueT, NodeT]):
 
     Args:
         edit: The graph, before any form was placed.
-        changed: Nodes whose function the forms change.
-        gated: Nodes of layers with gates.
-        first: Whether all of it is to stand in front of the first node that is changed, for a gate that reads the whole
-            pass before it gives any mask.
+        reads: What is read of it. Where one function of all layers does, all of the pass stands in front of the first
+            node that is changed, for it reads the whole pass before it gives any mask.
 
     Attributes:
         anchor: The first node that is changed; None where none is.
@@ -33,21 +52,14 @@ class DensePass(Generic[ValueT, NodeT]):
             run twice.
     """
 
-    def __init__(
-        self,
-        edit: Edit[ValueT, NodeT],
-        changed: Collection[str],
-        gated: Collection[str],
-        *,
-        first: bool,
-    ) -> None:
+    def __init__(self, edit: Edit[ValueT, NodeT], reads: GateReads) -> None:
         self._edit = edit
         self._copies: dict[NodeT, NodeT] = {}
         nodes = edit.nodes()
-        needed = _ancestors(edit, [edit.node(name) for name in gated])
-        sites = {edit.node(name) for name in changed}
+        needed = _ancestors(edit, [edit.node(name) for name in reads.gated])
+        sites = {edit.node(name) for name in reads.changed}
         self.anchor = next((node for node in nodes if node in sites), None)
-        behind = False
+        first, behind = reads.share is not None, False
         for node in nodes:
             behind |= node is self.anchor
             reached = node in sites or any(source in self._copies for source in edit.sources(node))

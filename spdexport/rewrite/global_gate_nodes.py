@@ -150,7 +150,7 @@ class GlobalGateNodes(Generic[ValueT, OperationT]):
             return self._store(cosine, is_parameter=False), self._store(sine, is_parameter=False)
         # The number of tokens is known at run time alone: counting ones gives the positions.
         one = self._insert(nodes.slice(self._insert(nodes.slice(x, 0, 0, 1)), -1, 0, 1))
-        positions = self._insert(nodes.sub(self._insert(nodes.counted(one, 3)), 1))
+        positions = self._insert(nodes.sub(self._insert(nodes.counted(one)), 1))
         angles = self._insert(nodes.mul(positions, self._store(attention.frequencies)))
         twice = self._insert(nodes.unsqueeze(self._insert(nodes.concat([angles, angles])), 1))
         return self._insert(nodes.cos(twice)), self._insert(nodes.sin(twice))

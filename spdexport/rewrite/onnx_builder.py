@@ -130,13 +130,12 @@ class OnnxNodes:
             return "ReduceMean", [x, self._integers(-1)], (kept,)
         return "ReduceMean", [x], (ir.AttrInt64s("axes", [-1]), kept)
 
-    def counted(self, x: ir.Value, rank: int) -> Operation:  # noqa: D102
+    def counted(self, x: ir.Value) -> Operation:  # noqa: D102
         # Zeros of its shape would be NaN where x is not finite, and so would all that follows.
         shape = self.insert(("Shape", [x], ()), "shape")
         shape.type = ir.TensorType(ir.DataType.INT64)
         one = ir.AttrTensor("value", ir.tensor(np.ones(1, dtype=self._dtype)))
         ones = self.insert(("ConstantOfShape", [shape], (one,)), "ones")
-        assert rank > 1, "axis 1 is counted along"
         axis = self._edit.store(f"{self._prefix}.axis", np.asarray(1, dtype=np.int64))
         return "CumSum", [ones, axis], ()
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from spdexport.errors import UsageError
+from spdexport.rewrite.dense_pass import NOTHING_READ
 from spdexport.rewrite.onnx_builder import OnnxLayerNodes, OnnxNodes
 from spdexport.rewrite.onnx_edit import OnnxEdit
 from spdexport.rewrite.placing import place
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     import numpy as np
     import onnx_ir as ir
 
     from spdexport.conv import ConvSite
     from spdexport.forms import Form
-    from spdexport.gates import GlobalShare
+    from spdexport.rewrite.dense_pass import GateReads
 
 LIVE_OPSET = 13
 """The opset from which masks that are known only at run time are placed: axes are operands there."""
@@ -28,9 +29,7 @@ def place_onnx_forms(
     forms: Iterable[tuple[ConvSite, Form]],
     *,
     sizes: Mapping[str, tuple[Any, ...]] | None = None,
-    changed: Collection[str] = (),
-    gated: Collection[str] = (),
-    share: GlobalShare | None = None,
+    reads: GateReads = NOTHING_READ,
 ) -> ir.Model:
     """Return a new model in which each site has taken its form; the argument is not changed.
 
@@ -41,9 +40,7 @@ def place_onnx_forms(
         model: The model, whose sites `list_onnx_sites` listed.
         forms: Sites, each with the form it takes; stage weights in the site's dtype. Taken one at a time.
         sizes: Those of values by name, which masks that are known only at run time need: numbers, symbols, or None.
-        changed: The nodes of sites whose function the forms change; asked for where layers have exact gates.
-        gated: The nodes of sites whose inputs exact gates read.
-        share: Of any site with a gate, where one function gives the importances of all sites.
+        reads: What exact gates read of the dense model.
 
     Raises:
         UsageError: An input or a dense pass that a variable mask needs cannot be made, or sizes are not known.
@@ -65,6 +62,6 @@ def place_onnx_forms(
     def nodes_of(site: ConvSite, form: Form) -> OnnxLayerNodes:
         return OnnxLayerNodes(edit, site, keeps_original=form.routing is not None)
 
-    place(edit, forms, nodes_of, in_front_of, changed=changed, gated=gated, share=share)
+    place(edit, forms, nodes_of, in_front_of, reads)
     edit.finish()
     return model

@@ -16,11 +16,12 @@ from spdexport.rewrite.gate_nodes import GateNodes
 from spdexport.rewrite.mask_nodes import MaskNodes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Iterable
 
     from spdexport.conv import ConvSite
     from spdexport.forms import Chain, Form, Stage
     from spdexport.rewrite.builder import Edit, InFrontOf, LayerNodes
+    from spdexport.rewrite.dense_pass import GateReads
 
 
 def place(
@@ -28,10 +29,7 @@ def place(
     forms: Iterable[tuple[ConvSite, Form]],
     nodes_of: Callable[[ConvSite, Form], LayerNodes[ValueT, OperationT]],
     in_front_of: InFrontOf[NodeT, ValueT, OperationT],
-    *,
-    changed: Collection[str] = (),
-    gated: Collection[str] = (),
-    share: GlobalShare | None = None,
+    reads: GateReads,
 ) -> None:
     """Put each form in the place of its site.
 
@@ -40,16 +38,14 @@ def place(
         forms: Sites, each with the form it takes. Taken one at a time.
         nodes_of: Gives the operators in front of a site that is to take a form.
         in_front_of: Gives those in front of any node.
-        changed: The nodes of sites whose function the forms change; asked for where layers have exact gates.
-        gated: The nodes of sites whose inputs exact gates read.
-        share: Of any site with a gate, where one function gives the importances of all sites.
+        reads: What exact gates read of the dense model.
 
     Raises:
         UsageError: An input or a dense pass that a variable mask needs cannot be made.
         MaskError: A mask for each location does not fit the layer's output.
     """
-    dense = DensePass(edit, changed, gated, first=share is not None) if gated else None
-    masks = MaskNodes(edit, dense, in_front_of, share)
+    dense = DensePass(edit, reads) if reads.gated else None
+    masks = MaskNodes(edit, dense, in_front_of, reads.share)
     for site, form in forms:
         _Placement(site, nodes_of(site, form), masks).place(form)
 

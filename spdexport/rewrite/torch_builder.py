@@ -105,7 +105,7 @@ class TorchNodes:
     def mean(self, x: _Node) -> Operation:  # noqa: D102
         return aten.mean.dim, (x, [-1], True)
 
-    def counted(self, x: _Node, rank: int) -> Operation:  # noqa: ARG002, D102 - a rank that torch knows
+    def counted(self, x: _Node) -> Operation:  # noqa: D102
         return aten.cumsum.default, (self.insert((aten.ones_like.default, (x,)), "ones"), 1)
 
     def matmul(self, a: _Node, b: _Node) -> Operation:  # noqa: D102

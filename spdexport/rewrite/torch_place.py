@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from spdexport.rewrite.dense_pass import NOTHING_READ
 from spdexport.rewrite.placing import place
 from spdexport.rewrite.torch_builder import TorchLayerNodes, TorchNodes
 from spdexport.rewrite.torch_edit import ProgramEdit
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Iterable
 
     import numpy as np
     import torch
@@ -17,16 +18,14 @@ if TYPE_CHECKING:
 
     from spdexport.conv import ConvSite
     from spdexport.forms import Form
-    from spdexport.gates import GlobalShare
+    from spdexport.rewrite.dense_pass import GateReads
 
 
 def place_forms(
     program: ExportedProgram,
     forms: Iterable[tuple[ConvSite, Form]],
     *,
-    changed: Collection[str] = (),
-    gated: Collection[str] = (),
-    share: GlobalShare | None = None,
+    reads: GateReads = NOTHING_READ,
 ) -> ExportedProgram:
     """Return a new program in which each site has taken its form; the argument is not changed.
 
@@ -37,9 +36,7 @@ def place_forms(
     Args:
         program: The traced program.
         forms: Sites of this very program, each with the form it takes; stage weights in the site's dtype.
-        changed: The nodes of sites whose function the forms change; asked for where layers have exact gates.
-        gated: The nodes of sites whose inputs exact gates read.
-        share: Of any site with a gate, where one function gives the importances of all sites.
+        reads: What exact gates read of the dense model.
 
     Raises:
         UsageError: An input or a dense pass that a variable mask needs cannot be made.
@@ -53,5 +50,5 @@ def place_forms(
     def nodes_of(site: ConvSite, _: Form) -> TorchLayerNodes:
         return TorchLayerNodes(edit, site)
 
-    place(edit, forms, nodes_of, in_front_of, changed=changed, gated=gated, share=share)
+    place(edit, forms, nodes_of, in_front_of, reads)
     return edit.finish()

@@ -59,10 +59,6 @@ class MaskedProgram(MaskedModel[Case]):
         """Return the program with the plan's effective weights."""
         return of_program(self._effective, case.unmasked.inputs.args, case.unmasked.inputs.kwargs)
 
-    def given(self, case: Case) -> Mapping[str, Array]:
-        """Return the masks of a case."""
-        return case.given
-
     def masked(self, case: Case, name: str, given: Mapping[str, Array], *, omitted: bool) -> Case:
         """Return a case with masks, which are keywords of the program."""
         keywords = {i.name: i.keyword for i in self.plan.runtime_inputs}
@@ -127,10 +123,6 @@ class MaskedFile(MaskedModel[FileCase]):
     def effective(self, case: FileCase) -> Evaluate:
         """Return the model with the plan's effective weights."""
         return self._evaluation(self._effective, case)
-
-    def given(self, case: FileCase) -> Mapping[str, Array]:
-        """Return the masks of a case."""
-        return case.given
 
     def masked(self, case: FileCase, name: str, given: Mapping[str, Array], *, omitted: bool) -> FileCase:
         """Return a case with masks, which are inputs of the file."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Generic
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from spdexport.names import layer_of_call
 from spdexport.reference.masked_reference import evaluate_masked
 from spdexport.reference.noise import Noise
 from spdexport.verification.result import EdgeResult, Status
-from spdexport.verification.runner import C
+from spdexport.verification.runner import AnyCase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,6 +32,17 @@ KINDS = ("left out", "random", "zero", "binary", "one", "beyond 0 and 1")
 
 GATE_ROUNDINGS = 16
 """Times the unit rounding by which a gate is shaken to see if its threshold decides the same."""
+
+
+class MaskedCase(AnyCase, Protocol):
+    """A case that may have masks."""
+
+    @property
+    def given(self) -> Mapping[str, Array]:
+        """The masks by the names that the file has for them."""
+
+
+C = TypeVar("C", bound=MaskedCase)
 
 
 class MaskedModel(ABC, Generic[C]):
@@ -61,10 +72,6 @@ class MaskedModel(ABC, Generic[C]):
     def masked(self, case: C, name: str, given: Mapping[str, Array], *, omitted: bool) -> C:
         """Return a case with masks, by the names that the file has for them."""
 
-    @abstractmethod
-    def given(self, case: C) -> Mapping[str, Array]:
-        """Return the masks of a case by the names that the file has for them."""
-
     @property
     def decisions(self) -> Sequence[Decision]:
         """The layers whose masks are known only at run time."""
@@ -89,7 +96,7 @@ class MaskedModel(ABC, Generic[C]):
 
     def expected(self, case: C, watch: Callable[[str, torch.Tensor], None] | None = None) -> Masked:
         """Return what is right, from the definition of the components."""
-        return evaluate_masked(self.dense(case), self.effective(case), self.decisions, self.given(case), watch=watch)
+        return evaluate_masked(self.dense(case), self.effective(case), self.decisions, case.given, watch=watch)
 
     def is_undecided(self, case: C, found: Masked, unit_rounding: float) -> bool:
         """Return whether an importance is so near the threshold of its gate that rounding may decide about the mask."""
@@ -97,9 +104,7 @@ class MaskedModel(ABC, Generic[C]):
             return False
         for seed in (1, 2):
             noise = Noise(seed=seed, unit_rounding=GATE_ROUNDINGS * unit_rounding)
-            shaken = evaluate_masked(
-                self.dense(case), self.effective(case), self.decisions, self.given(case), noise=noise
-            )
+            shaken = evaluate_masked(self.dense(case), self.effective(case), self.decisions, case.given, noise=noise)
             if not found.has_same_gates(shaken):
                 return True
         return False

@@ -95,8 +95,7 @@ def placed(module: nn.Module, x: torch.Tensor, functions: dict[str, GateFunction
     sites, skipped = list_sites(program)
     live_masks = LiveMasks(options=LiveOptions(gate_outputs=True, **options), gates=functions)
     plan = make_plan(sites, skipped, svd_source, PlanOptions(), live_masks=live_masks)
-    changed = [d.site.node for d in plan.decisions if d.changes]
-    return program, place_forms(program, plan.forms(), changed=changed, gated=plan.exactly_gated), plan
+    return program, place_forms(program, plan.forms(), reads=plan.gate_reads), plan
 
 
 def gate(kind: GateKind, sigmoid: Sigmoid, components: int, size: int, random: np.random.Generator) -> GateFunction:
