@@ -41,7 +41,7 @@ def main() -> None:
             verify=False,
         )
         start = time.perf_counter()
-        found = spdexport.ablate(file, inputs=data)
+        found = spdexport.ablate(file, data=data)
         ablating = time.perf_counter() - start
         session = open_session(file, SessionSettings(optimized=True))
         run = session.runner({session.inputs[0].name: images})

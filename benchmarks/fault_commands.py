@@ -61,8 +61,8 @@ COMMANDS = (
     ),
     Command(
         "masks",
-        ["masks", *DIGITS, "--inputs", "@/x.npz", "-o", "{}/k.safetensors"],
-        ["masks", *DIGITS, "--inputs", "@/other.npz", "-o", "{}/k.safetensors"],
+        ["masks", *DIGITS, "--data", "@/x.npz", "-o", "{}/k.safetensors"],
+        ["masks", *DIGITS, "--data", "@/other.npz", "-o", "{}/k.safetensors"],
     ),
     Command(
         "verify, reports",
@@ -76,8 +76,8 @@ COMMANDS = (
     ),
     Command(
         "ablate, reports",
-        ["ablate", "@/masked_at_run_time.onnx", "--inputs", "@/x.npz", "--report", "{}/r.json", "--html", "{}/r.html"],
-        ["ablate", "@/masked_at_run_time.onnx", "--inputs", "@/other.npz", "--report", "{}/r.json", "--html",
+        ["ablate", "@/masked_at_run_time.onnx", "--data", "@/x.npz", "--report", "{}/r.json", "--html", "{}/r.html"],
+        ["ablate", "@/masked_at_run_time.onnx", "--data", "@/other.npz", "--report", "{}/r.json", "--html",
          "{}/r.html"],
     ),
     Command(

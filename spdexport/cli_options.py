@@ -7,16 +7,13 @@ for what click can check by itself.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from spdexport.cli_help import Decorator, together
+from spdexport.cli_kinds import Renamed, RenamedKeyword, Share, keyword
 from spdexport.report.formats import formats
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _PATH = click.Path(path_type=Path)
 """Not ``exists=True``: a file that is missing is an input that cannot be used (4), not a wrong option (2)."""
@@ -32,28 +29,6 @@ PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino", "webgpu")
 """The names of ``ort.providers.PROVIDERS``, which has everything else about them."""
 
 
-class Keyword(click.Option):
-    """An option that is a keyword of a function of ``spdexport``, under the same name."""
-
-
-def keyword(*names: str, **attributes: Any) -> Callable[[Any], Any]:
-    """Return the decorator of an option that ``pop_given`` collects; the arguments are those of ``click.option``."""
-    return click.option(*names, **{"cls": Keyword, **attributes})
-
-
-def pop_given(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Take the values of all ``Keyword`` options out of the parameters of the command that runs.
-
-    Returns:
-        Those that the user really gave, on the command line or in a configuration, by their names.
-    """
-    context = click.get_current_context()
-    said = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
-    names = [p.name for p in context.command.params if isinstance(p, Keyword) and p.name is not None]
-    values = {name: parameters.pop(name) for name in names}
-    return {name: value for name, value in values.items() if context.get_parameter_source(name) in said}
-
-
 source_argument = click.argument("source", required=False, type=_PATH)
 
 seed_option = keyword(
@@ -61,59 +36,79 @@ seed_option = keyword(
 )
 
 
-class _Renamed(Keyword):
-    """An option whose names other than the first are older ones, which work and are not shown."""
-
-    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        record = super().get_help_record(ctx)
-        return record and (self.opts[0], record[1])
-
-
 trust_option = keyword(
     "--trust",
     "--allow-pickle",
     "trust",
-    cls=_Renamed,
+    cls=RenamedKeyword,
     is_flag=True,
     help="Run code that the file brings: pickled objects, TorchScript with effects, programs that are no plain data.",
 )
 
+_input_shape_option = keyword(
+    "--input-shape",
+    multiple=True,
+    metavar="SHAPE",
+    help="Example input as [NAME=]2x3x32x32[:dtype]. Repeatable.",
+)
 input_options = together(
     "Example inputs",
+    _input_shape_option,
     keyword(
-        "--input-shape",
-        multiple=True,
-        metavar="SHAPE",
-        help="Example input as [NAME=]2x3x32x32[:dtype]. Repeatable.",
+        "--inputs",
+        type=_PATH,
+        help="Example inputs, to trace and check with: .npz, .safetensors or weights-only .pt. Where there is --data, its "
+        "first samples are taken.",
     ),
-    keyword("--inputs", type=_PATH, help="Example inputs: .npz, .safetensors or weights-only .pt."),
 )
 """What tells the inputs."""
 
-model_options = together(
-    "The model, and how it is traced",
-    keyword(
-        "--factory",
-        metavar="SPEC",
-        help="A callable that returns the module, or (module, example inputs): FILE.py:NAME or package.module:NAME.",
-    ),
-    keyword(
-        "--state-key",
-        metavar="KEY",
-        help="Which state dict of a checkpoint that holds several, such as state_dict_ema; ema.model for one inside.",
-    ),
-    input_options,
-    trust_option,
-    seed_option,
-    keyword("--dynamic-batch/--static-batch", default=True, show_default=True, help="Let axis 0 of the inputs change."),
-    keyword(
-        "--dynamic",
-        multiple=True,
-        metavar="NAME:AXIS=DIM[:LEAST..MOST]",
-        help="A further dynamic axis, and the sizes it is to have. Repeatable.",
-    ),
-)
+
+def _model_options(inputs: Decorator) -> Decorator:
+    return together(
+        "The model, and how it is traced",
+        keyword(
+            "--factory",
+            metavar="SPEC",
+            help="A callable that returns the module, or (module, example inputs): FILE.py:NAME or package.module:NAME.",
+        ),
+        keyword(
+            "--state-key",
+            metavar="KEY",
+            help="Which state dict of a checkpoint that holds several, such as state_dict_ema; ema.model for one inside.",
+        ),
+        inputs,
+        trust_option,
+        seed_option,
+        keyword(
+            "--dynamic-batch/--static-batch", default=True, show_default=True, help="Let axis 0 of the inputs change."
+        ),
+        keyword(
+            "--dynamic",
+            multiple=True,
+            metavar="NAME:AXIS=DIM[:LEAST..MOST]",
+            help="A further dynamic axis, and the sizes it is to have. Repeatable.",
+        ),
+    )
+
+
+model_options = _model_options(input_options)
 """What tells the model and how it is traced."""
+
+data_model_options = _model_options(_input_shape_option)
+"""The same where ``--inputs`` is an older name of ``--data``."""
+
+
+def data_option(help: str, *, required: bool = True, once_inputs: bool = False) -> Decorator:  # noqa: A002  (as click's)
+    """Return ``--data``: samples, of which there may be many, and which may be larger than memory.
+
+    Args:
+        help: What it says.
+        required: Whether it has to be given.
+        once_inputs: Whether it was called ``--inputs`` before, which works still.
+    """
+    names = ("--data", "--inputs", "data") if once_inputs else ("--data",)
+    return click.option(*names, cls=Renamed, required=required, type=_PATH, help=help)
 
 sigmoid_option = keyword(
     "--sigmoid",
@@ -282,15 +277,15 @@ check_options = together(
     keyword("--rtol", type=click.FloatRange(min=0), metavar="R", help="The same, relative to the right value."),
     keyword(
         "--max-relative-l2",
-        type=click.FloatRange(min=0),
+        type=Share(),
         metavar="X",
         help="Fail where masks and ranks change more than this in relative norm, on --inputs.",
     ),
     keyword(
         "--max-top1-drop",
-        type=click.FloatRange(min=0),
+        type=Share(),
         metavar="X",
-        help="Fail where they cost more than this in accuracy, on --inputs with labels.",
+        help="Fail where they cost more than this in accuracy, such as 1%, on --inputs with labels.",
     ),
 )
 """How the check is done."""

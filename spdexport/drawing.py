@@ -31,6 +31,7 @@ def atlas(
     output: str | Path | None = None,
     *,
     data: str | Path | Data,
+    labels: str | Path | None = None,
     samples: int = SAMPLES,
     top: int = TOP,
     effect_samples: int = EFFECT_SAMPLES,
@@ -52,6 +53,7 @@ def atlas(
         output: The page, ``OUT.html``; None to write nothing.
         data: A .npz, .npy or safetensors file or a folder of such, which may be larger than memory; or batches, in
             something that can be gone through twice.
+        labels: A table of components and what they are called, as ``derive_masks`` takes it: CSV, TSV, JSON or SQLite.
         samples: How many samples are shown of each component, those that fire it most.
         top: How many components are shown of each layer, the most important ones.
         effect_samples: The samples that removals are measured on, evenly over the data; 0 for none.
@@ -71,7 +73,7 @@ def atlas(
         OutputError: The page cannot be written.
     """
     path = None if output is None else Path(output)
-    check_overwriting({"source": source, "output": path, "data": data, **options}, verify=False)
+    check_overwriting({"source": source, "output": path, "data": data, "labels": labels, **options}, verify=False)
     if path is not None and path.suffix not in (".html", ".htm"):
         raise UsageError(
             f"The atlas is an HTML page, and {path.name!r} does not end so.",
@@ -86,11 +88,12 @@ def atlas(
         batch=batch,
         max_size=max_size,
     )
+    table = None if labels is None else Path(labels)
     if path is None:
-        return build(source, data, wanted, options, progress)
+        return build(source, data, wanted, options, progress, table)
     # Opened first, so that a folder that cannot be written to is told before the long work.
     with pending(path) as page:
-        found = build(source, data, wanted, options, progress)
+        found = build(source, data, wanted, options, progress, table)
         content = to_page(found).encode()
         with writing(path, size=len(content)):
             page.path.write_bytes(content)

@@ -46,7 +46,7 @@ def lab(
     data: str | Path,
     samples: int = SAMPLES,
     dense: str | Path | None = None,
-    labels: str | Path | None = None,
+    classes: str | Path | None = None,
     runtime: str | Path | None = None,
     progress: Progress = lambda _: None,
 ) -> Lab:
@@ -63,7 +63,7 @@ def lab(
         samples: How many of them are taken at most.
         dense: An ONNX file of the dense model, whose answers the outputs are shown beside; None for what the file
             gives with all components on.
-        labels: The names of the classes: a text with one a line, or a JSON list.
+        classes: The names of the classes: a text with one a line, or a JSON list.
         runtime: The npm package onnxruntime-web, unpacked or as its .tgz; None to look for it in the working directory.
         progress: Told what is being done.
 
@@ -78,7 +78,7 @@ def lab(
         raise UsageError(
             f"A lab of {samples} samples shows nothing.", where="--samples", hint="Give a number of at least 1."
         )
-    named = {"file": path, "output": folder, "data": data, "dense": dense, "labels": labels, "runtime": runtime}
+    named = {"file": path, "output": folder, "data": data, "dense": dense, "classes": classes, "runtime": runtime}
     check_overwriting(named, verify=False)
     reads = [Path(value) for name, value in named.items() if name != "output" and value is not None]
     progress("looking for onnxruntime-web")
@@ -87,7 +87,7 @@ def lab(
     model = load_onnx(path)
     external = external_files(model)
     _check_size(path, sum(file.stat().st_size for file in (path, *external)))
-    classes = read_classes(Path(labels)) if labels is not None else None
+    names = read_classes(Path(classes)) if classes is not None else None
     with replacing_folder(folder, manifest=MANIFEST, reads=(*reads, *external)) as new:
         copy = copied(reload_onnx(path), path)
         ports = [port for port in input_ports(model) if not port.name.startswith(BESIDE)]
@@ -113,7 +113,7 @@ def lab(
             copy=copy,
             samples=taken,
             dense=beside,
-            classes=classes,
+            classes=names,
             active=active.told,
             runtime=web,
             model_bytes=len(content),

@@ -244,6 +244,7 @@ READS: Mapping[str, Callable[[object], Iterator[Read]]] = {
     "harvest": _file("--harvest"),
     "names": _file("--names"),
     "labels": _file("--labels"),
+    "classes": _file("--classes"),
     "plan": _file("--plan"),
     "sets": _file("--sets"),
     "baseline": _baseline,

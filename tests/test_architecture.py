@@ -38,7 +38,7 @@ LAYERS = (
     ("drawing", "lab_folder"),
     ("testing",),
     ("pytest_plugin",),
-    ("cli_config", "cli_help"),
+    ("cli_config", "cli_help", "cli_kinds"),
     ("cli_options",),
     ("commands",),
     ("cli",),
@@ -49,7 +49,7 @@ line as long as no circle arises."""
 
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 
-CLI = ("cli", "cli_config", "cli_help", "cli_options")
+CLI = ("cli", "cli_config", "cli_help", "cli_kinds", "cli_options")
 
 TALKERS = {"click": (*CLI, "commands"), "rich": ("report",)}
 """Who may import the libraries that are made for printing."""
@@ -153,6 +153,7 @@ def test_only_reports_and_the_command_line_know_how_to_speak(name):
     [
         "cli",
         "cli_config",
+        "cli_kinds",
         "cli_options",
         "errors",
         "report.formats",

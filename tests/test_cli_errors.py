@@ -315,7 +315,7 @@ def test_ending_that_is_no_format(fails, tmp_path):
 
 
 def test_missing_output(tmp_path):
-    result = spdexport("masks", *DIGITS, "--inputs", tmp_path)
+    result = spdexport("masks", *DIGITS, "--data", tmp_path)
     assert result.exit_code == 2
     assert "Missing option '-o'" in result.stderr
     assert len(result.stderr.splitlines()) == 3

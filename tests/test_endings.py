@@ -133,7 +133,7 @@ def test_a_broken_pipe_inside_of_the_work_is_no_verdict(folder, monkeypatch):
         ["verify", "--report", "plan.json", "--bogus"],
         ["convert", "x", "-o", "r.html", "--html", "r.html", "--bogus"],
         ["verify", "m.onnx", "--report", "sub", "--bogus"],
-        ["ablate", "m.onnx", "--inputs", "sub", "--report", "sub/new.json", "--bogus"],
+        ["ablate", "m.onnx", "--data", "sub", "--report", "sub/new.json", "--bogus"],
         ["verify", "m.onnx", "--report", "no/r.json", "--bogus"],
         ["verify", "m.onnx", "--bogus", "--report"],
     ],

@@ -130,10 +130,10 @@ def test_names_of_sets(tmp_path):
     layer = f"{HARMLESS}{HOSTILE}"
     (tmp_path / "sets.json").write_text(json.dumps({f"set {HOSTILE}": [f"{layer}:0"]}))
     (tmp_path / "wrong.json").write_text(json.dumps({f"set {HOSTILE}": [f"other {HOSTILE}:0"]}))
-    good = is_safe(spdexport("ablate", path, "--inputs", tmp_path / "d.npz", "--sets", tmp_path / "sets.json", "-v"))
+    good = is_safe(spdexport("ablate", path, "--data", tmp_path / "d.npz", "--sets", tmp_path / "sets.json", "-v"))
     assert good.exit_code == 0, good.output
     assert good.output.count(r"\x1b]0") == 2  # the output, and the set
-    wrong = is_safe(spdexport("ablate", path, "--inputs", tmp_path / "d.npz", "--sets", tmp_path / "wrong.json"))
+    wrong = is_safe(spdexport("ablate", path, "--data", tmp_path / "d.npz", "--sets", tmp_path / "wrong.json"))
     assert wrong.exit_code in (2, 4)
 
 

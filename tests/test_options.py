@@ -18,7 +18,7 @@ from cli_command import spdexport
 
 import spdexport as package
 from spdexport.cli import main
-from spdexport.cli_options import Keyword
+from spdexport.cli_kinds import Keyword
 from spdexport.options import CHOICES, NOT_RECORDED, RECORDED, Options, OptionsDict
 from spdexport.report.formats import formats
 from spdexport.verification.check import Check
@@ -30,7 +30,7 @@ ARGUMENTS = {
     "convert": ["-o", "o.onnx"],
     "fold": ["-o", "o.onnx"],
     "masks": ["-o", "o"],
-    "ablate": ["--inputs", "x"],
+    "ablate": ["--data", "x"],
     "atlas": ["-o", "o.html", "--data", "x"],
     "compress": ["-o", "o.onnx", "--data", "x"],
     "lab": ["-o", "o", "--data", "x"],

@@ -158,7 +158,7 @@ def test_nor_what_is_written_beside_one(folder, output, other):
     Path("data.importances.safetensors").write_bytes(b"data")
     before = content(folder)
     data = "data.importances.safetensors" if "data" in output[1] else "inputs.npz"
-    where = refused(spdexport("masks", "model.pt", "--inputs", data, *output, *other))
+    where = refused(spdexport("masks", "model.pt", "--data", data, *output, *other))
     assert ".importances.safetensors" in where
     assert untouched(folder, before)
 
@@ -284,8 +284,8 @@ def test_a_folder_of_data(folder):
     Path("data/one.npz").write_bytes(b"one")
     before = content(folder)
     for name in ("one.npz", "new.json"):  # the latter would be read as data the next time
-        refused(spdexport("ablate", "m.onnx", "--inputs", "data", "--report", f"data/{name}"))
-    refused(spdexport("masks", "model.pt", "--inputs", "data", "-o", "data/masks.safetensors"))
+        refused(spdexport("ablate", "m.onnx", "--data", "data", "--report", f"data/{name}"))
+    refused(spdexport("masks", "model.pt", "--data", "data", "-o", "data/masks.safetensors"))
     assert content(folder) == before
 
 

@@ -94,7 +94,7 @@ class Ablations:
 def ablate(
     file: str | Path,
     *,
-    inputs: str | Path,
+    data: str | Path,
     sets: str | Path | None = None,
     keep: bool = False,
     baseline: str | Path | None = None,
@@ -110,7 +110,7 @@ def ablate(
 
     Args:
         file: An ONNX file with inputs ``mask/<layer>``.
-        inputs: The data: a .npz, .npy or safetensors file, or a folder of such.
+        data: The samples: a .npz, .npy or safetensors file, or a folder of such.
         sets: A JSON file of named sets; None for every component by itself.
         keep: Whether to remove all other components of the layers concerned, and keep these.
         baseline: What to start from: ``ones``; ``gates`` for the file's own importances, which run-time masks multiply
@@ -148,7 +148,7 @@ def ablate(
     start, started = _baseline(baseline, masks, active)
     wanted = _wanted(sets, components, layers)
     live = [i for i, one in enumerate(wanted) if any(start[x][list(c)].any() for x, c in one.members.items())]
-    data = open_data(inputs)
+    opened = open_data(data)
     own = [port for port in input_ports(model) if not port.name.startswith(BESIDE)]
     work = Ablating(
         file=path,
@@ -160,7 +160,7 @@ def ablate(
         wanted=tuple(wanted[i] for i in live),
         keep=keep,
         rows=rows,
-        data=data,
+        data=opened,
         ports=own,
     )
     samples = 0
@@ -168,10 +168,10 @@ def ablate(
     def done(number: int) -> None:
         nonlocal samples
         samples += number
-        progress(step(f"ablating {len(live)} times", done=samples, total=data.samples, unit="sample"))
+        progress(step(f"ablating {len(live)} times", done=samples, total=opened.samples, unit="sample"))
 
     with workers.running():
-        ((_, running),) = workers.sums(work, samples=data.samples, unit=work.batch, done=done)
+        ((_, running),) = workers.sums(work, samples=opened.samples, unit=work.batch, done=done)
     effects = dict(zip(live, running.effects(), strict=True)) if live else {}
     notes = list(running.notes)
     if all(effect.kl is None for effect in effects.values()) and effects:
@@ -187,7 +187,7 @@ def ablate(
         components=components,
         provider=usable.name,
         notes=tuple(notes),
-        hashes={path.name: sha256_file(path), **{f"data {f.name}": sha256_file(f) for f in data.files}},
+        hashes={path.name: sha256_file(path), **{f"data {f.name}": sha256_file(f) for f in opened.files}},
         versions=versions(),
     )
 

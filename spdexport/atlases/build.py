@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from spdexport.ablation.ablate import ROWS, ablate
 from spdexport.atlases.collect import Watched, collect, gather
+from spdexport.atlases.labels import read_component_labels
 from spdexport.atlases.pictures import places_picture, thumbnail, told_of_weights, weights_picture
 from spdexport.atlases.receptive import find_fields
 from spdexport.atlases.result import Atlas, AtlasLayer, Component, Top
@@ -94,7 +95,12 @@ class Wanted:
 
 
 def build(
-    source: Source, data: str | Path | Data, wanted: Wanted, options: OptionsDict, progress: Callable[[str], None]
+    source: Source,
+    data: str | Path | Data,
+    wanted: Wanted,
+    options: OptionsDict,
+    progress: Callable[[str], None],
+    labels: Path | None = None,
 ) -> Atlas:
     """Return the atlas of a source; arguments and errors are those of ``spdexport.atlas``."""
     wanted.check()
@@ -103,6 +109,8 @@ def build(
     example = samples.example()
     with scratch_folder() as folder:
         subject = make_subject(source, options, example, samples.origin, folder, progress)
+        # Before the long work, for the table may be of another run.
+        called, unplaced = _labels(labels, subject)
         watched = Watched(subject)
         shared = {"threshold": wanted.threshold, "batch": wanted.batch, "progress": progress}
         collected = collect(subject, watched, samples, tops=wanted.samples, **shared)  # type: ignore[arg-type]
@@ -123,6 +131,7 @@ def build(
             {**collected.firing, **gathered.firing}[layer.name],
             effects,
             fields.get(layer.name),
+            called.get(layer.name, {}),
         )
         for layer in subject.layers
     )
@@ -139,8 +148,8 @@ def build(
         image=None if collected.image is None else collected.image.shape[1:],
         outputs=(),
         size=0,
-        notes=(*subject.notes, *note),
-        hashes={**subject.hashes, **{f"data {file.name}": sha256_file(file) for file in samples.files}},
+        notes=(*subject.notes, *unplaced, *note),
+        hashes={**subject.hashes, **_hashes(labels), **{f"data {file.name}": sha256_file(file) for file in samples.files}},
         seed=options.get("seed", 0),
         versions=versions(),
     )
@@ -151,6 +160,16 @@ def _name(source: Source, options: OptionsDict) -> str:
         return Path(source).resolve().name
     factory = options.get("factory")
     return factory.rpartition(":")[2] if source is None and factory else type(source).__name__
+
+
+def _labels(path: Path | None, subject: Subject) -> tuple[dict[str, dict[int, str]], tuple[str, ...]]:
+    if path is None:
+        return {}, ()
+    return read_component_labels(path, {layer.name: len(layer.weights) for layer in subject.layers})
+
+
+def _hashes(labels: Path | None) -> dict[str, str]:
+    return {} if labels is None else {f"labels {labels.name}": sha256_file(labels)}
 
 
 def _chosen(found: Statistics, most: int) -> Array:
@@ -170,7 +189,7 @@ def _ablations(
     with writing_scratch(data):
         save_file(dict(gathered.feeds), data)
         sets.write_text(json.dumps({"sets": {name: [name] for name in names}}), encoding="utf-8")
-    return ablate(subject.path, inputs=data, sets=sets, rows=subject.fixed_batch or ROWS, progress=progress)
+    return ablate(subject.path, data=data, sets=sets, rows=subject.fixed_batch or ROWS, progress=progress)
 
 
 def _fields(
@@ -205,6 +224,7 @@ def _layer(
     firing: Firing,
     effects: Mapping[str, Effect | None],
     fields: Fields | None,
+    labels: Mapping[int, str],
 ) -> AtlasLayer:
     components = []
     for index in map(int, chosen):
@@ -213,6 +233,7 @@ def _layer(
         components.append(
             Component(
                 index=index,
+                label=labels.get(index),
                 mean_importance=_number(found.mean_importance, index),
                 peak_importance=_number(found.peak_importance, index),
                 mean_activation=float(found.mean_activation[index]),

@@ -62,6 +62,7 @@ class Component:
 
     Attributes:
         index: In its layer.
+        label: What it is called in a table of labels; None where there is none.
         mean_importance: Over samples and places; None without importances.
         peak_importance: The greatest; None likewise.
         mean_activation: The mean of ``|activation|`` of V.
@@ -75,6 +76,7 @@ class Component:
     """
 
     index: int
+    label: str | None = None
     mean_importance: float | None
     peak_importance: float | None
     mean_activation: float

@@ -9,10 +9,11 @@ from typing import Any
 import click
 
 from spdexport.cli_help import command, together
+from spdexport.cli_kinds import keyword
 from spdexport.cli_options import (
+    data_option,
     delta_option,
     form_option,
-    keyword,
     model_options,
     report_options,
     sigmoid_option,
@@ -42,6 +43,12 @@ _component_options = together(
 
 _page_options = together(
     "The page",
+    click.option(
+        "--labels",
+        type=click.Path(path_type=Path),
+        metavar="TABLE",
+        help="What components are called: a table with the columns component_key and label, as masks --labels reads it.",
+    ),
     click.option("--samples", type=int, default=6, show_default=True, metavar="N", help="Samples of each component."),
     click.option(
         "--top",
@@ -80,9 +87,7 @@ _page_options = together(
     "spdexport atlas run --factory model.py:Net --data images.npz -o atlas.html",
 )
 @source_argument
-@click.option(
-    "--data", required=True, type=click.Path(path_type=Path), help="The data: .npz, .npy, safetensors, or a folder."
-)
+@data_option("The samples: .npz, .npy, safetensors, or a folder of such.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The page: OUT.html.")
 @model_options
 @_component_options

@@ -9,10 +9,11 @@ from typing import Any
 import click
 
 from spdexport.cli_help import command
+from spdexport.cli_kinds import Share, keyword
 from spdexport.cli_options import (
     OBJECTIVES,
+    data_option,
     engine_option,
-    keyword,
     model_options,
     opset_option,
     report_options,
@@ -27,20 +28,6 @@ from spdexport.report.formats import CHECKS
 _PATH = click.Path(path_type=Path)
 
 
-class Share(click.ParamType[float]):
-    """A number, or a percentage: ``0.01`` and ``1%`` are the same."""
-
-    name = "share"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Read it."""
-        text = str(value).strip()
-        try:
-            return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-        except ValueError:
-            self.fail(f"{value!r} is neither a number nor a percentage, such as 0.01 or 1%.", param, ctx)
-
-
 @command(
     "Find the smallest, fastest forms of SOURCE within a budget, and convert it to them.",
     "spdexport compress model.onnx --data data.npz --max-top1-drop 1% -o small.onnx",
@@ -49,12 +36,7 @@ class Share(click.ParamType[float]):
 @click.option(
     "-o", "--output", multiple=True, required=True, type=_PATH, help="What to write: OUT.onnx, OUT.pt2. Repeatable."
 )
-@click.option(
-    "--data",
-    required=True,
-    type=_PATH,
-    help="Samples: .npz, .npy, safetensors or a folder of such; labels, if there are some, under that name.",
-)
+@data_option("Samples: .npz, .npy, safetensors or a folder of such; labels, if there are some, under that name.")
 @click.option("--selection", type=_PATH, help="Samples that decide what keeps the budget. Default: a part of --data.")
 @click.option("--test", type=_PATH, help="Samples that the result is judged on. Default: a part of --data.")
 @click.option("--calibration-samples", type=int, metavar="N", help="How many of --data weights are fitted on.")

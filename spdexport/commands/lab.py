@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from spdexport.cli_help import command
-from spdexport.cli_options import report_options, talk_options
+from spdexport.cli_kinds import Renamed
+from spdexport.cli_options import data_option, report_options, talk_options
 from spdexport.commands.running import Reporting, reporting
 from spdexport.report.formats import LISTS
 
@@ -19,13 +20,13 @@ _PATH = click.Path(path_type=Path)
 @command(
     "Write a page that runs FILE in the browser, with its components as switches.",
     "spdexport lab out.onnx --data images.npz -o lab",
-    "spdexport lab gated.onnx --data images.npz --dense dense.onnx --labels names.txt -o lab",
+    "spdexport lab gated.onnx --data images.npz --dense dense.onnx --classes names.txt -o lab",
 )
 @click.argument("file", type=_PATH)
 @click.option(
     "-o", "--output", required=True, type=_PATH, metavar="FOLDER", help="The folder. A lab that is there is replaced."
 )
-@click.option("--data", required=True, type=_PATH, help="The samples: .npz, .npy, safetensors, or a folder of such.")
+@data_option("The samples: .npz, .npy, safetensors, or a folder of such.")
 @click.option("--samples", type=int, default=32, show_default=True, metavar="N", help="Take the first N of them.")
 @click.option(
     "--dense",
@@ -33,7 +34,15 @@ _PATH = click.Path(path_type=Path)
     metavar="DENSE.onnx",
     help="Show the outputs beside this model's. Default: beside FILE with all components on.",
 )
-@click.option("--labels", type=_PATH, metavar="F", help="Names of the classes: one a line, or a JSON list.")
+@click.option(
+    "--classes",
+    "--labels",
+    "classes",
+    cls=Renamed,
+    type=_PATH,
+    metavar="F",
+    help="Names of the classes: one a line, or a JSON list.",
+)
 @click.option(
     "--runtime",
     type=_PATH,

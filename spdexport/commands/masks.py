@@ -9,10 +9,11 @@ from typing import Any
 import click
 
 from spdexport.cli_help import command
+from spdexport.cli_kinds import keyword
 from spdexport.cli_options import (
+    data_model_options,
+    data_option,
     engine_option,
-    keyword,
-    model_options,
     report_options,
     sigmoid_option,
     source_argument,
@@ -26,15 +27,16 @@ MEASURES = ("peak", "mean", "frequency")
 
 @command(
     "Derive fixed masks for SOURCE, an SPD run, from data.",
-    "spdexport masks run --factory model.py:Net --inputs images.npz -o masks.safetensors",
+    "spdexport masks run --factory model.py:Net --data images.npz -o masks.safetensors",
 )
 @source_argument
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The masks: OUT.safetensors.")
-@model_options
+@data_option("The samples: .npz, .npy, safetensors, or a folder of such.", required=False, once_inputs=True)
+@data_model_options
 @keyword("--components", type=click.Path(path_type=Path), help="The SPD run or checkpoint, for a dense SOURCE.")
 @keyword("--exclude", multiple=True, metavar="PATTERN", help="Leave these layers alone, such as 'head*'. Repeatable.")
 @sigmoid_option
-@click.option("--harvest", type=click.Path(path_type=Path), help="SPD's harvest.db, in the place of --inputs.")
+@click.option("--harvest", type=click.Path(path_type=Path), help="SPD's harvest.db, in the place of --data.")
 @click.option(
     "--names", type=click.Path(path_type=Path), help='A JSON file of components to keep, ["layer:3", ...], likewise.'
 )
@@ -75,6 +77,7 @@ def masks(
     *,
     source: Path | None,
     output: Path,
+    data: Path | None,
     harvest: Path | None,
     names: Path | None,
     labels: Path | None,
@@ -87,7 +90,7 @@ def masks(
     batch: int,
     engine: str,
 ) -> int:
-    """Derive fixed masks for SOURCE from the data in --inputs: .npz, .npy, safetensors, or a folder of such.
+    """Derive fixed masks for SOURCE from the samples of --data: .npz, .npy, safetensors, or a folder of such.
 
     The data run through the dense model, and the run's causal-importance functions tell how important each component
     is. The importances are written beside the masks. In the place of data, --harvest, --names or --labels tell which
@@ -95,12 +98,11 @@ def masks(
     """
     import spdexport
 
-    options = {name: value for name, value in given.items() if name != "inputs"}
     with reports.run() as (progress, finish):
         result = spdexport.derive_masks(
             source,
             output,
-            data=given.get("inputs"),
+            data=data,
             harvest=harvest,
             names=names,
             labels=labels,
@@ -113,7 +115,7 @@ def masks(
             batch=batch,
             engine=engine,
             progress=progress,
-            **options,
+            **given,
         )
         finish(result)
     return 0

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from spdexport.cli_options import DEBUG, pop_given
+from spdexport.cli_kinds import pop_given
+from spdexport.cli_options import DEBUG
 from spdexport.errors import UsageError
 from spdexport.report.formats import formats
 from spdexport.speech import SilencedError, flush, on_github, say

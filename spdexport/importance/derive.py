@@ -171,11 +171,11 @@ def _check_one(**given: object) -> None:
     """
     told = [name for name, value in given.items() if value is not None]
     if len(told) != 1:
-        options = [f"--{'inputs' if name == 'data' else name}" for name in told or given]
+        options = [f"--{name}" for name in told or given]
         raise UsageError(
             "Masks come from one thing." if told else "There are no data, and no file to make masks from.",
             where=" and ".join(options) if told else "the command",
-            hint="Give one of --inputs, --harvest, --names and --labels.",
+            hint="Give one of --data, --harvest, --names and --labels.",
         )
 
 

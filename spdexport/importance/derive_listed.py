@@ -104,7 +104,7 @@ def derive_listed(
         raise UsageError(
             "No model runs where a file tells which components are kept.",
             where=f"--{unused[0].replace('_', '-')}",
-            hint="Leave the option out, or give --inputs in the place of the file.",
+            hint="Leave the option out, or give --data in the place of the file.",
         )
     components = _components(source, options)
     run = Run(

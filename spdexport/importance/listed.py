@@ -71,11 +71,9 @@ class Run:
         Raises:
             MaskError: It is no key, or there is no such component.
         """
-        layer, _, index = key.rpartition(":")
-        if not layer or not (index.isascii() and index.isdecimal() and len(index) <= _DIGITS):
-            raise MaskError(f"{key[:80]!r} names no component.", where=where, hint="Components are called layer:3.")
-        self.check(layer, int(index), where)
-        return layer, int(index)
+        layer, index = split_key(key, where)
+        self.check(layer, index, where)
+        return layer, index
 
     def check(self, layer: str, index: int, where: str) -> None:
         """Refuse a component that there is not.
@@ -90,6 +88,18 @@ class Run:
                 where=where,
                 hint="Give a file that was made for this run.",
             )
+
+
+def split_key(key: str, where: str) -> tuple[str, int]:
+    """Return layer and index of a component's key, such as ``layer:3``, whether there is one or not.
+
+    Raises:
+        MaskError: It is no key.
+    """
+    layer, _, index = key.rpartition(":")
+    if not layer or not (index.isascii() and index.isdecimal() and len(index) <= _DIGITS):
+        raise MaskError(f"{key[:80]!r} names no component.", where=where, hint="Components are called layer:3.")
+    return layer, int(index)
 
 
 def read_harvest(path: Path, run: Run) -> dict[str, Importances]:
@@ -212,7 +222,7 @@ def read_labels(path: Path, run: Run, patterns: Sequence[str]) -> dict[str, set[
     """
     found: dict[str, set[int]] = {}
     wanted = [pattern.lower() for pattern in patterns]
-    for key, label in _labels(path, run):
+    for key, label in labels_in(path, most=run.total):
         layer, index = run.split(key, str(path))
         kept = found.setdefault(layer, set())
         if any(fnmatchcase(label.lower(), pattern) for pattern in wanted):
@@ -226,14 +236,22 @@ def read_labels(path: Path, run: Run, patterns: Sequence[str]) -> dict[str, set[
     return found
 
 
-def _labels(path: Path, run: Run) -> Iterator[tuple[str, str]]:
-    """Keys of components, each with its label."""
+def labels_in(path: Path, *, most: int) -> Iterator[tuple[str, str]]:
+    """Yield the keys of components, each with its label.
+
+    Args:
+        path: As for ``read_labels``.
+        most: The most rows that a database may have.
+
+    Raises:
+        MaskError: The file cannot be read, or has no such columns.
+    """
     if is_sqlite(path, error=MaskError):
         with tables_of(path, error=MaskError) as tables:
             for table, columns in tables.columns().items():
                 label = next((name for name in LABELS if name in columns), None)
                 if "component_key" in columns and label is not None:
-                    for key, value in tables.rows(table, ["component_key", label], most=run.total):
+                    for key, value in tables.rows(table, ["component_key", label], most=most):
                         yield str(key), str(value)
                     return
         raise _no_labels(path)

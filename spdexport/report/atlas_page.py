@@ -84,6 +84,7 @@ def _component(layer: AtlasLayer, one: Component, result: Atlas) -> dict[str, An
         "name": name,
         "anchor": quote(name),
         "index": one.index,
+        "label": one.label or "",
         "alive": one.is_alive,
         "importance": one.importance,
         "firing": one.firing,

@@ -132,6 +132,7 @@ def atlas_json(result: Atlas) -> dict[str, Any]:
 def _component_json(one: Component) -> dict[str, Any]:
     return {
         "index": one.index,
+        "label": one.label,
         "alive": one.is_alive,
         "mean_importance": one.mean_importance,
         "peak_importance": one.peak_importance,

@@ -77,7 +77,7 @@ def check(effect, before, after):
 
 
 def test_every_component_by_itself(folder, network):
-    found = ablate(folder / "m.onnx", inputs=folder / "x.npz")
+    found = ablate(folder / "m.onnx", data=folder / "x.npz")
     assert (len(found.found), found.samples, found.output, found.components) == (248, 16, "output", SIZES)
     x = images(folder)
     before = network(x, {})
@@ -87,9 +87,9 @@ def test_every_component_by_itself(folder, network):
 
 
 def test_how_many_run_together_makes_no_difference(folder):
-    whole = ablate(folder / "m.onnx", inputs=folder / "x.npz", layers=["fc2"])
+    whole = ablate(folder / "m.onnx", data=folder / "x.npz", layers=["fc2"])
     for rows in (1, 5, 48):
-        other = ablate(folder / "m.onnx", inputs=folder / "x.npz", layers=["fc2"], rows=rows)
+        other = ablate(folder / "m.onnx", data=folder / "x.npz", layers=["fc2"], rows=rows)
         for a, b in zip(whole.found, other.found, strict=True):
             np.testing.assert_allclose(a.effect.change, b.effect.change, rtol=1e-4, atol=1e-5)
 
@@ -99,18 +99,18 @@ def test_sets_and_what_is_alone_kept(folder, network, tmp_path):
     (tmp_path / "sets.json").write_text(json.dumps(sets))
     x = images(folder)
     before = network(x, {})
-    removed = ablate(folder / "m.onnx", inputs=folder / "x.npz", sets=tmp_path / "sets.json")
+    removed = ablate(folder / "m.onnx", data=folder / "x.npz", sets=tmp_path / "sets.json")
     masks = {**without("conv1", 1, 16), **without("fc2", 3)}
     check(removed.found[0].effect, before, network(x, masks))
     check(removed.found[1].effect, before, network(x, without("fc1", 9)))
-    kept = ablate(folder / "m.onnx", inputs=folder / "x.npz", sets=tmp_path / "sets.json", keep=True)
+    kept = ablate(folder / "m.onnx", data=folder / "x.npz", sets=tmp_path / "sets.json", keep=True)
     check(kept.found[0].effect, before, network(x, {name: 1 - mask for name, mask in masks.items()}))
     assert kept.kept
 
 
 def test_a_baseline_of_fixed_masks(folder, network):
     own = load_file(MASKS)
-    found = ablate(folder / "m.onnx", inputs=folder / "x.npz", baseline=MASKS, layers=["conv1"])
+    found = ablate(folder / "m.onnx", data=folder / "x.npz", baseline=MASKS, layers=["conv1"])
     dead = [i for i, one in enumerate(found.found) if one.effect is None]
     assert dead == np.flatnonzero(own["conv1"] == 0).tolist()
     x, live = images(folder), int(np.flatnonzero(own["conv1"])[0])
@@ -126,8 +126,8 @@ def test_masks_for_each_location_and_required_ones(folder, tmp_path):
     )  # fmt: skip
     shape = [d.dim_value for d in onnx.load(tmp_path / "m.onnx").graph.input[1].type.tensor_type.shape.dim]
     assert shape[1:] == [16, 16, 24]
-    found = ablate(tmp_path / "m.onnx", inputs=folder / "x.npz", layers=["conv1"])
-    whole = ablate(folder / "m.onnx", inputs=folder / "x.npz", layers=["conv1"])
+    found = ablate(tmp_path / "m.onnx", data=folder / "x.npz", layers=["conv1"])
+    whole = ablate(folder / "m.onnx", data=folder / "x.npz", layers=["conv1"])
     # Of layers without a mask the delta is kept, so that other layers' numbers are near, not equal.
     assert len(found.found) == len(whole.found) == 24
     ranks = [np.argmax([one.effect.change for one in f.found]) for f in (found, whole)]
@@ -139,25 +139,25 @@ def test_gates_as_the_baseline(folder, tmp_path):
         RUN, tmp_path / "m.onnx", factory=FACTORY, input_shape="2x1x16x16", runtime_masks=["all"], gates="exact",
         delta="drop", verify=False,
     )  # fmt: skip
-    found = ablate(tmp_path / "m.onnx", inputs=folder / "x.npz", layers=["fc2"])
+    found = ablate(tmp_path / "m.onnx", data=folder / "x.npz", layers=["fc2"])
     assert found.baseline == "gates"
     assert found.active == ("the file's gates (exact), which the masks multiply",)
     assert max(one.effect.kl for one in found.found) > 0
-    same = ablate(tmp_path / "m.onnx", inputs=folder / "x.npz", baseline="gates", layers=["fc2"])
+    same = ablate(tmp_path / "m.onnx", data=folder / "x.npz", baseline="gates", layers=["fc2"])
     assert [one.effect for one in same.found] == [one.effect for one in found.found]
     # The gates multiply whatever comes from outside: a baseline of ones would be theirs under another name.
     with pytest.raises(UsageError, match="no baseline of ones can be had of it"):
-        ablate(tmp_path / "m.onnx", inputs=folder / "x.npz", baseline="ones")
-    fixed = ablate(tmp_path / "m.onnx", inputs=folder / "x.npz", baseline=MASKS, layers=["fc2"])
+        ablate(tmp_path / "m.onnx", data=folder / "x.npz", baseline="ones")
+    fixed = ablate(tmp_path / "m.onnx", data=folder / "x.npz", baseline=MASKS, layers=["fc2"])
     assert fixed.baseline == "gates and fixed_masks.safetensors"
     model = onnx.load(tmp_path / "m.onnx")
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "bare.onnx")
-    done = spdexport("ablate", tmp_path / "bare.onnx", "--inputs", folder / "x.npz", "--layers", "fc2")
+    done = spdexport("ablate", tmp_path / "bare.onnx", "--data", folder / "x.npz", "--layers", "fc2")
     words = " ".join(done.stdout.split())
     assert "change of output from gates; at work throughout: the file's gates, which the masks multiply" in words
     with pytest.raises(UsageError, match="The file has no gates in its graph"):
-        ablate(folder / "m.onnx", inputs=folder / "x.npz", baseline="gates")
+        ablate(folder / "m.onnx", data=folder / "x.npz", baseline="gates")
 
 
 def test_a_batch_that_cannot_change(folder, tmp_path):
@@ -165,14 +165,14 @@ def test_a_batch_that_cannot_change(folder, tmp_path):
         RUN, tmp_path / "m.onnx", factory=FACTORY, input_shape="16x1x16x16", runtime_masks=["fc2"],
         dynamic_batch=False, verify=False,
     )  # fmt: skip
-    found = ablate(tmp_path / "m.onnx", inputs=folder / "x.npz")
+    found = ablate(tmp_path / "m.onnx", data=folder / "x.npz")
     assert len(found.found) == 32
     assert found.notes == ("the batch of the file cannot change: every ablation took a run of its own",)
 
 
 def test_the_command_and_its_reports(folder, tmp_path):
     done = spdexport(
-        "ablate", folder / "m.onnx", "--inputs", folder / "x.npz", "--report", tmp_path / "r.json", "--html",
+        "ablate", folder / "m.onnx", "--data", folder / "x.npz", "--report", tmp_path / "r.json", "--html",
         tmp_path / "r.html",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
@@ -194,7 +194,7 @@ def test_the_command_and_its_reports(folder, tmp_path):
 def test_it_needs_no_torch(folder):
     script = (
         "import sys\nsys.modules['torch'] = None\nfrom spdexport.ablation.ablate import ablate\n"
-        f"print(len(ablate({str(folder / 'm.onnx')!r}, inputs={str(folder / 'x.npz')!r}, layers=['fc2']).found))"
+        f"print(len(ablate({str(folder / 'm.onnx')!r}, data={str(folder / 'x.npz')!r}, layers=['fc2']).found))"
     )
     import subprocess
     import sys
@@ -239,11 +239,11 @@ def test_refusals(folder, bad_data, options, error, what):
 def test_a_file_without_masks(folder, tmp_path):
     convert(RUN, tmp_path / "m.onnx", factory=FACTORY, input_shape="2x1x16x16", verify=False)
     with pytest.raises(SourceError, match="no run-time masks to ablate") as caught:
-        ablate(tmp_path / "m.onnx", inputs=folder / "x.npz")
+        ablate(tmp_path / "m.onnx", data=folder / "x.npz")
     assert "--runtime-masks all" in caught.value.hint
 
 
 def test_a_mistake_of_the_command_is_three_lines(folder):
-    done = subprocess_of("ablate", folder / "m.onnx", "--inputs", folder / "x.npz", "--layers", "conv9")
+    done = subprocess_of("ablate", folder / "m.onnx", "--data", folder / "x.npz", "--layers", "conv9")
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 3

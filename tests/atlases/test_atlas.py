@@ -78,7 +78,7 @@ def test_importances_and_firing_are_those_of_masks(drawn, folder):
 
 
 def test_effects_are_those_of_ablate(drawn, folder):
-    right = ablate(folder / "gated.onnx", inputs=folder / "x.npz")
+    right = ablate(folder / "gated.onnx", data=folder / "x.npz")
     assert (drawn.output, drawn.baseline, drawn.effect_samples) == (right.output, right.baseline, 16)
     found = {f"{layer.name}:{one.index}": one.effect for layer in drawn.layers for one in layer.components}
     assert len(found) == len(right.found) == 248
@@ -183,7 +183,7 @@ def test_a_file_of_its_own_run_gives_the_same(drawn, folder):
 
 def test_a_file_without_masks_gets_them_and_computes_what_the_masked_one_does(folder):
     found = atlas(folder / "plain.onnx", data=folder / "x.npz", effect_samples=16)
-    right = {one.components.name: one.effect for one in ablate(folder / "masked.onnx", inputs=folder / "x.npz").found}
+    right = {one.components.name: one.effect for one in ablate(folder / "masked.onnx", data=folder / "x.npz").found}
     for layer in found.layers:
         assert not layer.has_importances
         for one in layer.components:

@@ -83,8 +83,8 @@ def test_without_ray_the_command_says_how_to_get_it(no_ray, tmp_path):
     np.savez(tmp_path / "x.npz", x=np.zeros((4, 1, 16, 16), np.float32))
     onnx_models.saved(onnx_models.network(), tmp_path / "m.onnx")
     given = {
-        "masks": (RUN, "--factory", FACTORY, "--inputs", tmp_path / "x.npz", "-o", tmp_path / "m.safetensors"),
-        "ablate": (tmp_path / "m.onnx", "--inputs", tmp_path / "x.npz"),
+        "masks": (RUN, "--factory", FACTORY, "--data", tmp_path / "x.npz", "-o", tmp_path / "m.safetensors"),
+        "ablate": (tmp_path / "m.onnx", "--data", tmp_path / "x.npz"),
         "compress": (tmp_path / "m.onnx", "--data", tmp_path / "x.npz", "--macs", 0.5, "-o", tmp_path / "o.onnx"),
     }
     for name, arguments in given.items():
@@ -104,7 +104,7 @@ def test_without_ray_python_says_the_same(no_ray):
 
 def test_an_engine_that_there_is_not():
     with pytest.raises(UsageError, match="'dask' is no engine") as error:
-        spdexport.ablate("m.onnx", inputs="x.npz", engine="dask")
+        spdexport.ablate("m.onnx", data="x.npz", engine="dask")
     assert error.value.hint == "Choose one of local, ray."
 
 

@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def ablations(folder):
     """Those of a layer, in this process."""
-    return spdexport.ablate(folder / "m.onnx", inputs=folder / "x.npz", layers=["fc2"], rows=8)
+    return spdexport.ablate(folder / "m.onnx", data=folder / "x.npz", layers=["fc2"], rows=8)
 
 
 def numbers(found):
@@ -80,7 +80,7 @@ def pids():
 
 
 def test_masks_are_those_of_one_process(folder, tmp_path):
-    arguments = ("masks", RUN, "--factory", FACTORY, "--inputs", folder / "x.npz", "--batch", 8)
+    arguments = ("masks", RUN, "--factory", FACTORY, "--data", folder / "x.npz", "--batch", 8)
     for engine in ("local", "ray"):
         done = command(*arguments, "-o", tmp_path / f"{engine}.safetensors", "--engine", engine)
         assert done.exit_code == 0, done.output
@@ -93,7 +93,7 @@ def test_masks_are_those_of_one_process(folder, tmp_path):
 
 
 def test_ablations_are_those_of_one_process(folder, ablations):
-    found = spdexport.ablate(folder / "m.onnx", inputs=folder / "x.npz", layers=["fc2"], rows=8, engine="ray")
+    found = spdexport.ablate(folder / "m.onnx", data=folder / "x.npz", layers=["fc2"], rows=8, engine="ray")
     assert (found.samples, found.notes) == (64, ablations.notes)
     same(numbers(found), numbers(ablations))
 
@@ -231,7 +231,7 @@ def test_data_that_cannot_be_used_are_told_as_ever(folder, tmp_path):
 def test_the_command_begins_a_cluster_of_its_own_and_ends_it(folder, tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess_of(
-        "ablate", folder / "m.onnx", "--inputs", folder / "x.npz", "--layers", "fc2", "--rows", 8, "--engine", "ray",
+        "ablate", folder / "m.onnx", "--data", folder / "x.npz", "--layers", "fc2", "--rows", 8, "--engine", "ray",
         "--report", tmp_path / "r.json", env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -242,7 +242,7 @@ def test_the_command_begins_a_cluster_of_its_own_and_ends_it(folder, tmp_path):
 @pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_told(folder):
     done = subprocess_of(
-        "ablate", folder / "m.onnx", "--inputs", folder / "x.npz", "--engine", "ray",
+        "ablate", folder / "m.onnx", "--data", folder / "x.npz", "--engine", "ray",
         env={**os.environ, "RAY_ADDRESS": "127.0.0.1:1"},
     )  # fmt: skip
     assert done.returncode == 2, done.stderr

@@ -28,7 +28,7 @@ KNOWING: dict[str, Damage] = {
 FORMATS = {
     "safetensors": "safetensors", "npz": "zip", "stored.npz": "zip", "npy": "npy", "json": "json", "pt": "zip",
     "legacy.pt": "pickle", "pkl": "pickle", "pt2": "zip", "ts": "zip", "onnx": "onnx", "yaml": "yaml", "pth": "zip",
-    "bin": "",
+    "bin": "", "csv": "",
 }  # fmt: skip
 """The damage that knows a file, by its ending."""
 
@@ -74,6 +74,7 @@ def _kind(name: str, damaged: str, *command: str, needs: tuple[str, ...] = (), s
 QUICK = ("--no-verify", "-o", f"{OUT}/m.onnx")
 TORCH = ("model.py",)
 LAB = ("--runtime", "package", "-o", f"{OUT}/lab")
+ATLAS = ("--effect-samples", "2", "-o", f"{OUT}/a.html")
 
 
 def _sources() -> list[Kind]:
@@ -98,7 +99,7 @@ def _sources() -> list[Kind]:
             found.append(_kind(f"{name}-against", file, *against, needs=(*needs, "net.onnx"), share=0.3))
     folded = ("fold", "m.pt2", "-o", f"{OUT}/m.pt2", "--no-verify")
     run, checkpoint = ("run", *MAKE), "run/model_100.pth"
-    config, data = "run/final_config.yaml", ("--inputs", "data.npy", "-o", f"{OUT}/masks.safetensors")
+    config, data = "run/final_config.yaml", ("--data", "data.npy", "-o", f"{OUT}/masks.safetensors")
     return [
         *found,
         _kind("pt2-fold", "m.pt2", *folded, share=0.6),
@@ -122,7 +123,7 @@ def _beside() -> list[Kind]:
             command = ("convert", "net.onnx", *beside, f"--{what}", file, *QUICK)
             found.append(_kind(f"{ending}-{what}-convert", file, *command, needs=needs))
         if ending != "pkl":
-            masked = ("ablate", "runtime.onnx", "--inputs", "data.npy", "--baseline", f"masks.{ending}")
+            masked = ("ablate", "runtime.onnx", "--data", "data.npy", "--baseline", f"masks.{ending}")
             found.append(_kind(f"{ending}-baseline-ablate", masked[-1], *masked, needs=("runtime.onnx", "data.npy")))
     for ending in ("safetensors", "npz", "stored.npz", "npy", "json", "pt", "legacy.pt"):
         file = f"inputs.{ending}"
@@ -154,11 +155,13 @@ def _beside() -> list[Kind]:
               f"{OUT}/masks.safetensors", needs=("run",), share=0.5),
         _kind("names-masks", "names.json", "masks", "run", "--names", "names.json", "-o",
               f"{OUT}/masks.safetensors", needs=("run",), share=0.2),
-        _kind("classes-lab", "classes.json", "lab", "runtime.onnx", "--data", "data.npy", *LAB, "--labels",
+        _kind("labels-masks", "labels.csv", "masks", "run", "--labels", "labels.csv", "--label", "*", "-o",
+              f"{OUT}/masks.safetensors", needs=("run",), share=0.2),
+        _kind("classes-lab", "classes.json", "lab", "runtime.onnx", "--data", "data.npy", *LAB, "--classes",
               "classes.json", needs=("runtime.onnx", "data.npy", "package"), share=0.3),
         _kind("package-lab", "package/package.json", "lab", "runtime.onnx", "--data", "data.npy", *LAB,
               needs=("runtime.onnx", "data.npy", "package"), share=0.3),
-        _kind("sets-ablate", "sets.json", "ablate", "runtime.onnx", "--inputs", "data.npy", "--sets", "sets.json",
+        _kind("sets-ablate", "sets.json", "ablate", "runtime.onnx", "--data", "data.npy", "--sets", "sets.json",
               needs=("runtime.onnx", "data.npy")),
     ]  # fmt: skip
 
@@ -168,18 +171,20 @@ def _data() -> list[Kind]:
     found = []
     for ending in ("npz", "stored.npz", "npy", "safetensors"):
         file = f"data.{ending}"
-        ablated = ("ablate", "runtime.onnx", "--inputs", file)
+        ablated = ("ablate", "runtime.onnx", "--data", file)
         found.append(_kind(f"{ending}-data-ablate", file, *ablated, needs=("runtime.onnx",)))
         shown = ("lab", "runtime.onnx", "--data", file, *LAB)
         found.append(_kind(f"{ending}-data-lab", file, *shown, needs=("runtime.onnx", "package"), share=0.3))
-        derived = ("masks", "run", *MAKE, "--inputs", file, "-o", f"{OUT}/masks.safetensors")
+        derived = ("masks", "run", *MAKE, "--data", file, "-o", f"{OUT}/masks.safetensors")
         found.append(_kind(f"{ending}-data-masks", file, *derived, needs=("run", *TORCH), share=0.5))
-    drawn = ("atlas", "runtime.onnx", "--data", "data.npz", "-o", f"{OUT}/atlas.html")
+    drawn = ("atlas", "runtime.onnx", "--data", "data.npz", *ATLAS)
     found.append(_kind("npz-data-atlas", "data.npz", *drawn, needs=("runtime.onnx",), share=0.3))
     found.append(_kind("runtime-atlas", "runtime.onnx", *drawn, needs=("data.npz",), share=0.3))
+    labelled = (*drawn, "--labels", "labels.csv")
+    found.append(_kind("labels-atlas", "labels.csv", *labelled, needs=("runtime.onnx", "data.npz"), share=0.3))
     for name, command, needs in (
-        ("folder-data-ablate", ("ablate", "runtime.onnx", "--inputs", "data"), ("runtime.onnx", "data")),
-        ("folder-data-masks", ("masks", "run", *MAKE, "--inputs", "data", "-o", f"{OUT}/masks.safetensors"),
+        ("folder-data-ablate", ("ablate", "runtime.onnx", "--data", "data"), ("runtime.onnx", "data")),
+        ("folder-data-masks", ("masks", "run", *MAKE, "--data", "data", "-o", f"{OUT}/masks.safetensors"),
          ("run", *TORCH, "data")),
     ):  # fmt: skip
         found.append(_kind(name, "data/b.stored.npz", *command, needs=needs, share=0.5))
@@ -220,7 +225,7 @@ def _onnx() -> list[Kind]:
         _kind("onnx-bench", "net.onnx", "bench", "net.onnx", "--rounds", "2", share=0.2),
         _kind("own-bench-against", "masked.onnx", "bench", "net.onnx", "--against", "masked.onnx", "--rounds", "2",
               needs=("net.onnx",), share=0.2),
-        _kind("runtime-ablate", "runtime.onnx", "ablate", "runtime.onnx", "--inputs", "data.npy", needs=("data.npy",)),
+        _kind("runtime-ablate", "runtime.onnx", "ablate", "runtime.onnx", "--data", "data.npy", needs=("data.npy",)),
         _kind("runtime-lab", "runtime.onnx", "lab", "runtime.onnx", "--data", "data.npy", *LAB,
               needs=("data.npy", "package")),
         _kind("runtime-verify", "runtime.onnx", "verify", "runtime.onnx", share=0.5),

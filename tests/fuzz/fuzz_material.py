@@ -297,6 +297,7 @@ def _write_arrays(folder: Path) -> None:
     made = {"tuple": [{"tiny": True}, {"tuple": [{"tensor": [2, 1, 4, 4], "dtype": "float32"}]}]}
     (folder / "made.json").write_text(json.dumps(made))
     (folder / "classes.json").write_text(json.dumps(["zero", "one"]))
+    (folder / "labels.csv").write_text("component_key,label\nconv:0,edges\nfc:1,a class\n")
     (folder / "package" / "dist").mkdir(parents=True)
     (folder / "package" / "package.json").write_text(json.dumps({"name": runtime.NAME, "version": "0.0.1"}))
     for name in runtime.FILES:

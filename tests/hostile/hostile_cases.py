@@ -13,7 +13,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from fuzz_case import Outcome, contents, contents_of, file_faults, run_command, said_faults
-from fuzz_kinds import LAB, MAKE, OUT, QUICK, Kind
+from fuzz_kinds import ATLAS, LAB, MAKE, OUT, QUICK, Kind
 from payload import Hostile
 from payload_onnx import CLAIMS, INJECTIONS, LARGE, OUTSIDE, WORK
 from payload_pickles import PICKLES, PROGRAMS
@@ -54,30 +54,35 @@ PLACES = {
     "fold to .pt2": ("fold", FILE, "--no-verify", "-o", f"{OUT}/m.pt2", *PAGES),
     "bench": ("bench", FILE, "--rounds", "2", *REPORT),
     "bench --against": ("bench", "net.onnx", "--against", FILE, "--rounds", "2", *REPORT),
-    "ablate": ("ablate", FILE, "--inputs", "data.npy", *REPORT, "--html", f"{OUT}/r.html"),
+    "ablate": ("ablate", FILE, "--data", "data.npy", *REPORT, "--html", f"{OUT}/r.html"),
     "lab": ("lab", FILE, "--data", "data.npy", *LAB, *REPORT),
     "lab --data": ("lab", "runtime.onnx", "--data", FILE, *LAB, *REPORT),
     "lab --dense": ("lab", "runtime.onnx", "--data", "data.npy", "--dense", FILE, *LAB, *REPORT),
-    "lab --labels": ("lab", "runtime.onnx", "--data", "data.npy", "--labels", FILE, *LAB, *REPORT),
+    "lab --classes": ("lab", "runtime.onnx", "--data", "data.npy", "--classes", FILE, *LAB, *REPORT),
     "lab --runtime": ("lab", "runtime.onnx", "--data", "data.npy", "--runtime", FILE, "-o", f"{OUT}/lab", *REPORT),
-    "masks": ("masks", FILE, *MAKE, "--inputs", "data.npy", *_MASKS),
+    "masks": ("masks", FILE, *MAKE, "--data", "data.npy", *_MASKS),
+    "atlas": ("atlas", FILE, "--data", "data.npy", *ATLAS, *REPORT),
+    "atlas, with a factory": ("atlas", FILE, *MAKE, "--data", "data.npy", *ATLAS, *REPORT),
+    "atlas --components": ("atlas", "net.onnx", "--components", FILE, "--data", "data.npy", *ATLAS, *REPORT),
+    "atlas --data": ("atlas", "runtime.onnx", "--data", FILE, *ATLAS, *REPORT),
+    "atlas --labels": ("atlas", "runtime.onnx", "--data", "data.npy", "--labels", FILE, *ATLAS, *REPORT),
     "--components": ("convert", "net.onnx", "--components", FILE, *QUICK),
     "inspect --components": ("inspect", "net.onnx", "--components", FILE, *REPORT),
-    "masks --components": ("masks", "state.pt", *MAKE, "--components", FILE, "--inputs", "data.npy", *_MASKS),
+    "masks --components": ("masks", "state.pt", *MAKE, "--components", FILE, "--data", "data.npy", *_MASKS),
     "--masks": ("convert", "net.onnx", "--components", "components.safetensors", "--masks", FILE, *QUICK),
     "verify --masks": (*_GIVEN, "--masks", FILE),
     "--plan": ("convert", "net.onnx", "--plan", FILE, *QUICK),
     "convert --inputs": ("convert", "state.pt", *MAKE, "--inputs", FILE, *QUICK),
     "verify --inputs": ("verify", "net.onnx", "--inputs", FILE, *PAGES),
     "bench --inputs": ("bench", "net.onnx", "--inputs", FILE, "--rounds", "2", *REPORT),
-    "masks --inputs": ("masks", "run", *MAKE, "--inputs", FILE, *_MASKS),
-    "ablate --inputs": ("ablate", "runtime.onnx", "--inputs", FILE, *REPORT, "--html", f"{OUT}/r.html"),
+    "masks --data": ("masks", "run", *MAKE, "--data", FILE, *_MASKS),
+    "ablate --data": ("ablate", "runtime.onnx", "--data", FILE, *REPORT, "--html", f"{OUT}/r.html"),
     "--edit": ("convert", "net.onnx", "--components", "components.safetensors", "--edit", FILE, *QUICK),
     "masks --harvest": ("masks", "run", "--harvest", FILE, *_MASKS),
     "masks --names": ("masks", "run", "--names", FILE, *_MASKS),
     "masks --labels": ("masks", "run", "--labels", FILE, "--label", "*", *_MASKS),
-    "ablate --sets": ("ablate", "runtime.onnx", "--inputs", "data.npy", "--sets", FILE, *REPORT),
-    "ablate --baseline": ("ablate", "runtime.onnx", "--inputs", "data.npy", "--baseline", FILE, *REPORT),
+    "ablate --sets": ("ablate", "runtime.onnx", "--data", "data.npy", "--sets", FILE, *REPORT),
+    "ablate --baseline": ("ablate", "runtime.onnx", "--data", "data.npy", "--baseline", FILE, *REPORT),
     "verify, on GitHub": ("verify", FILE, *PAGES),
     "inspect, on GitHub": ("inspect", FILE, *MAKE),
     "--masks, on GitHub": ("convert", "net.onnx", "--masks", FILE, *QUICK),
@@ -208,7 +213,7 @@ def leaked(folder: Path, said: str) -> list[str]:
     for name, text in texts.items():
         if "root:x:0:0" in text:
             faults.append(f"another file's content in {name}")
-    page, cases = texts.get("r.html", "") + texts.get("lab/index.html", ""), texts.get("r.xml", "")
+    page, cases = texts.get("r.html", "") + texts.get("lab/index.html", "") + texts.get("a.html", ""), texts.get("r.xml", "")
     if "<script>alert" in page:
         faults.append("markup in the page")
     if any(ord(c) < 0x20 and c not in "\n\r\t" for c in page + cases):
@@ -228,13 +233,13 @@ FEW = {
     ".pt2": ("inspect", "fold to .pt2"),
     ".ts": ("inspect", "verify --against"),
     ".onnx": ("verify", "inspect"),
-    ".npz": ("verify --inputs", "ablate --inputs", "--components"),
-    ".npy": ("verify --inputs", "ablate --inputs"),
+    ".npz": ("verify --inputs", "ablate --data", "--components"),
+    ".npy": ("verify --inputs", "ablate --data"),
     ".safetensors": ("--components", "ablate --baseline"),
     ".json": ("--masks", "--plan", "ablate --sets", "--edit", "masks --names"),
     "run": ("inspect, with a factory", "masks"),
-    "data": ("ablate --inputs",),
-    "hostile": ("inspect", "verify", "--masks", "ablate --inputs"),
+    "data": ("ablate --data",),
+    "hostile": ("inspect", "verify", "--masks", "ablate --data"),
 }
 """The places that read a file as what it is, by its ending or name."""
 

@@ -121,6 +121,11 @@ TEXTS = (
             "hostile.json", json.dumps({name: [1.0], f"{name}.V": [[1.0]], "layers": name})))
         for name in _NAMES
     ),
+    *(
+        Hostile(name=f"JSON with the label {name!r}", file="hostile.json", refused=False, make=_write(
+            "hostile.json", json.dumps({"conv:0": name, "fc:1": name * 1000})))
+        for name in _NAMES
+    ),
     Hostile(name="JSON plan with paths", file="hostile.json", make=_write(
         "hostile.json", json.dumps({"schema_version": 1, "factory": "evil.py:make", "components": "/etc/passwd"}))),
 )  # fmt: skip

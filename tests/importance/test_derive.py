@@ -36,7 +36,7 @@ def few(training, tmp_path_factory):
 def test_the_digits_run_gives_its_masks_back(training, tmp_path):
     np.savez(tmp_path / "train.npz", x=training)
     done = spdexport(
-        "masks", RUN, "--factory", FACTORY, "--inputs", tmp_path / "train.npz", "-o", tmp_path / "m.safetensors",
+        "masks", RUN, "--factory", FACTORY, "--data", tmp_path / "train.npz", "-o", tmp_path / "m.safetensors",
         "--report", tmp_path / "r.json", "--batch", 200,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
@@ -129,8 +129,8 @@ def test_mistakes_of_a_command(few, tmp_path):
     out = tmp_path / "m.safetensors"
     for status, what, arguments in (
         (2, "There are no data", ()),
-        (4, "There is no such file", ("--inputs", tmp_path / "missing.npz")),
-        (2, "is not one of", ("--inputs", few, "--by", "median")),
+        (4, "There is no such file", ("--data", tmp_path / "missing.npz")),
+        (2, "is not one of", ("--data", few, "--by", "median")),
     ):
         done = spdexport("masks", RUN, "--factory", FACTORY, "-o", out, *arguments)
         assert done.exit_code == status, done.output

@@ -20,7 +20,7 @@ COMMANDS = {
     "verify --against": ["verify", "GOOD", "--against", "FILE"],
     "bench": ["bench", "FILE", "--rounds", "1"],
     "bench --against": ["bench", "GOOD", "--against", "FILE", "--rounds", "1"],
-    "ablate": ["ablate", "FILE", "--inputs", "DATA"],
+    "ablate": ["ablate", "FILE", "--data", "DATA"],
 }
 """The commands that read ONNX files."""
 

@@ -151,7 +151,7 @@ def test_ablations(run, tmp_path):
     before = effective(run, {})(x)
     np.testing.assert_allclose(before, right["y1"], rtol=0, atol=CLOSE)
     convert(DATA / run, tmp_path / "m.onnx", **model(run), runtime_masks=["all"], delta="drop", verify=False)
-    found = ablate(tmp_path / "m.onnx", inputs=DATA / f"{run}.x.npz")
+    found = ablate(tmp_path / "m.onnx", data=DATA / f"{run}.x.npz")
     assert (found.baseline, found.active, found.samples) == ("ones", (), len(x))
     own = components(run)
     assert found.components == {name: V.shape[1] for name, (V, _) in own.items()}
@@ -170,7 +170,7 @@ def test_ablations_from_the_gates(gated, tmp_path):
     run, right = "global_tf", golden("global_tf")
     sets = {"everything": [f"{name}:{i}" for name, (V, _) in components(run).items() for i in range(V.shape[1])]}
     (tmp_path / "sets.json").write_text(json.dumps(sets))
-    found = ablate(gated(run), inputs=DATA / f"{run}.x.npz", sets=tmp_path / "sets.json")
+    found = ablate(gated(run), data=DATA / f"{run}.x.npz", sets=tmp_path / "sets.json")
     assert found.baseline == "gates"
     zeros = {name: np.zeros(V.shape[1]) for name, (V, _) in components(run).items()}
     nothing = effective(run, zeros)(right["x"])

@@ -113,7 +113,7 @@ def test_what_the_record_says_of_the_delta(folder, delta, options, told):
 @pytest.mark.parametrize("text", ["no\nyes\n", '["no", "yes"]', "\ufeffno\r\n\r\n yes"])
 def test_names_of_classes(folder, text):
     Path("names").write_bytes(text.encode())
-    made(folder, labels="names")
+    made(folder, classes="names")
     assert described(folder)["classes"] == ["no", "yes"]
 
 
@@ -121,7 +121,7 @@ def test_names_of_classes(folder, text):
 def test_names_of_classes_that_are_none(folder, text):
     Path("names").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(InputError, match="names of the classes cannot be read") as caught:
-        made(folder, labels="names")
+        made(folder, classes="names")
     assert caught.value.where == "names"
     assert not (folder / "lab").exists()
 
@@ -278,7 +278,7 @@ def test_quiet_and_verbose(folder):
         (["--runtime", "m.onnx"], 4, "The archive cannot be read"),
         (["--data", "none.npz"], 4, "There is no such file."),
         (["--dense", "none.onnx"], 4, "There is no such file."),
-        (["--labels", "none.txt"], 4, "There is no such file."),
+        (["--classes", "none.txt"], 4, "There is no such file."),
         (["-o", "package"], 2, "which is read"),
         (["-o", "none/lab"], 2, "does not exist"),
         (["-o", "m.onnx"], 2, "would overwrite"),

@@ -50,7 +50,7 @@ def folder(tmp_path_factory):
         convert(RUN, folder / f"{name}.onnx", factory=FACTORY, inputs=folder / "x.npz", verify=False, **options)
     np.savez(folder / "labelled.npz", x=images, labels=np.arange(4))
     (folder / "names.txt").write_text("\n".join(NAMES))
-    beside = {"local": {"dense": folder / "dense.onnx", "labels": folder / "names.txt"}}
+    beside = {"local": {"dense": folder / "dense.onnx", "classes": folder / "names.txt"}}
     for name in ("exact", "local", "masked", "routed"):
         lab(
             folder / f"{name}.onnx", folder / name, data=folder / "labelled.npz", runtime=lab_files.RUNTIME,
@@ -340,7 +340,7 @@ def test_names_are_text_and_nothing_else(one, browser, tmp_path, layer):
     path = lab_files.small(tmp_path / "m.onnx", layer=layer)
     (tmp_path / "names.json").write_text(json.dumps([EVIL, "</script>"]))
     lab_files.numbers(tmp_path / "x.npz")
-    shown = one(path, data=tmp_path / "x.npz", labels=tmp_path / "names.json")
+    shown = one(path, data=tmp_path / "x.npz", classes=tmp_path / "names.json")
     before = shown.numbers()
     shown.do("document.querySelectorAll('.cell')[1].click()")
     assert shown.numbers() != before

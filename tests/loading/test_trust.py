@@ -85,7 +85,7 @@ def commands(tmp_path):
         "inspect": ("inspect", None, *shape),
         "convert": ("convert", None, *shape, "-o", tmp_path / "new.onnx"),
         "verify": ("verify", tmp_path / "m.onnx", "--against", None, *shape),
-        "masks": ("masks", None, "--inputs", tmp_path / "data.npz", "-o", tmp_path / "new.safetensors"),
+        "masks": ("masks", None, "--data", tmp_path / "data.npz", "-o", tmp_path / "new.safetensors"),
         "fold": ("fold", None, "-o", tmp_path / "new.pt2"),
     }
 

@@ -22,13 +22,13 @@ EVIL = "<script>document.title='owned'</script>&\"'"
 BOX = Box(top=0.25, left=0.5, bottom=0.75, right=1.0)
 
 
-def component(index, importance, firing, kl):
+def component(index, importance, firing, kl, label=None):
     effect = None if kl is None else Effect(change=kl, relative=kl, largest=kl, top_changed=0.1, kl=kl)
     tops = tuple(
         Top(sample=s, place=(3, 4), activation=1.5 - s, importance=0.5, box=BOX) for s in range(4 if firing else 0)
     )
     return Component(
-        index=index, mean_importance=importance, peak_importance=1.0, mean_activation=0.3, firing=firing, most=firing,
+        index=index, label=label, mean_importance=importance, peak_importance=1.0, mean_activation=0.3, firing=firing, most=firing,
         effect=effect, outputs=((12, 0.75), (3, -0.5)), reads=weights_picture(RANDOM.normal(size=(16, 3, 3))),
         fires=places_picture(RANDOM.random((16, 16))), tops=tops,
     )  # fmt: skip
@@ -47,7 +47,7 @@ ATLAS = Atlas(
     thumbnails={s: thumbnail(as_pixels(RANDOM.random((3, 16, 16)), np.zeros(3), np.ones(3)), 16) for s in range(4)},
     image=(16, 16), notes=("a note",), hashes={"source": "ab" * 32}, seed=0, versions={"numpy": "2"},
     layers=(
-        layer("conv1", component(0, 0.9, 0.01, 0.2), component(7, 0.5, 0.5, 0.3), component(11, 0.1, 0.9, 0.1)),
+        layer("conv1", component(0, 0.9, 0.01, 0.2), component(7, 0.5, 0.5, 0.3, "curved strokes, " * 9), component(11, 0.1, 0.9, 0.1)),
         layer(LONG, *(component(i, 0.5 - i / 100, i / 40, None if i > 20 else i) for i in range(30))),
         layer(EVIL, component(2, 0.0, 0.0, None)),
     ),
@@ -148,6 +148,16 @@ def test_components_are_filtered_by_the_keyboard(browser, page):
     assert browser.evaluate("[...document.querySelectorAll('nav li')].filter(x => x.hidden).length") == 2
     browser.press("Tab", 9)
     assert browser.evaluate("document.activeElement.name") == "alive"
+
+
+def test_labels_are_shown_and_found(browser, page):
+    browser.open(page, PHONE)
+    assert browser.evaluate("document.querySelectorAll('.card .label').length") == 1
+    filter_ = "document.querySelector('[name=filter]')"
+    browser.evaluate(f"{filter_}.value = 'strokes'; {filter_}.dispatchEvent(new Event('input'))")
+    assert told(browser) == "1 of 34"
+    assert shown(browser) == [7]
+    assert browser.evaluate("document.querySelector('.card .label').getBoundingClientRect().right") <= PHONE[0]
 
 
 def test_only_those_alive_are_shown_where_that_is_wanted(browser, page):
