@@ -346,6 +346,45 @@ def test_a_loop_of_too_many_trips_is_refused(archive, saved, trips):
         assert "--limit trips=" in caught.value.hint
 
 
+def counting(start, compare, stop, step):
+    """A loop as torch writes ``while i < stop: i += step``."""
+    lines = [f"i = {start}", "more = True", "while more:", f"  j = torch.add(i, {step})"]
+    return "\n    ".join([*lines, f"  more, i = torch.{compare}(j, {stop}), j"])
+
+
+@pytest.mark.parametrize(
+    ("loop", "trips"),
+    [
+        (("0", "lt", "4611686018427387904", "1"), 4611686018427387904),
+        (("0", "le", "100000", "1"), 100001),
+        (("5", "lt", "400006", "4"), 100001),
+        (("0", "gt", "-100001", "-1"), 100001),
+        (("0", "ge", "-100000", "-1"), 100001),
+    ],
+)
+def test_a_loop_that_counts_too_far_is_refused(archive, saved, loop, trips):
+    name, code = with_line(archive, counting(*loop), "")
+    with pytest.raises(SourceError, match=f"makes {trips} trips, and the limit is 100000"):
+        load(saved({name: code.encode()}))
+    start, compare, stop, step = loop
+    for other in (counting(int(start) + int(step), compare, stop, step), counting(start, compare, "x.dim()", step)):
+        if trips == 100001 or "dim" in other:
+            name, code = with_line(archive, other, "")
+            load(saved({name: code.encode()}))
+
+
+def test_a_loop_as_torch_writes_it_is_counted(tmp_path):
+    def counted(x: torch.Tensor) -> torch.Tensor:
+        i = 0
+        while i < 123456:
+            i += 1
+        return x + i
+
+    torch.jit.script(counted).save(str(tmp_path / "m.ts"))
+    with pytest.raises(SourceError, match="makes 123456 trips"):
+        load(tmp_path / "m.ts")
+
+
 def test_the_limit_of_trips_is_the_users(archive, saved):
     name, code = with_line(archive, "for i in range(100001):\n      z = x", "")
     path = saved({name: code.encode()})

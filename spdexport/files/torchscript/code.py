@@ -263,17 +263,51 @@ def _check_loop(place: Place, node: ast.For | ast.While) -> None:
     if any(map(_leads_out, ast.walk(node))):
         return
     where = place.at(node)
+    counted: range | None = None
     match node:
         case ast.While(test=test) if place.always(test):
             raise SourceError("A loop of the archive's code never ends.", where=where, hint="Save a model that does.")
+        case ast.While(test=ast.Name(id=test)):
+            counted = _counted(place, node, test)
         case ast.For(iter=ast.Call(func=ast.Name(id="range"), args=args)):
             bounds = [place.number(bound) for bound in args]
             known = [bound for bound in bounds if bound is not None]
             if 1 <= len(known) == len(bounds) <= 3 and (len(known) < 3 or known[2] != 0):
-                spread = range(*known)
-                trips = max(0, -((spread.start - spread.stop) // spread.step))
-                what = f"A loop of the archive's code makes {trips} trips"
-                check_limit("trips", trips, what, where=where, error=SourceError)
+                counted = range(*known)
+    if counted is not None:
+        trips = max(0, -((counted.start - counted.stop) // counted.step))
+        what = f"A loop of the archive's code makes {trips} trips"
+        check_limit("trips", trips, what, where=where, error=SourceError)
+
+
+def _counted(place: Place, loop: ast.While, test: str) -> range | None:
+    """Return what a loop counts through, as torch writes ``while i < N: i += K``; None for a loop that does not."""
+    inside = {id(value) for _, value in bindings(loop) if value is not None}
+
+    def bound(name: str, *, within: bool) -> ast.expr | None:
+        values = [v for v in place.bound.get(name, []) if (id(v) in inside) is within]
+        return values[0] if len(values) == 1 and name not in place.types else None
+
+    match bound(test, within=True):
+        case ast.Call(func=ast.Attribute(value=ast.Name(id="torch"), attr=compare), args=[ast.Name(id=after), end]):
+            pass
+        case _:
+            return None
+    match bound(after, within=True):
+        case ast.Call(func=ast.Attribute(value=ast.Name(id="torch"), attr="add"), args=[ast.Name(id=counter), step]):
+            pass
+        case _:
+            return None
+    match bound(counter, within=True):
+        case ast.Name(id=name) if name == after:
+            pass
+        case _:
+            return None
+    start, stop, by = (place.number(value) for value in (bound(counter, within=False), end, step))
+    if start is None or stop is None or not by:
+        return None
+    past = {("lt", True): 0, ("le", True): 1, ("gt", False): 0, ("ge", False): -1}.get((compare, by > 0))
+    return None if past is None else range(start, stop + past, by)
 
 
 def _leads_out(node: ast.AST) -> bool:

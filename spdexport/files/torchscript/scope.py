@@ -172,8 +172,8 @@ def members_of(node: ast.ClassDef, place: Place) -> dict[str, ast.expr | None]:
     return members
 
 
-def bindings(function: ast.FunctionDef) -> Iterator[tuple[str, ast.expr | None]]:
-    """Return the names that are bound anywhere in a function, with what they are bound to where that is written out."""
+def bindings(function: ast.FunctionDef | ast.While) -> Iterator[tuple[str, ast.expr | None]]:
+    """Return the names that are bound anywhere in a function or loop, with what they are bound to where that is written out."""
     for node in ast.walk(function):
         match node:
             case ast.Assign(targets=targets, value=value):
