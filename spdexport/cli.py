@@ -192,7 +192,9 @@ def _known(error: BaseException) -> SpdExportError:
 def _completed(error: SpdExportError, arguments: Sequence[str]) -> SpdExportError:
     """Add to an error about a command line that lacks something the one that has it."""
     if error.missing:
-        error.hint += f" For example: spdexport {shlex.join([*arguments, *error.missing])}"
+        blanks = f"{', '.join(error.blanks[:-1])} and {error.blanks[-1]}" if error.blanks[1:] else "".join(error.blanks)
+        with_own = f"The command, with your own {blanks}" if blanks else "For example"
+        error.hint += f" {with_own}: spdexport {shlex.join([*arguments, *error.missing])}"
     return error
 
 

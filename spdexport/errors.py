@@ -37,11 +37,13 @@ class SpdExportError(Exception):
         where: The file, layer, option or input it was found in.
         hint: What the user can do.
         missing: The words that would complete the command line, where it lacks something; else empty.
+        blanks: What in these words stands for something that nobody but the user knows.
     """
 
     code: ClassVar[str] = "internal"
     exit_status: ClassVar[int] = 70
     missing: Sequence[str] = ()
+    blanks: Sequence[str] = ()
 
     def __init__(self, what: str, *, where: str, hint: str) -> None:
         super().__init__(what, where, hint)
@@ -72,9 +74,10 @@ class UsageError(SpdExportError):
 class IncompleteError(UsageError):
     """Something that the model cannot be read or traced without is given nowhere; it names all that is missing."""
 
-    def __init__(self, what: str, *, where: str, hint: str, missing: Sequence[str]) -> None:
+    def __init__(self, what: str, *, where: str, hint: str, missing: Sequence[str], blanks: Sequence[str] = ()) -> None:
         super().__init__(what, where=where, hint=hint)
         self.missing = tuple(missing)
+        self.blanks = tuple(blanks)
 
 
 class RuntimeMissingError(UsageError):

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import spdexport as package
-from spdexport.loading.guessing import guess_factory, shape_like, work_out_inputs
+from spdexport.loading.guessing import blanks_in, guess_factory, shape_like, shape_that_runs, work_out_inputs
 
 CODE = """
 import torch
@@ -72,8 +72,9 @@ def test_one_error_names_all_that_is_missing_and_the_command_that_it_gives_works
     assert "it has weights but not the model's code" in result.stderr
     hint = to_do(result)
     assert "nets.py:Net, whose layers have these names" in hint
-    assert "--input-shape 2x1x224x224" in hint
-    command = hint.partition("For example: spdexport ")[2].replace("224x224", "16x16")
+    assert "--input-shape 2x1xHxW" in hint
+    assert "224" not in hint  # nothing tells the size
+    command = hint.partition("The command, with your own H and W: spdexport ")[2].replace("HxW", "16x16")
     done = spdexport(*shlex.split(command))
     assert done.exit_code == 0, done.output
     assert (weights.parent / "weights.onnx").exists()
@@ -81,7 +82,9 @@ def test_one_error_names_all_that_is_missing_and_the_command_that_it_gives_works
 
 def test_what_is_given_is_not_named_among_what_is_missing(weights):
     result = spdexport("convert", "weights.safetensors", "--input-shape", "2x1x16x16")
-    assert "and if it returns no example inputs" not in to_do(result)
+    hint = to_do(result)
+    assert "and if it returns no example inputs" not in hint
+    assert "For example: spdexport convert weights.safetensors --input-shape" in hint
 
 
 def test_code_is_looked_at_and_not_run(tmp_path):
@@ -126,10 +129,66 @@ def test_a_module_brings_the_example_that_it_keeps():
     assert package.inspect(module).plan.layers[0].macs_before == 7 * 7 * 2 * 27
 
 
-def test_shapes_that_are_shown():
-    assert shape_like([torch.zeros(10, 16), torch.zeros(8, 3, 5, 5), torch.zeros(16, 8, 3, 3)]) == "2x3x224x224"
-    assert shape_like([torch.zeros(5), torch.zeros(10, 16)]) == "2x16"
-    assert shape_like([]) == "2x3x224x224"
+@pytest.mark.parametrize(
+    ("shapes", "form"),
+    [
+        ([(10, 16), (8, 3, 5, 5), (16, 8, 3, 3)], "2x3xHxW"),
+        ([(64, 32, 1, 1), (32, 1, 3, 3), (32, 3, 3, 3)], "2x3xHxW"),  # one of them is depthwise
+        ([(32, 16, 3, 3), (16, 1, 3, 3)], "2x1xHxW"),
+        ([(256, 64, 1, 1), (64, 3, 7, 7), (128, 4, 3, 3), (128, 256, 1, 1)], "2xCxHxW"),  # one of them is grouped
+        ([(8, 2, 5), (4, 8, 3)], "2x2xL"),
+        ([(8, 2, 3, 3, 3)], "2x2xDxHxW"),
+        ([(64, 16), (10, 64)], "2x16"),
+        ([(32, 784), (784, 32)], "2xN"),
+        ([(5,)], "SHAPE"),
+        ([], "SHAPE"),
+    ],
+)
+def test_forms_of_inputs_that_weights_tell(shapes, form):
+    state = {f"{i}.weight": torch.zeros(shape) for i, shape in enumerate(shapes)}
+    biases = {f"{i}.bias": torch.zeros(shape[0]) for i, shape in enumerate(shapes)}
+    assert shape_like({**biases, **state}) == form
+    assert blanks_in(form) == [x for x in form.split("x") if not x.isdigit()]
+
+
+def test_a_matrix_without_a_bias_may_be_of_embeddings():
+    assert shape_like({"embed.weight": torch.zeros(100, 16), "head.weight": torch.zeros(16, 16)}) == "SHAPE"
+
+
+@pytest.mark.parametrize(
+    ("module", "told"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1)), "2x3x224x224"),
+        (nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 2)), "2x32:int64"),
+        (nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(5, 1)), None),
+        (nn.Sequential(nn.ReLU()), None),
+    ],
+)
+def test_a_shape_that_is_named_is_one_that_runs(module, told):
+    assert shape_that_runs(module) == told
+    with pytest.raises(package.errors.ExampleInputError) as caught:
+        package.inspect(module)
+    hint, words = caught.value.hint, caught.value.missing
+    if told is None:
+        assert "with sizes that the model takes" in hint
+        assert caught.value.blanks
+    else:
+        assert f"{told}, which is one that the model runs on" in hint
+        assert words == ("--input-shape", told)
+        package.inspect(module, input_shape=[told])
+
+
+def test_the_command_that_is_named_can_be_run(weights):
+    made = ("--factory", "nets.py:pooled", "--provider", "cpu", "--dry-run")
+    hint = to_do(spdexport("convert", *made))
+    assert spdexport(*shlex.split(hint.partition("For example: spdexport ")[2])).exit_code == 0
+
+
+def test_what_is_to_be_filled_in_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_file({"conv.weight": torch.randn(4, 1, 3, 3), "conv.bias": torch.zeros(4)}, "w.safetensors")
+    hint = to_do(spdexport("convert", "w.safetensors"))
+    assert "The command, with your own FILE.py:NAME, H and W: spdexport convert w.safetensors --factory" in hint
 
 
 def test_verify_takes_the_shapes_of_the_file(weights):

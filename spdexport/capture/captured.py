@@ -13,7 +13,7 @@ from spdexport.capture.call import bound_arguments, check_call, described, eval_
 from spdexport.capture.ranges import axis_ranges, check_asked
 from spdexport.capture.trace import trace
 from spdexport.errors import CaptureError, ExampleInputError, SourceError, UsageError
-from spdexport.loading.guessing import shape_like
+from spdexport.loading.guessing import blanks_in, shape_like, shape_that_runs
 from spdexport.ranges import told
 
 if TYPE_CHECKING:
@@ -99,13 +99,15 @@ def capture(loaded: LoadedModel, inputs: ExampleInputs | None, dynamic: DynamicA
 
 
 def _without_inputs(loaded: LoadedModel, module: torch.nn.Module) -> ExampleInputError:
-    shape = shape_like(module.parameters())
+    runs = shape_that_runs(module)
+    shape = runs or shape_like(module.state_dict())
+    told = f"{shape}, which is one that the model runs on" if runs else f"{shape} with sizes that the model takes"
     error = ExampleInputError(
         "Tracing needs example inputs, and the source brings none.",
         where=str(loaded.path or "the factory"),
-        hint=f"Give --input-shape such as {shape}, or --inputs FILE, or return them from the factory.",
+        hint=f"Give --input-shape, such as {told}, or --inputs FILE, or return them from the factory.",
     )
-    error.missing = ("--input-shape", shape)
+    error.missing, error.blanks = ("--input-shape", shape), tuple(blanks_in(shape))
     return error
 
 

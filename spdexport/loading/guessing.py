@@ -20,14 +20,18 @@ from spdexport.loading.inputs import as_example_inputs, inputs_from_shapes
 from spdexport.quiet import quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from spdexport.loading.model import ExampleInputs
 
 SIZES = (8, 16, 28, 32, 48, 56, 64, 84, 96, 112, 128, 160, 192, 224, 227, 256, 299, 320, 384, 512)
 """Sizes that images usually have: what a module is tried on."""
-USUAL = 224
-"""The size that is shown where any may do."""
+_LENGTHS = (8, 16, 32, 64, 77, 128, 256, 512, 1024)
+"""Tokens of a text, the same."""
+_FIRST = (224, 32, 16)
+"""The sizes that are tried first where any may do."""
+_AXES = {3: ("L",), 4: ("H", "W"), 5: ("D", "H", "W")}
+"""What stands for the sizes of an input's axes, by the axes of the first layer's weight."""
 _FILES, _LARGEST = 50, 1 << 18
 """Python files that are looked at in a folder, and the bytes of the longest of them."""
 _POINTLESS = frozenset({"weight", "bias"})
@@ -66,17 +70,42 @@ def work_out_inputs(module: nn.Module, *, shapes: Sequence[str] = (), seed: int)
     return made, f"the input shape {tried[0]} was worked out, for of the usual ones the model runs on it alone"
 
 
-def shape_like(weights: Iterable[torch.Tensor]) -> str:
-    """Return a shape for ``--input-shape`` as a model with these weights may take it.
+def shape_that_runs(module: nn.Module) -> str | None:
+    """Return a shape for ``--input-shape`` that a module runs on, of the usual ones; None where none of them does."""
+    shapes = sorted(_candidates(module), key=lambda shape: _FIRST.index(size) if (size := _size(shape)) in _FIRST else 9)
+    return next((shape for shape in shapes if _runs(module, shape, 0)), None)
 
-    The convolution with the fewest input channels is taken for the first layer: files sort their weights by name.
+
+def shape_like(state: Mapping[str, torch.Tensor]) -> str:
+    """Return the form of an input that a model with these weights may take, as ``--input-shape`` has it.
+
+    What weights do not tell is a letter that the user fills in, as in ``2x3xHxW``; ``blanks_in`` lists these.
     """
-    shapes = [tuple(weight.shape) for weight in weights if weight.ndim > 1]
-    kernels = [shape for shape in shapes if len(shape) > 2]
+    shapes = {name: tuple(weight.shape) for name, weight in state.items() if weight.ndim > 1}
+    kernels = [shape for shape in shapes.values() if len(shape) in _AXES]
     if kernels:
-        _, channels, *kernel = min(kernels, key=lambda shape: shape[1])
-        return "x".join(map(str, (2, channels, *(USUAL for _ in kernel))))
-    return f"2x{shapes[0][1]}" if shapes else f"2x3x{USUAL}x{USUAL}"
+        return "x".join(("2", _first_width(kernels) or "C", *_AXES[len(kernels[0])]))
+    # A matrix without a bias may be a table of embeddings, whose input is something else.
+    if shapes and all(f"{name.removesuffix('weight')}bias" in state for name in shapes):
+        return f"2x{_first_width(list(shapes.values())) or 'N'}"
+    return "SHAPE"
+
+
+def blanks_in(shape: str) -> list[str]:
+    """Return the letters in a form of ``shape_like`` that stand for what is not known."""
+    return [part for part in shape.split("x") if part.isalpha()]
+
+
+def _first_width(shapes: Sequence[tuple[int, ...]]) -> str | None:
+    """Return the channels that the first of some layers reads, where one width alone is written by none of them.
+
+    Files sort their weights by name, so that the order tells nothing. A kernel of one channel may be a depthwise one.
+    """
+    read, written = {shape[1] for shape in shapes}, {shape[0] for shape in shapes}
+    found = read - written
+    if len(found) > 1:
+        found -= {1}
+    return str(*found) if len(found) == 1 else None
 
 
 def guess_factory(names: Iterable[str], folders: Iterable[Path]) -> str | None:
@@ -93,12 +122,20 @@ def guess_factory(names: Iterable[str], folders: Iterable[Path]) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
+def _size(shape: str) -> int:
+    """The last size of a shape."""
+    return int(shape.rpartition("x")[2].partition(":")[0])
+
+
 def _candidates(module: nn.Module) -> Iterator[str]:
     if isinstance(module, torch.jit.ScriptModule):
         return
-    first = next((m for m in module.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)), None)
+    kinds = nn.Linear | nn.Embedding | nn.modules.conv._ConvNd
+    first = next((m for m in module.modules() if isinstance(m, kinds)), None)
     if isinstance(first, nn.Linear):
         yield f"2x{first.in_features}"
+    elif isinstance(first, nn.Embedding):
+        yield from (f"2x{size}:int64" for size in _LENGTHS)
     elif first is not None:
         axes = len(first.kernel_size)
         channels = first.in_channels

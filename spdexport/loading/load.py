@@ -23,7 +23,7 @@ from spdexport.files.tensors import read_tensors
 from spdexport.files.torchscript import checked_torchscript
 from spdexport.loading.checkpoints import Found, find_states, several
 from spdexport.loading.factory import FactoryResult, call_factory
-from spdexport.loading.guessing import guess_factory, shape_like
+from spdexport.loading.guessing import blanks_in, guess_factory, shape_like
 from spdexport.loading.inputs import as_example_inputs
 from spdexport.loading.model import ExampleInputs, LoadedModel
 from spdexport.loading.pretrained import load_pretrained
@@ -72,16 +72,18 @@ class _Request:
         factory = guess or "FILE.py:NAME"
         hint = f"Name a callable that makes the model: --factory {factory}"
         hint += ", whose layers have these names" if guess else " or --factory package.module:NAME"
-        missing = ["--factory", factory]
+        missing, blanks = ["--factory", factory], [] if guess else [factory]
         if not self.has_inputs:
-            shape = shape_like(state.values())
-            hint += f"; and if it returns no example inputs, their shape, such as --input-shape {shape}"
+            shape = shape_like(state)
+            hint += f"; and if it returns no example inputs and several sizes would do, --input-shape {shape}"
             missing += ["--input-shape", shape]
+            blanks += blanks_in(shape)
         return IncompleteError(
             f"The source is {what}: it has weights but not the model's code.",
             where=self.where,
             hint=f"{hint}.",
             missing=missing,
+            blanks=blanks,
         )
 
     def refuse_factory(self, what: str) -> None:
