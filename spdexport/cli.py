@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from spdexport import __version__
+from spdexport.cli_help import IncompleteCommand
 from spdexport.cli_options import DEBUG
 from spdexport.commands.ablate import ablate
 from spdexport.commands.atlas import atlas
@@ -224,6 +225,8 @@ def _usage(error: click.ClickException) -> UsageError:
     hint = f"See {where} --help."
     if isinstance(error, click.NoSuchOption) and context is not None:
         return UsageError(error.message, where=where, hint=meant(error.option_name, context, main) + hint)
+    if isinstance(error, IncompleteCommand) and error.examples:
+        hint = f"For example: {error.examples[0]}. {hint}"
     return UsageError(error.format_message(), where=where, hint=hint)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 class Keyword(click.Option):
@@ -56,17 +57,20 @@ class Renamed(click.Option):
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """Return what ``--help`` says of it."""
-        return self._without_older(super().get_help_record, ctx)
+        with self._without_older():
+            return super().get_help_record(ctx)
 
     def get_error_hint(self, ctx: click.Context | None) -> str:
         """Return its name in an error."""
-        return self._without_older(super().get_error_hint, ctx)
+        with self._without_older():
+            return super().get_error_hint(ctx)
 
-    def _without_older(self, made: Callable[[Any], Any], ctx: click.Context | None) -> Any:
+    @contextlib.contextmanager
+    def _without_older(self) -> Iterator[None]:
         names = self.opts
         self.opts = names[:1]
         try:
-            return made(ctx)
+            yield
         finally:
             self.opts = names
 

@@ -7,7 +7,6 @@ for what click can check by itself.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -57,8 +56,8 @@ input_options = together(
     keyword(
         "--inputs",
         type=_PATH,
-        help="Example inputs, to trace and check with: .npz, .safetensors or weights-only .pt. Where there is --data, its "
-        "first samples are taken.",
+        help="Example inputs, to trace and check with: .npz, .safetensors or weights-only .pt. Where there is --data, "
+        "its first samples are taken.",
     ),
 )
 """What tells the inputs."""
@@ -70,12 +69,14 @@ def _model_options(inputs: Decorator) -> Decorator:
         keyword(
             "--factory",
             metavar="SPEC",
-            help="A callable that returns the module, or (module, example inputs): FILE.py:NAME or package.module:NAME.",
+            help="A callable that returns the module, or (module, example inputs): FILE.py:NAME or "
+            "package.module:NAME.",
         ),
         keyword(
             "--state-key",
             metavar="KEY",
-            help="Which state dict of a checkpoint that holds several, such as state_dict_ema; ema.model for one inside.",
+            help="Which state dict of a checkpoint that holds several, such as state_dict_ema; ema.model for one "
+            "inside.",
         ),
         inputs,
         trust_option,
@@ -109,6 +110,7 @@ def data_option(help: str, *, required: bool = True, once_inputs: bool = False) 
     """
     names = ("--data", "--inputs", "data") if once_inputs else ("--data",)
     return click.option(*names, cls=Renamed, required=required, type=_PATH, help=help)
+
 
 sigmoid_option = keyword(
     "--sigmoid",

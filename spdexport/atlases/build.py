@@ -149,7 +149,11 @@ def build(
         outputs=(),
         size=0,
         notes=(*subject.notes, *unplaced, *note),
-        hashes={**subject.hashes, **_hashes(labels), **{f"data {file.name}": sha256_file(file) for file in samples.files}},
+        hashes={
+            **subject.hashes,
+            **_hashes(labels),
+            **{f"data {file.name}": sha256_file(file) for file in samples.files},
+        },
         seed=options.get("seed", 0),
         versions=versions(),
     )

@@ -50,8 +50,8 @@ def read_component_labels(path: Path, sizes: Mapping[str, int]) -> tuple[dict[st
             hint="Give labels of this run's components." if other is None else did_you_mean(other, sizes),
         )
     found = {name: {index: "; ".join(texts) for index, texts in rows.items()} for name, rows in told.items()}
-    is_one = len(left) == 1
-    note = f"labels of {count(len(left), 'layer')} that {'is' if is_one else 'are'} not shown left out: {some(tuple(left))}"
+    verb = "is" if len(left) == 1 else "are"
+    note = f"labels of {count(len(left), 'layer')} that {verb} not shown left out: {some(tuple(left))}"
     return found, (note,) if left else ()
 
 

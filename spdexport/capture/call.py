@@ -14,6 +14,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spdexport.errors import ExampleInputError
+from spdexport.loading.guessing import shape_that_runs
+from spdexport.loading.inputs import SHAPE
 from spdexport.names import CLASSES
 from spdexport.quiet import quiet
 
@@ -142,9 +144,16 @@ def check_call(module: torch.nn.Module, inputs: ExampleInputs) -> None:
         raise ExampleInputError(
             f"The model fails on the example inputs {shapes}: {first_line(error)}",
             where=inputs.origin or "example inputs",
-            hint="Give inputs that the model accepts (--input-shape, --inputs, or from the factory).",
+            hint="Give inputs that the model accepts (--input-shape, --inputs, or from the factory)."
+            + _known(module, inputs),
         ) from error
     _register_dataclasses(result)
+
+
+def _known(module: torch.nn.Module, inputs: ExampleInputs) -> str:
+    """A sentence with a shape that the model runs on, where another was tried in vain."""
+    shape = shape_that_runs(module) if inputs.origin == SHAPE and len(inputs.tensors()) == 1 else None
+    return f" It runs on {SHAPE} {shape}." if shape else ""
 
 
 def _register_dataclasses(value: Any) -> None:

@@ -30,7 +30,14 @@ from spdexport.report.formats import ABLATIONS
     "of a file that has them. Default: gates where the file has them, else ones.",
 )
 @click.option("--layers", multiple=True, metavar="PATTERN", help="Ablate components of these alone. Repeatable.")
-@click.option("--output-name", "--output", "output", cls=Renamed, metavar="NAME", help="The output to compare. Default: the first float one.")
+@click.option(
+    "--output-name",
+    "--output",
+    "output",
+    cls=Renamed,
+    metavar="NAME",
+    help="The output to compare. Default: the first float one.",
+)
 @click.option("--provider", type=click.Choice(PROVIDERS), default="cpu", show_default=True, help="Where to run.")
 @click.option("--threads", type=int, metavar="N", help="Of one operator. Default: ONNX Runtime's own choice.")
 @click.option("--rows", type=int, default=1024, show_default=True, help="Samples times ablations in one run.")

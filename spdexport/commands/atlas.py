@@ -47,7 +47,7 @@ _page_options = together(
         "--labels",
         type=click.Path(path_type=Path),
         metavar="TABLE",
-        help="What components are called: a table with the columns component_key and label, as masks --labels reads it.",
+        help="What components are called: a table of component_key and label, as masks --labels reads it.",
     ),
     click.option("--samples", type=int, default=6, show_default=True, metavar="N", help="Samples of each component."),
     click.option(

@@ -27,6 +27,10 @@ def meant(option: str, context: click.Context, program: click.Group) -> str:
     if having:
         return f"It is an option of spdexport {', '.join(having)}. "
     own = {name.lstrip("-"): name for name in _options(context.command) if name.startswith("--")}
+    if len(option) == 2:  # one dash before a word is read as one letter after another
+        words = [f"-{word.partition('=')[0]}" for word in context.find_root().obj or () if word.startswith(option)]
+        whole = [word for word in words if word in own.values()]
+        return f"Options that are words have two dashes: {whole[0]}. " if whole else ""
     name = option.lstrip("-")
     plural = own.get(f"{name}s")
     longer = [own[x] for x in own if len(name) > 2 and x.startswith(name)]

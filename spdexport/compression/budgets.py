@@ -88,7 +88,8 @@ def budget_of(*, metric: str | None = None, **limits: float | None) -> Budget:
         if limit is not None:
             if not (math.isfinite(limit) and limit >= 0):
                 raise _impossible(limit, LOSS_OPTIONS[loss], "Give a number from 0 on, such as 1%.")
-            if loss is LossKind.TOP1 and limit > 1:
+            # All accuracy is no budget: who writes 1 means 1%.
+            if loss is LossKind.TOP1 and limit >= 1:
                 raise _impossible(limit, LOSS_OPTIONS[loss], f"Give a share such as {limit / 100:g}, or {limit:g}%.")
             return Budget(loss=loss, limit=limit, metric=metric)
     for cost, limit in costs.items():

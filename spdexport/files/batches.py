@@ -22,6 +22,7 @@ from spdexport.files.npy import NpyHeader, native, read_header
 from spdexport.files.reading import reading
 from spdexport.files.safetensors_header import check_header
 from spdexport.files.sniff import FileKind, sniff
+from spdexport.names import some
 
 if TYPE_CHECKING:
     import io
@@ -143,7 +144,7 @@ def _length(shapes: Mapping[str, tuple[int, ...]], file: Path) -> int:
     # Samples without a number need no bytes, so that nothing would bound how many of them a file may claim.
     if len(lengths) == 1 and all(math.prod(shape) for shape in shapes.values()) and (only := lengths.pop()):
         return only
-    told = ", ".join(f"{name or 'the array'} {shape}" for name, shape in shapes.items()) or "none"
+    told = some([f"{name or 'the array'} {shape}" for name, shape in shapes.items()]) or "none"
     raise ExampleInputError(
         f"The arrays have no common number of samples on axis 0: {told}.",
         where=str(file),

@@ -72,7 +72,8 @@ def work_out_inputs(module: nn.Module, *, shapes: Sequence[str] = (), seed: int)
 
 def shape_that_runs(module: nn.Module) -> str | None:
     """Return a shape for ``--input-shape`` that a module runs on, of the usual ones; None where none of them does."""
-    shapes = sorted(_candidates(module), key=lambda shape: _FIRST.index(size) if (size := _size(shape)) in _FIRST else 9)
+    tried = {size: rank for rank, size in enumerate(_FIRST)}
+    shapes = sorted(_candidates(module), key=lambda shape: tried.get(_size(shape), len(tried)))
     return next((shape for shape in shapes if _runs(module, shape, 0)), None)
 
 

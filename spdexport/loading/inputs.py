@@ -41,6 +41,8 @@ _LARGEST = 2**36
 _POSITION = re.compile(r"(?:arg_?)?(\d+)")
 COMPUTED, EXPECTED = "output:", "reference:"
 """What names begin with in a file of ``--repro``, which holds outputs beside the inputs: they are no inputs."""
+SHAPE = "--input-shape"
+"""The origin of inputs that were made of shapes."""
 _EXAMPLE = "For example --input-shape 2x3x32x32, or tokens=2x16:int64; a scalar is 'scalar'."
 
 
@@ -96,7 +98,7 @@ def inputs_from_shapes(texts: Sequence[str], seed: int) -> ExampleInputs:
             args.append(value)
         else:
             kwargs[name] = value
-    return ExampleInputs(args=tuple(args), kwargs=kwargs, origin="--input-shape")
+    return ExampleInputs(args=tuple(args), kwargs=kwargs, origin=SHAPE)
 
 
 def check_shapes(inputs: ExampleInputs, texts: Sequence[str]) -> None:

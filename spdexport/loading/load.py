@@ -21,6 +21,7 @@ from spdexport.files.reading import reading
 from spdexport.files.sniff import FileKind, sniff
 from spdexport.files.tensors import read_tensors
 from spdexport.files.torchscript import checked_torchscript
+from spdexport.invocation import command_line
 from spdexport.loading.checkpoints import Found, find_states, several
 from spdexport.loading.factory import FactoryResult, call_factory
 from spdexport.loading.guessing import blanks_in, guess_factory, shape_like
@@ -68,7 +69,8 @@ class _Request:
 
     def _incomplete(self, what: str, state: Mapping[str, torch.Tensor]) -> IncompleteError:
         """Return the error that names all that is missing at once, with what it may be."""
-        guess = guess_factory(state, (self.path.parent, Path.cwd()))
+        inside = (self.path,) if self.path.is_dir() else ()
+        guess = guess_factory(state, (*inside, self.path.parent, Path.cwd()))
         factory = guess or "FILE.py:NAME"
         hint = f"Name a callable that makes the model: --factory {factory}"
         hint += ", whose layers have these names" if guess else " or --factory package.module:NAME"
@@ -264,7 +266,8 @@ def _unpickling_failed(exc: Exception, path: Path) -> SourceError:
 def _where_it_is(name: str, path: Path) -> str:
     for folder in dict.fromkeys((path.resolve().parent, Path.cwd())):
         if (folder / f"{name}.py").is_file() or (folder / name / "__init__.py").is_file():
-            return f"It is in {folder}: run the command as PYTHONPATH={shlex.quote(str(folder))} spdexport ..."
+            command = command_line() or "spdexport ..."
+            return f"It is in {folder}: run the command as PYTHONPATH={shlex.quote(str(folder))} {command}"
     return f"Install {name}, or run the command as PYTHONPATH=FOLDER spdexport ... with the folder that {name} is in."
 
 

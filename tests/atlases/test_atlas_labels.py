@@ -15,7 +15,7 @@ from spdexport.errors import MaskError
 
 SIZES = {"blocks.0": 3, "blocks.0#2": 3, "head": 2}
 
-CSV = "component_key,label\nblocks.0:0,edges\nblocks.0:2,\nhead:1,\"zero, or six\"\n"
+CSV = 'component_key,label\nblocks.0:0,edges\nblocks.0:2,\nhead:1,"zero, or six"\n'
 
 
 def written(path, content):

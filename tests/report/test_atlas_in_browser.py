@@ -28,8 +28,9 @@ def component(index, importance, firing, kl, label=None):
         Top(sample=s, place=(3, 4), activation=1.5 - s, importance=0.5, box=BOX) for s in range(4 if firing else 0)
     )
     return Component(
-        index=index, label=label, mean_importance=importance, peak_importance=1.0, mean_activation=0.3, firing=firing, most=firing,
-        effect=effect, outputs=((12, 0.75), (3, -0.5)), reads=weights_picture(RANDOM.normal(size=(16, 3, 3))),
+        index=index, label=label, mean_importance=importance, peak_importance=1.0, mean_activation=0.3,
+        firing=firing, most=firing, effect=effect, outputs=((12, 0.75), (3, -0.5)),
+        reads=weights_picture(RANDOM.normal(size=(16, 3, 3))),
         fires=places_picture(RANDOM.random((16, 16))), tops=tops,
     )  # fmt: skip
 
@@ -47,7 +48,10 @@ ATLAS = Atlas(
     thumbnails={s: thumbnail(as_pixels(RANDOM.random((3, 16, 16)), np.zeros(3), np.ones(3)), 16) for s in range(4)},
     image=(16, 16), notes=("a note",), hashes={"source": "ab" * 32}, seed=0, versions={"numpy": "2"},
     layers=(
-        layer("conv1", component(0, 0.9, 0.01, 0.2), component(7, 0.5, 0.5, 0.3, "curved strokes, " * 9), component(11, 0.1, 0.9, 0.1)),
+        layer(
+            "conv1", component(0, 0.9, 0.01, 0.2), component(7, 0.5, 0.5, 0.3, "curved strokes, " * 9),
+            component(11, 0.1, 0.9, 0.1),
+        ),
         layer(LONG, *(component(i, 0.5 - i / 100, i / 40, None if i > 20 else i) for i in range(30))),
         layer(EVIL, component(2, 0.0, 0.0, None)),
     ),

@@ -173,7 +173,7 @@ def members_of(node: ast.ClassDef, place: Place) -> dict[str, ast.expr | None]:
 
 
 def bindings(function: ast.FunctionDef | ast.While) -> Iterator[tuple[str, ast.expr | None]]:
-    """Return the names that are bound anywhere in a function or loop, with what they are bound to where that is written out."""
+    """Return the names that are bound anywhere in a function or loop, and to what where it is written."""
     for node in ast.walk(function):
         match node:
             case ast.Assign(targets=targets, value=value):
