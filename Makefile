@@ -8,7 +8,8 @@
 # make test-long   all tests, the long ones too, which do not fit the time of continuous integration
 # make test-openvino   the tests of a provider beside the CPU's, in an environment of its own: OpenVINO runs on any x86-64
 # make lab-runtime     gets onnxruntime-web through npm, which the tests of labs in a browser need, into build/
-# make release-check   builds the distributions, and tests the source distribution in an environment of its own
+# make release-check   builds the distributions, runs them by pipx and uvx, and tests the source distribution in an
+#                      environment of its own; it downloads torch with its CUDA packages from PyPI
 # make gpu-evidence    on a machine with a GPU: all that is to be known of CUDA, into benchmarks/results/cuda.md
 
 PYTHON ?= python3
@@ -63,9 +64,11 @@ RELEASE := build/release
 # The tests run on what is installed from the source distribution, and with its files alone.
 release-check: $(VENV)/bin/python
 	rm -rf $(RELEASE)
-	$(PIP) build twine
+	$(PIP) build twine pipx uv
 	$(BIN)/python -m build --outdir $(RELEASE)/dist .
 	$(BIN)/python -m twine check --strict $(RELEASE)/dist/*
+	cd $(RELEASE) && PIPX_HOME="$$PWD/pipx" $(abspath $(BIN))/pipx run --spec dist/*.whl spdexport --version
+	cd $(RELEASE) && $(abspath $(BIN))/uvx --from dist/*.whl spdexport --version
 	$(PYTHON) -m venv $(RELEASE)/venv
 	mkdir $(RELEASE)/source
 	tar -xzf $(RELEASE)/dist/spdexport-*.tar.gz --strip-components 1 -C $(RELEASE)/source

@@ -314,11 +314,42 @@ def test_ending_that_is_no_format(fails, tmp_path):
     assert "'m.txt' has no known format" in fails(2, *DIGITS, "-o", tmp_path / "m.txt")[0]
 
 
-def test_missing_output(tmp_path):
-    result = spdexport("masks", *DIGITS, "--data", tmp_path)
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        (("masks", RUN, "--data", "x.npz"), "-o"),
+        (("compress",), "-o and --data"),
+        (("compress", "m.onnx", "-o", "n.onnx", "--macs", "0.5"), "--data"),
+        (("atlas", RUN), "--data and -o"),
+        (("lab", "-o", "lab"), "FILE and --data"),
+        (("ablate",), "FILE and --data"),
+        (("fold",), "FILE and -o"),
+        (("verify", "--config", "none.toml"), None),
+    ],
+)
+def test_all_that_a_command_lacks_is_told_at_once_with_an_example(words, missing):
+    result = spdexport(*words)
+    assert len(result.stderr.splitlines()) == 3, result.output
+    what, where, hint = result.stderr.splitlines()
+    if missing is None:
+        assert (result.exit_code, what) == (4, "error: There is no such file.")
+    else:
+        assert (result.exit_code, what) == (2, f"error: The command needs {missing}.")
+        assert where == f"  where: main {words[0]}"
+        assert hint.startswith(f"  to do: For example: spdexport {words[0]} ")
+
+
+def test_one_dash_before_a_word():
+    result = spdexport("convert", "m.pt", "-factory", "nets.py:Net")
     assert result.exit_code == 2
-    assert "Missing option '-o'" in result.stderr
-    assert len(result.stderr.splitlines()) == 3
+    assert "Options that are words have two dashes: --factory. See main convert --help." in result.stderr
+    assert "two dashes" not in spdexport("convert", "m.pt", "-fog").stderr
+
+
+def test_a_shape_that_the_model_runs_on_is_named_where_another_does_not_fit(fails):
+    _, where, hint = fails(4, RUN, "--factory", FACTORY, "--input-shape", "2x1x20x20")
+    assert where == "  where: --input-shape"
+    assert hint.endswith("It runs on --input-shape 2x1x16x16.")
 
 
 def test_report_over_the_source(saved, state):

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import onnx
 import onnx_models
 import pytest
 import torch
-from cli_command import spdexport
+from cli_command import EXAMPLE, RUN, spdexport
 from safetensors.torch import save_file
 from torch import nn
 
@@ -182,6 +183,13 @@ def test_the_command_that_is_named_can_be_run(weights):
     made = ("--factory", "nets.py:pooled", "--provider", "cpu", "--dry-run")
     hint = to_do(spdexport("convert", *made))
     assert spdexport(*shlex.split(hint.partition("For example: spdexport ")[2])).exit_code == 0
+
+
+def test_the_folder_of_a_run_is_looked_through_for_its_class(tmp_path, monkeypatch):
+    shutil.copytree(RUN, tmp_path / "run")
+    shutil.copy(EXAMPLE / "digits_cnn.py", tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    assert "--factory run/digits_cnn.py:DigitsCNN, whose layers have these names" in to_do(spdexport("convert", "run"))
 
 
 def test_what_is_to_be_filled_in_is_told(tmp_path, monkeypatch):
