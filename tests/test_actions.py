@@ -82,6 +82,24 @@ def test_the_workflow_has_what_a_project_needs():
     assert WORKFLOW["permissions"] == {"contents": "read", "pull-requests": "write"}
 
 
+def test_the_workflow_installs_from_the_repository_that_is_filled_in(shell, tmp_path):
+    steps = {step.get("name"): step for step in WORKFLOW["jobs"]["model"]["steps"]}
+    pip = tmp_path / "tools" / "pip"
+    pip.write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/pip"\n')
+    pip.chmod(0o755)
+
+    def installs(what):
+        return shell(["bash", "-e", "-o", "pipefail", "-c", steps["Install"]["run"]], SPDEXPORT=what)
+
+    blank = installs(WORKFLOW["env"]["SPDEXPORT"])
+    assert (blank.returncode, "::error::Fill in SPDEXPORT" in blank.stdout) == (1, True)
+    assert not (tmp_path / "pip").exists()
+    assert installs("git+https://github.com/somebody/spdexport@v1").returncode == 0
+    called = (tmp_path / "pip").read_text().splitlines()
+    assert called[1] == "install git+https://github.com/somebody/spdexport@v1 pytest"
+    assert called[0].startswith("install torch --index-url ")  # before what would bring CUDA
+
+
 def test_the_table_of_exit_statuses_is_whole():
     text = (ROOT / "examples/02_continuous_integration/README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| ([\d, ]+) \|", text, flags=re.MULTILINE)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import yaml
@@ -23,6 +25,8 @@ ALL_PAGES = README + "".join(PAGES.values())
 EXAMPLE = (ROOT / "examples/01_digits/README.md").read_text(encoding="utf-8")
 MASKS_FOLDER = ROOT / "examples/03_masks_and_ablation"
 CI_FOLDER = ROOT / "examples/02_continuous_integration"
+EXAMPLES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("examples/*/README.md"))
+RUNTIME = Path(os.environ.get("SPDEXPORT_LAB_RUNTIME") or ROOT / "build/lab-runtime/package")
 RUN = ROOT / "examples/01_digits/run"
 CI_EXAMPLE = (CI_FOLDER / "README.md").read_text(encoding="utf-8")
 
@@ -141,11 +145,49 @@ def test_the_python_block_runs(tmp_path: Path) -> None:
     assert (folded, verified) == ("pass", "pass")
 
 
+def commands_in(text: str) -> list[list[str]]:
+    """The command lines of spdexport that indented and fenced blocks show."""
+    lines = re.sub(r" *\\\n *", " ", text).splitlines()
+    return [
+        shlex.split(line, comments=True) for line in lines if re.match(r"(\$ |    )?spdexport (?!\.\.\.)[a-z]+ ", line)
+    ]
+
+
+@pytest.mark.parametrize("name", ["README.md", *(f"docs/{name}" for name in PAGES), *EXAMPLES])
+def test_every_command_line_that_is_shown_is_one(name: str) -> None:
+    """Whatever it works on: words and values are those that the command takes."""
+    for words in commands_in((ROOT / name).read_text(encoding="utf-8")):
+        command = main.commands[words[words.index("spdexport") + 1]]
+        rest = words[words.index("spdexport") + 2 :]
+        context = command.make_context(words[1], rest, parent=click.Context(main, info_name="spdexport"))
+        assert context.args == [], words
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("page", ["masks.md", "atlas.md", "lab.md"])
+def test_the_commands_that_begin_a_page_run(page: str, folder: Path) -> None:
+    shutil.copy(MASKS_FOLDER / "digits_data.py", folder)
+    (first,) = re.findall(r"\A(?:#.*\n\n)+((?:    .*\n)+)", PAGES[page])
+    lines = ["python digits_data.py", *(line.strip() for line in first.splitlines())]
+    for line in dict.fromkeys(lines):
+        if line.startswith(("npm ", "python -m http")):
+            continue
+        if line.startswith("spdexport lab"):
+            if not (RUNTIME / "package.json").is_file():
+                pytest.skip("no onnxruntime-web: make lab-runtime gets it")
+            line = f"{line} --runtime {RUNTIME}"
+        result = subprocess.run(
+            [sys.executable, "-m", *line.split()] if line.startswith("spdexport") else [sys.executable, "digits_data.py"],
+            cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert result.returncode == 0, (line, result.stderr)
+
+
 @pytest.mark.slow
 @pytest.mark.long
 def test_the_python_block_of_the_atlas_runs(folder: Path) -> None:
     (block,) = blocks(PAGES["atlas.md"], "python")
-    np.savez(folder / "images.npz", x=load_file(ROOT / "tests/data/spd_digits_golden.safetensors")["input"])
+    np.savez(folder / "test.npz", x=load_file(ROOT / "tests/data/spd_digits_golden.safetensors")["input"])
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", block],
         cwd=folder,
@@ -176,7 +218,8 @@ def test_every_option_that_the_documentation_names_exists() -> None:
     existing = {"--help", "--version", *(name for p in parameters for name in (*p.opts, *p.secondary_opts))}
     texts = "".join(re.findall(r"`[^`]*`|^    .*$", ALL_PAGES + CI_EXAMPLE, flags=re.MULTILINE))
     named = set(re.findall(r"--[a-z][a-z0-9-]+", texts))
-    assert named - existing == set()
+    of_others = {"--from", "--spec", "--with"}  # pipx and uv
+    assert named - existing == of_others
 
 
 def test_the_exit_statuses_of_the_readme_are_those_of_the_errors() -> None:
