@@ -2,23 +2,34 @@
 
 import io
 import re
+from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from results import NO_DEVICE, check, conversion, edge, inspection, layer, verification
+from results import NO_DEVICE, SPEC, check, conversion, edge, inspection, layer, verification
 from rich.console import Console
 
 from spdexport.ablation.ablate import Ablated, Ablations
 from spdexport.ablation.effects import Effect
 from spdexport.ablation.sets import ComponentsOf
+from spdexport.atlases.result import Atlas, AtlasLayer, Component, Picture
+from spdexport.compression.bounds import Interval
+from spdexport.compression.budgets import Budget, LossKind
+from spdexport.compression.result import Combination, Compression, LayerShare, Point, Searched
+from spdexport.folding import Folding
 from spdexport.importance.result import DerivedMasks, LayerMask
 from spdexport.importance.statistics import Importances
+from spdexport.laboratory.layers import LabLayer, Switch, Threshold
+from spdexport.laboratory.result import Lab
 from spdexport.measuring.bench import Bench, FileTiming
 from spdexport.ort.timing import Spread
+from spdexport.pipeline import Conversion
 from spdexport.report.console import Column, FittingTable
 from spdexport.report.terminal import show
+from spdexport.rewrite.fold_result import FoldedChain
 
 WIDTHS = (40, 80, 120, 200)
 
@@ -38,6 +49,35 @@ def effect(number):
     return Effect(kl=number, top_changed=0.123, change=number * 3, relative=number, largest=number * 1e5)
 
 
+COMPONENT = Component(
+    index=1023, mean_importance=1.25e-4, peak_importance=1.0, mean_activation=0.3, firing=0.0123, most=0.5,
+    effect=effect(1.23e-7), outputs=((12, 0.75),), reads=Picture(png=b"", width=1, height=1), fires=None, tops=(),
+)  # fmt: skip
+SWITCH = Switch(input="mask/conv1", shape=(1, 1500))
+INTERVAL = Interval(estimate=0.0051, low=-0.0012, high=0.0123, confidence=0.95)
+
+
+def searched(**changes):
+    """A search with every table that there is: choices, fewer bits beside forms, and layers."""
+    found = Searched(
+        budget=Budget(loss=LossKind.TOP1, limit=0.01), loss="top-1 drop", cost="MACs", sets="drawn", confidence=0.95,
+        points=tuple(
+            Point(cost=0.4567, macs=0.4789, size=0.5123, loss=0.0051, bound=0.0123, accepted=i == 0, chosen=i == 0)
+            for i in range(2)
+        ),
+        layers=(LayerShare(name="conv1", form="tucker2", ranks=(128, 1024), error=0.1, loss_share=0.1234,
+                           cost_share=0.5678, cost=0.4321),),
+        test=None, timing=None, kept_dense=None, storage="int8",
+        combinations=tuple(
+            Combination(name=name, storage="int8", keeps_ends=True, interval=INTERVAL,
+                        bound=0.0123, accepted=True, macs=0.4567, size=0.2512, timing=None, chosen=name == "int8")
+            for name in ("int8", "forms and int8")
+        ),
+    )  # fmt: skip
+    own = {field.name: getattr(RESULTS["convert"], field.name) for field in fields(Conversion)}
+    return Compression(**own, search=replace(found, **changes))
+
+
 RESULTS = {
     "convert": conversion(*LAYERS),
     "inspect": inspection(*LAYERS),
@@ -53,6 +93,29 @@ RESULTS = {
         file="m.onnx", found=(Ablated(components=ComponentsOf(name="conv1:1023", members={}), effect=effect(1.23e-7)),),
         kept=False, samples=9, output="y", baseline="ones", components={}, provider="cpu", active=(), notes=(),
         versions={}, hashes={},
+    ),
+}  # fmt: skip
+
+
+RESULTS |= {
+    "compress": searched(storage=None, combinations=()),
+    "compress --quantize": searched(),
+    "atlas": Atlas(
+        name="run", samples=256, threshold=0.1, output="y", baseline="gates", effect_samples=64, outputs=(), size=0,
+        thumbnails={}, image=None, notes=(), hashes={}, seed=0, versions={},
+        layers=(AtlasLayer(name="conv1", components=(COMPONENT,), number=1500, alive=1234, reads="patches", places=(),
+                           field=None, has_importances=True),),
+    ),
+    "lab": Lab(
+        folder=Path("lab"), file="m.onnx", samples=32, beside="all components on", runtime="1.30.0", sizes={"m": 1500},
+        notes=(), hashes={}, versions={},
+        layers=(LabLayer(name="conv1", components=1500, mask=SWITCH, delta=SWITCH, routing=SWITCH,
+                         threshold=Threshold(input="t", value=1.25e-4), importance="i", activation="a",
+                         delta_use="kept"),),
+    ),
+    "fold": Folding(
+        outputs=(), declined=(), verification=None, hashes={}, notes=(), versions={}, seed=0,
+        folded=(FoldedChain(name="conv1", nodes=("a", "b"), spec=SPEC, macs_before=1200, macs_after=615),),
     ),
 }  # fmt: skip
 
@@ -77,8 +140,28 @@ def is_part(some, whole):
     return all(any(one == other or (is_text(other) and other.startswith(one)) for other in rest) for one in some)
 
 
+def numbers(text):
+    return set(re.findall(r"(?<![\w.])-?\d[\d.]*(?:e[-+]?\d+)?(?: [kMG](?!\w)|%)?", text))
+
+
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", RESULTS)
+@pytest.mark.parametrize("name", ["compress", "compress --quantize", "atlas", "lab", "fold"])
+def test_no_number_of_several_tables_is_cut(name, width):
+    whole, text = (printed(RESULTS[name], w) for w in (400, width))
+    lines = text.splitlines()
+    # A command stays in one line, so that it can be copied.
+    assert max(len(line) for line in lines if not line.startswith("  python -m")) <= width
+    text = re.sub(r"left out for want of width:[^;]*;\s*\d+\s+columns\s+show\s+all", "(left out)", text)
+    assert numbers(text) <= numbers(whole)
+    assert any(line.strip().startswith("conv1") for line in lines)
+    if width >= 80 and not name.startswith("compress"):  # a conversion's table is beside those of its search
+        assert numbers(text) == numbers(whole)
+    if name != "fold":
+        assert ("(left out)" in text) == (width == 40 or (width == 80 and name.startswith("compress")))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", ["convert", "inspect", "verify", "bench", "masks", "ablate"])
 def test_no_number_is_cut_and_no_line_is_too_long(name, width):
     whole, text = (printed(RESULTS[name], w) for w in (400, width))
     assert max(map(len, text.splitlines())) <= width
