@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from onnx import numpy_helper
 
 import spdexport as package
-from spdexport import cli_options
+from spdexport import cli_kinds, cli_options
 from spdexport.cli import main
 from spdexport.options import Options
 from spdexport.ort.providers import CUDA, PROVIDERS
@@ -184,7 +184,7 @@ def test_only_options_that_were_given_reach_the_pipeline(monkeypatch, tmp_path):
 
 
 def test_every_option_of_the_python_api_is_one_of_the_command_line():
-    offered = {p.name for p in main.commands["convert"].params if isinstance(p, cli_options.Keyword)}
+    offered = {p.name for p in main.commands["convert"].params if isinstance(p, cli_kinds.Keyword)}
     # --provider tells the target.
     assert set(Options.__dataclass_fields__) - {"target"} <= offered
 

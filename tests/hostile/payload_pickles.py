@@ -105,7 +105,10 @@ def _stacked(folder: Path) -> None:
 
 
 ALONE = tuple(
-    Hostile(name=f"pickle, protocol {protocol}", file="hostile.pt", make=_bytes("hostile.pt", content))
+    # Protocol 0 is a text, as a list of names may be any.
+    Hostile(
+        name=f"pickle, protocol {protocol}", file="hostile.pt", make=_bytes("hostile.pt", content), refused=protocol > 0
+    )
     for protocol, content in (
         (0, lambda: pickle.dumps(Payload(), protocol=0)),
         (2, lambda: pickle.dumps(Payload(), protocol=2)),
