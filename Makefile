@@ -74,7 +74,7 @@ release-check: $(VENV)/bin/python
 	tar -xzf $(RELEASE)/dist/spdexport-*.tar.gz --strip-components 1 -C $(RELEASE)/source
 	$(RELEASE)/venv/bin/python -m pip install --quiet --constraint constraints.txt "$$(ls $(RELEASE)/dist/*.whl)[dev]"
 	$(RELEASE)/venv/bin/python -m pip check
-	cd $(RELEASE)/source && ../venv/bin/python -P -m pytest -m "not slow and not long"
+	cd $(RELEASE)/source && ../venv/bin/python -P -m pytest --numprocesses auto -m "not slow and not long"
 
 check: $(VENV)/.dev
 	$(BIN)/python -m ruff check .
