@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -261,3 +262,41 @@ def test_a_missing_home_is_not_made(tmp_path):
     done = subprocess_of("convert", *DIGITS, "-o", tmp_path / "m.onnx", "-q", env=environment)
     assert done.returncode == 0, done.stderr
     assert not home.exists()
+
+
+OLDER = (
+    ("ablate", ("m.onnx",), "--data", "--inputs"),
+    ("ablate", ("m.onnx", "--data", "x.npz"), "--output-name", "--output"),
+    ("masks", ("run", "-o", "m.safetensors"), "--data", "--inputs"),
+    ("lab", ("m.onnx", "--data", "x.npz", "-o", "lab"), "--classes", "--labels"),
+    ("convert", ("m.pt",), "--trust", "--allow-pickle"),
+)
+
+
+@pytest.mark.parametrize(("command", "words", "name", "older"), OLDER)
+def test_an_older_name_of_an_option_means_the_same_and_is_not_shown(command, words, name, older):
+    value = () if name == "--trust" else ("value",)
+    parent = click.Context(main, info_name="spdexport")
+    made = [main.commands[command].make_context(command, [*words, n, *value], parent=parent) for n in (name, older)]
+    assert made[0].params == made[1].params
+    text = main.commands[command].get_help(made[0])
+    assert re.search(rf"^  {name} ", text, flags=re.MULTILINE)
+    assert not re.search(rf"(^|, ){older}\b", text, flags=re.MULTILINE)
+
+
+COMPRESS = ("m.onnx", "-o", "s.onnx", "--data", "x.npz")
+
+
+@pytest.mark.parametrize(("text", "share"), [("0.01", 0.01), ("1%", 0.01), (" 2.5 % ", 0.025), ("0", 0.0)])
+def test_shares_are_numbers_or_percentages_in_every_command(text, share):
+    for command, words in (("convert", ("m.onnx",)), ("verify", ("m.onnx",)), ("compress", COMPRESS)):
+        context = click.Context(main, info_name="spdexport")
+        made = main.commands[command].make_context(command, [*words, "--max-top1-drop", text], parent=context)
+        assert made.params["max_top1_drop"] == pytest.approx(share)
+
+
+@pytest.mark.parametrize("text", ["-0.1", "one", "nan%", "%"])
+def test_what_is_no_share_is_refused(text):
+    result = spdexport("convert", "m.onnx", "--max-top1-drop", text, "--dry-run")
+    assert result.exit_code in (2, 4)
+    assert "Traceback" not in result.output
