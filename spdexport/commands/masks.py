@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from spdexport.cli_help import command
+from spdexport.cli_help import command, together
 from spdexport.cli_kinds import keyword
 from spdexport.cli_options import (
     data_model_options,
@@ -25,6 +25,53 @@ from spdexport.report.formats import LISTS
 MEASURES = ("peak", "mean", "frequency")
 
 
+_listed_options = together(
+    "In the place of data",
+    click.option("--harvest", type=click.Path(path_type=Path), help="SPD's harvest.db, in the place of --data."),
+    click.option(
+        "--names",
+        type=click.Path(path_type=Path),
+        help='A JSON file of components to keep, ["layer:3", ...], likewise.',
+    ),
+    click.option(
+        "--labels",
+        type=click.Path(path_type=Path),
+        help="A table of components and labels, likewise: CSV, TSV, JSON or SQLite.",
+    ),
+    click.option(
+        "--label", multiple=True, metavar="PATTERN", help="Keep what has such a label in --labels. Repeatable."
+    ),
+    click.option(
+        "--remove", is_flag=True, help="Remove what --names or --label tell, and keep all else of those layers."
+    ),
+)
+"""Files that tell which components are kept."""
+
+_rule_options = together(
+    "What is kept",
+    click.option(
+        "--by", type=click.Choice(MEASURES), help="What is judged. Default: peak; of a harvest, the firing density."
+    ),
+    click.option(
+        "--threshold",
+        type=float,
+        metavar="T",
+        help="Keep components whose peak or mean importance is above T; for frequency, what is above T fires. "
+        "Default: 0.1.",
+    ),
+    click.option(
+        "--min-frequency",
+        type=float,
+        default=0.0,
+        show_default=True,
+        metavar="F",
+        help="With --by frequency: keep components that fire on this share of samples and locations.",
+    ),
+    click.option("--top", type=int, metavar="K", help="Keep the K greatest of each layer instead."),
+)
+"""How importances become masks."""
+
+
 @command(
     "Derive fixed masks for SOURCE, an SPD run, from data.",
     "spdexport masks run --factory model.py:Net --data images.npz -o masks.safetensors",
@@ -36,36 +83,8 @@ MEASURES = ("peak", "mean", "frequency")
 @keyword("--components", type=click.Path(path_type=Path), help="The SPD run or checkpoint, for a dense SOURCE.")
 @keyword("--exclude", multiple=True, metavar="PATTERN", help="Leave these layers alone, such as 'head*'. Repeatable.")
 @sigmoid_option
-@click.option("--harvest", type=click.Path(path_type=Path), help="SPD's harvest.db, in the place of --data.")
-@click.option(
-    "--names", type=click.Path(path_type=Path), help='A JSON file of components to keep, ["layer:3", ...], likewise.'
-)
-@click.option(
-    "--labels",
-    type=click.Path(path_type=Path),
-    help="A table of components and labels, likewise: CSV, TSV, JSON or SQLite.",
-)
-@click.option("--label", multiple=True, metavar="PATTERN", help="Keep what has such a label in --labels. Repeatable.")
-@click.option("--remove", is_flag=True, help="Remove what --names or --label tell, and keep all else of those layers.")
-@click.option(
-    "--by", type=click.Choice(MEASURES), help="What is judged. Default: peak; of a harvest, the firing density."
-)
-@click.option(
-    "--threshold",
-    type=float,
-    metavar="T",
-    help="Keep components whose peak or mean importance is above T; for frequency, what is above T fires. "
-    "Default: 0.1.",
-)
-@click.option(
-    "--min-frequency",
-    type=float,
-    default=0.0,
-    show_default=True,
-    metavar="F",
-    help="With --by frequency: keep components that fire on this share of samples and locations.",
-)
-@click.option("--top", type=int, metavar="K", help="Keep the K greatest of each layer instead.")
+@_listed_options
+@_rule_options
 @click.option("--batch", type=int, default=64, show_default=True, help="Samples that are run together.")
 @engine_option
 @report_options(LISTS)
