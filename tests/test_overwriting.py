@@ -43,6 +43,7 @@ FILES = {
     "metric": "metric.py",
     "cache": "cache",
     "config": "settings.toml",
+    "classes": "classes.txt",
     "dense": "dense.onnx",
     "runtime": "package.tgz",
 }
@@ -52,8 +53,8 @@ for the settings, of which the command line is made."""
 NEEDED = {
     "convert": ["output"],
     "fold": ["output"],
-    "masks": ["output", "inputs"],
-    "ablate": ["inputs"],
+    "masks": ["output", "data"],
+    "ablate": ["data"],
     "atlas": ["output", "data"],
     "compress": ["output", "data"],
     "lab": ["output", "data"],
