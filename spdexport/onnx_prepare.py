@@ -22,11 +22,13 @@ from spdexport.planning.live_masks import live_notes
 from spdexport.prepare import components_of, decide
 from spdexport.quiet import heard
 from spdexport.ranges import told
+from spdexport.rewrite.onnx_constants import source_of
 from spdexport.rewrite.onnx_graph import is_operator
 from spdexport.rewrite.onnx_ports import name_inputs
 from spdexport.rewrite.onnx_rewrite import place_onnx_forms
 from spdexport.rewrite.onnx_shapes import live_sizes, value_sizes
-from spdexport.rewrite.onnx_sites import LAYERS, functions_with_layers, list_onnx_sites, node_keys, source_of
+from spdexport.rewrite.onnx_scopes import node_keys
+from spdexport.rewrite.onnx_sites import LAYERS, functions_with_layers, list_onnx_sites
 from spdexport.verification.file_inputs import given_tensors
 from spdexport.verification.ports import input_ports
 
@@ -273,7 +275,8 @@ def _defaults(model: ir.Model) -> list[ir.Value]:
     listed = {value for value in model.graph.inputs if value.is_initializer()}
     if model.ir_version < OLDEST_IR:
         return list(listed)
-    used = [source_of(value) for node in model.graph if is_operator(node, *LAYERS) for value in node.inputs[1:3]]
+    layers = (node for node in model.graph.all_nodes() if is_operator(node, *LAYERS))
+    used = [source_of(value) for node in layers for value in node.inputs[1:3]]
     return list(dict.fromkeys(value for value in used if value in listed))
 
 
@@ -302,8 +305,9 @@ def _lifted(model: ir.Model, target: int, path: Path) -> ir.Model:
 
 def _held_by(model: ir.Model) -> Callable[[str], Array | None]:
     def held(name: str) -> Array | None:
-        value = model.graph.initializers.get(name)
-        return None if value is None or value.const_value is None else value.const_value.numpy()
+        values = (graph.initializers.get(name) for graph in model.graphs())
+        tensor = next((value.const_value for value in values if value is not None), None)
+        return None if tensor is None else tensor.numpy()
 
     return held
 

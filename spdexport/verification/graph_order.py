@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spdexport.verification.node_attributes import bodies
+from spdexport.rewrite.onnx_scopes import bodies
 
 if TYPE_CHECKING:
     import onnx_ir as ir
