@@ -5,6 +5,7 @@ There is nothing to trace and nothing to export: the graph of the file is the gr
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from spdexport.rewrite.onnx_graph import is_operator
 from spdexport.rewrite.onnx_ports import name_inputs
 from spdexport.rewrite.onnx_rewrite import place_onnx_forms
 from spdexport.rewrite.onnx_shapes import live_sizes, value_sizes
-from spdexport.rewrite.onnx_scopes import node_keys
+from spdexport.rewrite.onnx_scopes import initializer_named, node_keys
 from spdexport.rewrite.onnx_sites import LAYERS, functions_with_layers, list_onnx_sites
 from spdexport.verification.file_inputs import given_tensors
 from spdexport.verification.ports import input_ports
@@ -124,6 +125,7 @@ def prepare_onnx(path: Path, options: Options, progress: Callable[[str], None] =
     components = components_of(None, options)
     decided = decide(read.sites, read.skipped, components, options, progress, held=_held_by(read.model))
     is_live = any(d.run_time is not None for d in decided.plan.decisions)
+    _check_names(read.model, decided.plan)
     return PreparedOnnx(
         path=path,
         model=read.model,
@@ -138,6 +140,28 @@ def prepare_onnx(path: Path, options: Options, progress: Callable[[str], None] =
         sizes=live_sizes(read.model, read.given) if is_live else None,
         requires_masks=options.requires_masks,
     )
+
+
+def _check_names(model: ir.Model, plan: Plan) -> None:
+    """Check that what a layer with a live mask computes has a name of its own, which bodies may have twice.
+
+    Raises:
+        UsageError: It has not.
+    """
+    live = [d.site for d in plan.decisions if d.run_time is not None and d.site.inside]
+    if not live:
+        return
+    keys = node_keys(model.graph)
+    names = Counter(value.name for node in keys.values() for value in node.outputs)
+    for site in live:
+        name = keys[site.node].outputs[0].name
+        if names[name] > 1:
+            raise UsageError(
+                f"The file has {names[name]} values called {name}, so that the check of a mask at run time could not "
+                "tell them apart.",
+                where=f"layer {site.name}",
+                hint=f"Leave the layer out with --exclude '{site.name}', or rename the values.",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -305,9 +329,8 @@ def _lifted(model: ir.Model, target: int, path: Path) -> ir.Model:
 
 def _held_by(model: ir.Model) -> Callable[[str], Array | None]:
     def held(name: str) -> Array | None:
-        values = (graph.initializers.get(name) for graph in model.graphs())
-        tensor = next((value.const_value for value in values if value is not None), None)
-        return None if tensor is None else tensor.numpy()
+        value = initializer_named(model, name)
+        return None if value is None or value.const_value is None else value.const_value.numpy()
 
     return held
 

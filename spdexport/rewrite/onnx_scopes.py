@@ -159,3 +159,9 @@ def scope_of(node: ir.Node) -> ir.Graph:
     graph = node.graph
     assert isinstance(graph, ir.Graph), "a layer is in a graph"
     return graph
+
+
+def initializer_named(model: ir.Model, name: str) -> ir.Value | None:
+    """Return the initializer of a name, of the main graph or of a body."""
+    found = (graph.initializers.get(name) for graph in model.graphs())
+    return next((value for value in found if value is not None), None)

@@ -11,6 +11,7 @@ from spdexport.ort.sessions import SessionSettings
 from spdexport.reference.noise import Noise
 from spdexport.reference.onnx_reference import OnnxReference
 from spdexport.reference.rounding_onnx import PRODUCTS
+from spdexport.rewrite.onnx_scopes import outermost
 from spdexport.verification.layers import layer_of
 from spdexport.verification.tapping import as_it_is, channel_ratio, diverges, tapped
 from spdexport.verification.trial import NOISE_RUNS, largest_finite, rounded
@@ -41,7 +42,7 @@ class Evaluated:
         self._reference: OnnxReference | None = None
         self._limits: dict[str, float] = {}
         self._macs: dict[str, int] = {}
-        for node in model.graph:
+        for node in model.graph.all_nodes():
             for value in node.outputs:
                 if value.name and value.dtype is not None and value.dtype.is_floating_point():
                     self._limits[value.name] = largest_finite(value.dtype.numpy())
@@ -93,9 +94,14 @@ class Evaluated:
 
 
 def hidden_layers(model: ir.Model, hidden: Collection[str]) -> list[str]:
-    """Return the layers, in the order of computation, whose outputs are among values that were not computed."""
-    nodes = (node for node in model.graph if node.op_type in PRODUCTS)
-    return list(dict.fromkeys(layer_of(node) for node in nodes if any(v.name in hidden for v in node.outputs)))
+    """Return the layers, in the order of computation, whose outputs are among values that were not computed.
+
+    Of a node with bodies, these are its layers too.
+    """
+    around = outermost(model.graph)
+    nodes = (node for node in around if node.op_type in PRODUCTS)
+    gone = (node for node in nodes if any(v.name in hidden for v in (*node.outputs, *around[node].outputs)))
+    return list(dict.fromkeys(map(layer_of, gone)))
 
 
 def first_divergent(

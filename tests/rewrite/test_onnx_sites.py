@@ -11,7 +11,8 @@ from onnx_models import model, network, random
 from spdexport.conv import ConvSite, Skipped
 from spdexport.forms import dense, factorized
 from spdexport.rewrite.onnx_rewrite import place_onnx_forms
-from spdexport.rewrite.onnx_sites import list_onnx_sites, node_keys
+from spdexport.rewrite.onnx_scopes import node_keys
+from spdexport.rewrite.onnx_sites import list_onnx_sites
 from spdexport.sources.svd import svd_source
 
 
