@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx_models import model, random
 
 if TYPE_CHECKING:
-    import onnx
-
     from spdexport.conv import Array
 
-SIZE = 6
+SIZE = 5
 """Height and width of the images."""
 
 
@@ -29,6 +28,11 @@ def conv(data: str, weight: str, gives: str, **settings: object) -> onnx.NodePro
     return helper.make_node(
         "Conv", [data, *weight.split()], [gives], name=f"{gives}_conv", pads=[1, 1, 1, 1], **settings
     )
+
+
+def kernel(seed: int) -> Array:
+    """Weights of a size that keeps what a loop computes near 1."""
+    return random(4, 4, 3, 3, seed=seed) / 6
 
 
 def constant(name: str, array: Array) -> onnx.NodeProto:
@@ -66,16 +70,16 @@ def branching() -> onnx.ModelProto:
         "then",
         [],
         [image("t")],
-        [numpy_helper.from_array(random(4, 4, 3, 3, seed=1), "own.weight")],
+        [numpy_helper.from_array(kernel(1), "own.weight")],
     )
     other = helper.make_graph(
-        [conv("x", "shared.weight shared.bias", "e1"), constant("held", random(4, 4, 3, 3, seed=2)), conv("e1", "held", "e")],
+        [conv("x", "shared.weight shared.bias", "e1"), constant("held", kernel(2)), conv("e1", "held", "e")],
         "else",
         [],
         [image("e")],
     )
-    nodes = [*flag(), helper.make_node("If", ["flag"], ["y"], name="choice", then_branch=then, else_branch=other)]
-    return source(nodes, weights(shared__weight=random(4, 4, 3, 3), shared__bias=random(4)))
+    choice = helper.make_node("If", ["flag"], ["y"], name="choice", then_branch=then, else_branch=other)
+    return source([*flag(), choice], weights(shared__weight=kernel(0), shared__bias=random(4)))
 
 
 def trips(count: int = 3) -> dict[str, Array]:
@@ -98,7 +102,7 @@ def looping(count: int = 3) -> onnx.ModelProto:
         helper.make_node("Loop", ["trips", "go", "x"], ["z"], name="again", body=body),
         conv("z", "last.weight", "y"),
     ]
-    stored = weights(step__weight=random(4, 4, 3, 3), step__bias=random(4), last__weight=random(4, 4, 3, 3, seed=3))
+    stored = weights(step__weight=kernel(0), step__bias=random(4), last__weight=kernel(3))
     return source(nodes, {**stored, **trips(count)})
 
 
@@ -143,7 +147,7 @@ def nested() -> onnx.ModelProto:
             "odd",
             [],
             [image("q")],
-            [numpy_helper.from_array(random(4, 4, 3, 3, seed=8), "odd.weight")],
+            [numpy_helper.from_array(kernel(8), "odd.weight")],
         ),
     }
     body = helper.make_graph(
@@ -164,8 +168,8 @@ def nested() -> onnx.ModelProto:
         conv("x", "both.weight", "h"),
         helper.make_node("Loop", ["trips", "go", "h"], ["y"], name="again", body=body),
     ]
-    stored = weights(both__weight=random(4, 4, 3, 3), even__weight=random(4, 4, 3, 3, seed=7))
-    return source(nodes, {**stored, **trips(4), "two": np.array(2, np.int64)})
+    stored = weights(both__weight=kernel(0), even__weight=kernel(7))
+    return source(nodes, {**stored, **trips(), "two": np.array(2, np.int64)})
 
 
 def carrying() -> onnx.ModelProto:
@@ -185,8 +189,26 @@ def carrying() -> onnx.ModelProto:
         helper.make_node("Loop", ["trips", "go", "x", "first.weight"], ["z", "w_last"], name="again", body=body),
         conv("z", "last.weight", "y"),
     ]
-    stored = weights(first__weight=random(4, 4, 3, 3), last__weight=random(4, 4, 3, 3, seed=3))
+    stored = weights(first__weight=kernel(0), last__weight=kernel(3))
     return source(nodes, {**stored, **trips(), "half": np.array(0.5, np.float32)})
 
 
 MODELS = {"if": branching, "loop": looping, "scan": scanning, "nested": nested}
+
+
+def inside_an_if(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with all that it computes in one branch of an If that is always taken; the other gives zeros."""
+    graph = proto.graph
+    (end,) = graph.output
+    then = onnx.GraphProto(name="then", node=graph.node, output=[end], value_info=graph.value_info)
+    for node in then.node:
+        node.output[:] = [f"{name}/inside" if name == end.name else name for name in node.output]
+        node.input[:] = [f"{name}/inside" if name == end.name else name for name in node.input]
+    then.output[0].name = f"{end.name}/inside"
+    shape = [dim.dim_value or 1 for dim in end.type.tensor_type.shape.dim]
+    other = helper.make_graph([constant("nothing", np.zeros(shape, np.float32))], "else", [], [value("nothing", *shape)])
+    choice = helper.make_node("If", ["always"], [end.name], name="choice", then_branch=then, else_branch=other)
+    del graph.node[:], graph.value_info[:]
+    graph.node.append(choice)
+    graph.initializer.append(numpy_helper.from_array(np.array(True), "always"))
+    return proto

@@ -11,7 +11,7 @@ from spdexport.errors import UsageError
 from spdexport.rewrite.onnx_constants import source_of
 from spdexport.rewrite.onnx_names import node_name
 from spdexport.rewrite.onnx_place import remove_unused
-from spdexport.rewrite.onnx_scopes import bodies, node_keys, outermost, scope_of
+from spdexport.rewrite.onnx_scopes import bodies, node_keys, outermost, read_by, scope_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -106,11 +106,7 @@ class OnnxEdit:
 
     def sources(self, node: ir.Node) -> list[ir.Node]:
         """Return the nodes that a node, or a graph inside it, reads of."""
-        read = [value for value in node.inputs if value is not None]
-        for graph in (graph for graphs in bodies(node).values() for graph in graphs):
-            read += [v for inner in graph.all_nodes() for v in inner.inputs if v is not None]
-            read += graph.outputs
-        producers = (value.producer() for value in read)
+        producers = (value.producer() for value in read_by(node))
         return list(dict.fromkeys(p for p in producers if p is not None and p.graph is self.graph))
 
     def outermost(self, node: ir.Node) -> ir.Node:

@@ -34,6 +34,17 @@ def bodies(node: ir.Node) -> dict[str, list[ir.Graph]]:
     return found
 
 
+def read_by(node: ir.Node) -> list[ir.Value]:
+    """Return the values that a node reads, those that its bodies take from around them, and make, too."""
+    found = [value for value in node.inputs if value is not None]
+    for graphs in bodies(node).values():
+        for graph in graphs:
+            for inner in graph:
+                found += read_by(inner)
+            found += list(graph.outputs)
+    return found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Scope:
     """One graph of a model.

@@ -277,9 +277,13 @@ def match_gates(
 def _shares(components: ComponentSet, gates: Gates, sites: Sequence[ConvSite]) -> dict[str, GlobalShare]:
     """What the one function of all layers gives for each."""
     where = f"{components.path or 'the run'}, the global causal-importance function"
-    found = {_file_name(site.name, components): site for site in sites}
+    found: dict[str, ConvSite] = {}
+    twice = []
+    for site in sites:
+        if found.setdefault(_file_name(layer_of_call(site.name), components), site) is not site:
+            twice.append(site.name)
     missing = [name for name in components.components if name not in found]
-    twice = [s.name for s in sites if "#" in s.name and _file_name(layer_of_call(s.name), components) in found]
+    twice = [name for name in twice if _file_name(layer_of_call(name), components) in components.components]
     if missing or twice:
         what = f"reads {missing[0]}, which the model has no layer of" if missing else f"reads {twice[0]}, a second call"
         raise ComponentsError(
@@ -292,11 +296,11 @@ def _shares(components: ComponentSet, gates: Gates, sites: Sequence[ConvSite]) -
     def place(name: str) -> int:
         return order.get(f"{found[name].name}.weight", len(order))
 
-    names = {name: found[name].name for name in sorted(components.components, key=place)}
+    names = {name: layer_of_call(found[name].name) for name in sorted(components.components, key=place)}
     function = gates.global_function(names)
     inputs = tuple(
         GlobalInput(
-            layer=site.name,
+            layer=layer,
             site=site,
             V=to_numpy(components.components[_file_name(layer, components)].V) if site.is_lookup else None,
         )
