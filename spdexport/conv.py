@@ -198,8 +198,8 @@ class ConvSite:
         is_product: Whether the graph has a plain matrix product there, with the weight transposed, and no linear layer.
         is_lookup: Whether it is an embedding: the linear layer of its transposed table, whose input tells by a number
             which of its entries is one, the others being zero. Its matrix product takes a row, and costs nothing.
-        inside: The place of the body of If, Loop or Scan that the layer is in; empty for the main graph. What is counted
-            of it is that of one step.
+        inside: The place of the body of If, Loop or Scan that the layer is in; empty for the main graph. What is
+            counted of it is that of one step.
     """
 
     name: str

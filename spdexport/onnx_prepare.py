@@ -27,8 +27,8 @@ from spdexport.rewrite.onnx_constants import source_of
 from spdexport.rewrite.onnx_graph import is_operator
 from spdexport.rewrite.onnx_ports import name_inputs
 from spdexport.rewrite.onnx_rewrite import place_onnx_forms
-from spdexport.rewrite.onnx_shapes import live_sizes, value_sizes
 from spdexport.rewrite.onnx_scopes import initializer_named, node_keys
+from spdexport.rewrite.onnx_shapes import live_sizes, value_sizes
 from spdexport.rewrite.onnx_sites import LAYERS, functions_with_layers, list_onnx_sites
 from spdexport.verification.file_inputs import given_tensors
 from spdexport.verification.ports import input_ports

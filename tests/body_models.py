@@ -182,7 +182,12 @@ def carrying() -> onnx.ModelProto:
             helper.make_node("Identity", ["on"], ["still"]),
         ],
         "body",
-        [value("i", dtype=TensorProto.INT64), value("on", dtype=TensorProto.BOOL), image("carried"), value("w", 4, 4, 3, 3)],
+        [
+            value("i", dtype=TensorProto.INT64),
+            value("on", dtype=TensorProto.BOOL),
+            image("carried"),
+            value("w", 4, 4, 3, 3),
+        ],
         [value("still", dtype=TensorProto.BOOL), image("next"), value("w_next", 4, 4, 3, 3)],
     )
     nodes = [
@@ -206,7 +211,9 @@ def inside_an_if(proto: onnx.ModelProto) -> onnx.ModelProto:
         node.input[:] = [f"{name}/inside" if name == end.name else name for name in node.input]
     then.output[0].name = f"{end.name}/inside"
     shape = [dim.dim_value or 1 for dim in end.type.tensor_type.shape.dim]
-    other = helper.make_graph([constant("nothing", np.zeros(shape, np.float32))], "else", [], [value("nothing", *shape)])
+    other = helper.make_graph(
+        [constant("nothing", np.zeros(shape, np.float32))], "else", [], [value("nothing", *shape)]
+    )
     choice = helper.make_node("If", ["always"], [end.name], name="choice", then_branch=then, else_branch=other)
     del graph.node[:], graph.value_info[:]
     graph.node.append(choice)

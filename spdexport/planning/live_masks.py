@@ -201,8 +201,8 @@ def _check_inside(site: ConvSite, run_time: RunTime) -> None:
     hint = "Leave the layers in bodies out with --exclude '* in *'."
     if run_time.reads_dense:
         raise UsageError(
-            f"The layer is inside of {site.inside}, of which the model has no second, dense pass that exact gates could "
-            "read.",
+            f"The layer is inside of {site.inside}, of which the model has no second, dense pass that exact gates could"
+            " read.",
             where=f"--gates=exact, layer {site.name}",
             hint=f"Give --gates local. {hint}",
         )

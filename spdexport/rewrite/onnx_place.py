@@ -192,7 +192,9 @@ class _Store:
         kind, shape = ir.DataType.from_numpy(dtype), ir.Shape(numbers.shape)
         tensor: ir.TensorProtocol
         if isinstance(numbers, Deferred):
-            tensor = ir.LazyTensor(lambda: ir.tensor(np.asarray(numbers), dtype=kind), dtype=kind, shape=shape, name=unique)
+            tensor = ir.LazyTensor(
+                lambda: ir.tensor(np.asarray(numbers), dtype=kind), dtype=kind, shape=shape, name=unique
+            )
         else:
             tensor = ir.tensor(np.ascontiguousarray(numbers), name=unique)
         value = ir.Value(name=unique, const_value=tensor, shape=shape, type=ir.TensorType(kind))

@@ -49,9 +49,7 @@ def _operator(factor: float) -> str:
     return "Add" if factor == 1 else "Sub"
 
 
-def _added(
-    last: ir.Node, left: ir.Value, right: ir.Value, factor: float, like: ir.Value | None
-) -> ir.Node:
+def _added(last: ir.Node, left: ir.Value, right: ir.Value, factor: float, like: ir.Value | None) -> ir.Node:
     """A new node in front of ``last`` that adds two values, or subtracts the second."""
     node = ir.Node("", _operator(factor), inputs=[left, right], num_outputs=1)
     scope_of(last).insert_before(last, node)

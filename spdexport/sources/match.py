@@ -277,13 +277,10 @@ def match_gates(
 def _shares(components: ComponentSet, gates: Gates, sites: Sequence[ConvSite]) -> dict[str, GlobalShare]:
     """What the one function of all layers gives for each."""
     where = f"{components.path or 'the run'}, the global causal-importance function"
-    found: dict[str, ConvSite] = {}
-    twice = []
-    for site in sites:
-        if found.setdefault(_file_name(layer_of_call(site.name), components), site) is not site:
-            twice.append(site.name)
+    named = [(_file_name(layer_of_call(site.name), components), site) for site in sites]
+    found = dict(reversed(named))  # the first call of each
     missing = [name for name in components.components if name not in found]
-    twice = [name for name in twice if _file_name(layer_of_call(name), components) in components.components]
+    twice = [s.name for name, s in named if found[name] is not s and name in components.components]
     if missing or twice:
         what = f"reads {missing[0]}, which the model has no layer of" if missing else f"reads {twice[0]}, a second call"
         raise ComponentsError(

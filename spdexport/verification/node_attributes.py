@@ -13,6 +13,7 @@ from spdexport.rewrite.onnx_scopes import GRAPHS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+
 def attribute_names(node: ir.Node, other: ir.Node) -> list[str]:
     """Return the names of the attributes, bodies apart, that one of two nodes writes out."""
     return sorted(

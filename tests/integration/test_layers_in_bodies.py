@@ -107,9 +107,7 @@ def test_fixed_masks_reach_all_calls_of_a_shared_weight(tmp_path: Path) -> None:
     assert list(tensors["shared.V"].dims) == [3, 4, 3, 3]
     # One V and U for both branches.
     assert [name for name in tensors if name.startswith("shared.")] == ["shared.bias", "shared.V", "shared.U"]
-    done = spdexport.convert(
-        source, made, form="factorized", masks=tmp_path / "masks.npz", keep_masks=True
-    )
+    done = spdexport.convert(source, made, form="factorized", masks=tmp_path / "masks.npz", keep_masks=True)
     assert done.verdict is Status.PASS
     assert {"shared.V", "shared.U", "shared.mask"} <= stored(made).keys()
 
@@ -154,7 +152,13 @@ def off(path: Path, name: str, target: Path) -> Path:
         ("scan", "cell.state.V"),
         *(
             pytest.param(*one, marks=pytest.mark.long)
-            for one in (("if", "own.V"), ("if", "shared.V"), ("loop", "step.V"), ("nested", "odd.V"), ("nested", "even.U"))
+            for one in (
+                ("if", "own.V"),
+                ("if", "shared.V"),
+                ("loop", "step.V"),
+                ("nested", "odd.V"),
+                ("nested", "even.U"),
+            )
         ),
     ],
 )
@@ -268,7 +272,11 @@ def test_weights_in_a_file_beside_a_model_with_bodies(tmp_path: Path) -> None:
     assert done.verdict is Status.PASS
     assert {path.suffix for path in done.outputs} == {".onnx", ".data"}
     kept = onnx.load(tmp_path / "made.onnx", load_external_data=False)
-    assert {t.name for g in graphs(kept.graph) for t in g.initializer if t.external_data} == {"own.V", "own.U", "last.V"}
+    assert {t.name for g in graphs(kept.graph) for t in g.initializer if t.external_data} == {
+        "own.V",
+        "own.U",
+        "last.V",
+    }
     x = inputs("if")[0]
     np.testing.assert_allclose(outputs(tmp_path / "made.onnx", x), outputs(source, x), atol=1e-4)
 
@@ -276,9 +284,7 @@ def test_weights_in_a_file_beside_a_model_with_bodies(tmp_path: Path) -> None:
 def test_compress_leaves_them_alone(tmp_path: Path) -> None:
     source = saved(looping(), tmp_path / "source.onnx")
     np.savez(tmp_path / "data.npz", x=random(32, 4, SIZE, SIZE))
-    done = spdexport.compress(
-        source, tmp_path / "small.onnx", data=tmp_path / "data.npz", max_relative_l2=0.9
-    )
+    done = spdexport.compress(source, tmp_path / "small.onnx", data=tmp_path / "data.npz", max_relative_l2=0.9)
     assert done.verdict is Status.PASS
     assert [layer.name for layer in done.search.layers if layer.name] in ([], ["last"])
     assert {layer.name: layer.form for layer in done.plan.layers}["step in again.body"] == "dense"

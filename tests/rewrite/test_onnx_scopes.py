@@ -19,6 +19,8 @@ from spdexport.rewrite.onnx_scopes import node_keys, scopes
 from spdexport.rewrite.onnx_shapes import value_sizes
 from spdexport.rewrite.onnx_sites import list_onnx_sites
 from spdexport.sources.svd import svd_source
+from spdexport.verification.inner import hidden_layers
+
 
 def placed(model: ir.Model) -> ir.Model:
     forms = []
@@ -31,7 +33,9 @@ def placed(model: ir.Model) -> ir.Model:
 
 def held(model: ir.Model) -> dict[str, list[str]]:
     """The names of the weights that each graph stores, by its place."""
-    return {s.place: [n for n, v in s.graph.initializers.items() if v.shape and len(v.shape)] for s in scopes(model.graph)}
+    return {
+        s.place: [n for n, v in s.graph.initializers.items() if v.shape and len(v.shape)] for s in scopes(model.graph)
+    }
 
 
 LAYERS = {
@@ -88,8 +92,14 @@ def twins(*sizes: int) -> onnx.ModelProto:
     """An If whose branches use the same names, for other weights and perhaps for values of other sizes."""
     bodies = []
     for number, size in enumerate(sizes):
-        nodes = [helper.make_node("Conv", ["x", "w.weight"], ["a"], name="n"), helper.make_node("ReduceMax", ["a"], ["b"])]
-        nodes += [helper.make_node("Conv", ["x", "w.weight"], ["c"], name="n"), helper.make_node("Add", ["b", "c"], ["d"])]
+        nodes = [
+            helper.make_node("Conv", ["x", "w.weight"], ["a"], name="n"),
+            helper.make_node("ReduceMax", ["a"], ["b"]),
+        ]
+        nodes += [
+            helper.make_node("Conv", ["x", "w.weight"], ["c"], name="n"),
+            helper.make_node("Add", ["b", "c"], ["d"]),
+        ]
         kept = numpy_helper.from_array(random(4, 4, size, size, seed=number), "w.weight")
         bodies.append(helper.make_graph(nodes, f"g{number}", [], [helper.make_tensor_value_info("d", 1, None)], [kept]))
     choice = helper.make_node("If", ["flag"], ["y"], name="my choice", then_branch=bodies[0], else_branch=bodies[1])
@@ -128,7 +138,11 @@ def test_nodes_of_one_name_have_places_of_their_own() -> None:
 
 def test_factors_are_kept_where_the_weight_was() -> None:
     factors = {
-        "if": {"": ["shared.bias", "shared.V", "shared.U"], "choice.else": ["e_conv.V", "e_conv.U"], "choice.then": ["own.V", "own.U"]},
+        "if": {
+            "": ["shared.bias", "shared.V", "shared.U"],
+            "choice.else": ["e_conv.V", "e_conv.U"],
+            "choice.then": ["own.V", "own.U"],
+        },
         "nested": {
             "": ["both.V", "both.U", "even.V", "even.U"],
             "again.body": [],
@@ -205,7 +219,7 @@ def test_a_weight_that_a_scan_gives_is_left_alone(carried: str, reason: str | No
     body = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["p"], name="product"), helper.make_node("Identity", ["s"], ["t"])],
         "body",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in (("s", "w") if carried == "parts" else ("w", "s"))],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("sw" if carried == "parts" else "ws")],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("t", "p")],
     )  # fmt: skip
     given = ["x", "parts"] if carried == "parts" else [carried, "x"]
@@ -214,6 +228,11 @@ def test_a_weight_that_a_scan_gives_is_left_alone(carried: str, reason: str | No
     sites, skipped = list_onnx_sites(ir.from_proto(source([scan], stored, x=["N", 4], y=["N", "N", 4])))
     assert not sites
     assert [(s.name, s.reason) for s in skipped] == ([] if reason is None else [("product in sequence.body", reason)])
+
+
+def test_what_is_hidden_in_a_body_is_told_by_its_layers() -> None:
+    assert hidden_layers(ir.from_proto(MODELS["nested"]()), {"y"}) == ["odd", "even", "both"]
+    assert hidden_layers(ir.from_proto(MODELS["loop"]()), {"y"}) == ["last"]
 
 
 @pytest.mark.parametrize("kind", MODELS)
