@@ -142,7 +142,8 @@ class _Lookup:
         for site in sites:
             own = site.name in components.layers
             self.sites.setdefault(site.name if own else layer_of_call(site.name), []).append(site)
-        self.skipped = {skip.name: skip for skip in skipped if skip.name not in self.sites}
+        left = {layer_of_call(skip.name): skip for skip in skipped}
+        self.skipped = {layer: skip for layer, skip in left.items() if layer not in self.sites}
         self.by_name: dict[str, list[str]] = {}
         for layer in (*self.sites, *self.skipped):
             self.by_name.setdefault(_file_name(layer, components), []).append(layer)
