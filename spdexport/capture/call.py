@@ -64,8 +64,8 @@ def call_module(
 class _WritesUndone(TorchDispatchMode):
     """Copies a module's parameter or buffer before the first operator that writes to its memory, and copies it back.
 
-    Operators that run graphs (``torch.cond``, ``while_loop``) come here as well; torch refuses graphs that write to what
-    they are given.
+    Operators that run graphs (``torch.cond``, ``while_loop``) come here as well; torch refuses graphs that write to
+    what they are given.
     """
 
     supports_higher_order_operators = True
