@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from body_models import MODELS, SIZE, branching, carrying, looping, nested
+from body_models import MODELS, SIZE, branching, carrying, constant, flag, image, looping, nested, weights
+from body_models import source as model_of
 from cli_command import spdexport as command
 from onnx import helper, numpy_helper
 from onnx_models import outputs, random, saved
@@ -288,3 +289,48 @@ def test_compress_leaves_them_alone(tmp_path: Path) -> None:
     assert done.verdict is Status.PASS
     assert [layer.name for layer in done.search.layers if layer.name] in ([], ["last"])
     assert {layer.name: layer.form for layer in done.plan.layers}["step in again.body"] == "dense"
+
+
+def test_a_plan_repeats_them(tmp_path: Path) -> None:
+    source, plan = saved(nested(), tmp_path / "source.onnx"), tmp_path / "plan.json"
+    options = {"form": "factorized", "rank": 2, "layers": ["odd", "both"], "verify": False}
+    spdexport.convert(source, tmp_path / "first.onnx", save_plan=plan, **options)
+    again = spdexport.convert(source, tmp_path / "second.onnx", plan=plan, verify=False)
+    assert (tmp_path / "first.onnx").read_bytes() == (tmp_path / "second.onnx").read_bytes()
+    assert {layer.name for layer in again.plan.layers if layer.form == "recompressed"} == {
+        "both", "both in again.body", "odd in again.body/which.else",
+    }  # fmt: skip
+
+
+def test_lanes_are_filled_in_bodies(tmp_path: Path) -> None:
+    proto = looping()
+    body = proto.graph.node[0].attribute[0].g
+    narrow = [random(20, 4, 3, 3) / 6, random(4, 20, 1, 1) / 5]
+    body.node[0].input[:] = ["carried", "narrow.weight"]
+    body.node.insert(1, helper.make_node("Conv", ["c", "wide.weight"], ["d"], name="wide"))
+    body.node[2].input[0] = "d"
+    for name, array in zip(("narrow.weight", "wide.weight"), narrow, strict=True):
+        body.initializer.append(numpy_helper.from_array(array, name))
+    source = saved(proto, tmp_path / "source.onnx")
+    done = spdexport.convert(source, tmp_path / "made.onnx", form="auto")
+    assert done.verdict is Status.PASS
+    assert done.trimming is not None
+    assert dict(done.trimming.padded) == {"c": 32}
+    x = inputs("loop")[0]
+    np.testing.assert_allclose(outputs(tmp_path / "made.onnx", x), outputs(source, x), atol=1e-5)
+
+
+def test_functions_that_bodies_call(tmp_path: Path) -> None:
+    kept = constant("w", random(4, 4, 3, 3) / 6)
+    block = [kept, helper.make_node("Conv", ["p", "w"], ["r"], name="inner", pads=[1] * 4)]
+    function = helper.make_function("mine", "Block", ["p"], ["r"], block, [helper.make_opsetid("", 18)])
+    then, other = (
+        helper.make_graph([helper.make_node("Block", ["x"], [name], domain="mine")], name, [], [image(name)])
+        for name in ("then", "else")
+    )
+    choice = helper.make_node("If", ["flag"], ["y"], name="choice", then_branch=then, else_branch=other)
+    proto = model_of([*flag(), choice], weights(), domains=("mine",))
+    proto.functions.append(function)
+    done = spdexport.convert(saved(proto, tmp_path / "source.onnx"), tmp_path / "made.onnx", form="factorized")
+    assert done.verdict is Status.PASS
+    assert [layer.name for layer in done.plan.layers] == ["inner in choice.else", "inner_2 in choice.then"]
