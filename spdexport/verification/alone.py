@@ -25,7 +25,7 @@ from spdexport.verification.compare import failed
 from spdexport.verification.decisions_followed import Following
 from spdexport.verification.edge import not_run
 from spdexport.verification.file_inputs import file_cases, given_tensors, guesses, limits_of, told, varies_in_batch
-from spdexport.verification.inner import Evaluated, first_divergent, hidden_layers, layer_ratios
+from spdexport.verification.inner import Evaluated, first_divergent, hidden_layers, layer_ratios, unreached
 from spdexport.verification.layers import judged
 from spdexport.verification.ports import FileCase, input_ports, output_ports
 from spdexport.verification.precision import file_unit_rounding
@@ -163,6 +163,9 @@ class FileRun(Runner[FileCase]):
                 self._settle(Status.INCONCLUSIVE, str(error))
         self._tell_hidden()
         self.judge_still()
+        places = unreached(self._right, self._evaluated.reached) if self._compared else []
+        if places:
+            self._notes.append(f"no input takes {some(places)}: what ONNX Runtime makes of these layers was not compared")
 
     def _tell_hidden(self) -> None:
         """Name what no reference is known for: the layers before and beside it are compared, and nothing passes."""

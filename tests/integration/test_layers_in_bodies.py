@@ -334,3 +334,21 @@ def test_functions_that_bodies_call(tmp_path: Path) -> None:
     done = spdexport.convert(saved(proto, tmp_path / "source.onnx"), tmp_path / "made.onnx", form="factorized")
     assert done.verdict is Status.PASS
     assert [layer.name for layer in done.plan.layers] == ["inner in choice.else", "inner_2 in choice.then"]
+
+
+def test_a_branch_that_no_input_takes_is_told(tmp_path: Path) -> None:
+    proto = branching()
+    zero = next(t for t in proto.graph.initializer if t.name == "zero")
+    zero.CopyFrom(numpy_helper.from_array(np.array(1e30, np.float32), "zero"))
+    source, made = saved(proto, tmp_path / "source.onnx"), tmp_path / "made.onnx"
+    done = spdexport.convert(source, made, form="factorized")
+    assert done.verdict is Status.PASS
+    said = "no input takes choice.then: what ONNX Runtime makes of these layers was not compared"
+    assert done.verification is not None
+    assert [note for note in done.verification.notes if "takes" in note] == [said]
+    assert said in spdexport.verify(made).notes
+    # The weights edge needs no input.
+    wrong = spdexport.verify(off(made, "own.V", tmp_path / "wrong.onnx"), against=source)
+    assert next(e for e in wrong.edges if e.edge == "weights").first_divergence == "own"
+    both = spdexport.verify(saved(branching(), tmp_path / "both.onnx"))
+    assert not [note for note in both.notes if "takes" in note]
