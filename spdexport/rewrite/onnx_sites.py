@@ -207,7 +207,12 @@ def _name_of(node: ir.Node, key: str) -> str:
     """What to call a layer that is left alone: by its weight, else by its node."""
     weight = source_of(node.inputs[1]) if len(node.inputs) > 1 else None
     name = (weight.name or "") if weight is not None and weight.is_initializer() else ""
-    return _base(name) or key
+    return _plain(_base(name) or key)
+
+
+def _plain(name: str) -> str:
+    """A name that does not read as that of a call in a body."""
+    return name.replace(" in ", "_in_")
 
 
 def _base(weight: str) -> str:
@@ -231,7 +236,8 @@ class _Namer:
         weight = source_of(read.weight)
         own = (weight.name or "") if weight is not None and weight.is_initializer() else ""
         base = _base(own) or layer_name((read,), source_of(read.bias or _bias_behind(read.node)))
-        name = next(n for n in chain((base, own), _numbered(key)) if n and self._is_free(n, read))
+        names = (_plain(name) for name in chain((base, own), _numbered(key)) if name)
+        name = next(name for name in names if self._is_free(name, read))
         self._owners.setdefault(name, read)
         call = call_in(name, place)
         number = self._calls[call] = self._calls.get(call, 0) + 1

@@ -165,7 +165,9 @@ class FileRun(Runner[FileCase]):
         self.judge_still()
         places = unreached(self._right, self._evaluated.reached) if self._compared else []
         if places:
-            self._notes.append(f"no input takes {some(places)}: what ONNX Runtime makes of these layers was not compared")
+            self._notes.append(
+                f"no input takes {some(places)}: what ONNX Runtime makes of these layers was not compared"
+            )
 
     def _tell_hidden(self) -> None:
         """Name what no reference is known for: the layers before and beside it are compared, and nothing passes."""

@@ -81,6 +81,18 @@ def test_names_of_calls() -> None:
         assert layer_of_call(name) == name
 
 
+def test_a_layer_of_the_main_graph_has_no_name_like_that_of_one_in_a_body() -> None:
+    nodes = [conv("x", "w", "h"), conv("h", "w2", "y")]
+    nodes[0].name, nodes[1].name = "again", "again in the.end"
+    sites, _ = list_onnx_sites(
+        ir.from_proto(source(nodes, {"w": random(4, 4, 3, 3), "w2": random(4, 4, 3, 3, seed=1)}))
+    )
+    assert [(site.name, layer_of_call(site.name)) for site in sites] == [
+        ("again", "again"),
+        ("again_in_the.end", "again_in_the.end"),
+    ]
+
+
 def test_sizes_in_bodies_are_counted() -> None:
     for kind, positions in (("if", SIZE**2), ("loop", SIZE**2), ("scan", 1), ("nested", SIZE**2)):
         model = ir.from_proto(MODELS[kind]())
