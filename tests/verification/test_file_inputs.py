@@ -101,8 +101,8 @@ def test_inputs_are_matched_by_name_and_position() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64, np.complex64, np.bool_, np.uint8])
 def test_every_dtype_can_be_drawn(dtype: type) -> None:
-    for recipe, random in generators(0):
-        values = draw(recipe, (2, 3), np.dtype(dtype), random)
+    for recipe, generator in generators(0):
+        values = draw(recipe, (2, 3), np.dtype(dtype), generator)
         assert values.dtype == dtype
         assert values.shape == (2, 3)
 
