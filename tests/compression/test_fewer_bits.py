@@ -76,6 +76,7 @@ def test_one_budget_is_for_both_steps(quantized):
     assert taken.storage == "int8"
     kept = [row for row in found.search.combinations if row.storage == "int8" and row.accepted]
     assert taken.timing.median == min(row.timing.median for row in kept)
+    assert found.search.least == "the least time in int8"
     for row in found.search.combinations:
         assert row.accepted == (row.bound <= 0.05)
         assert row.interval.low <= row.interval.estimate <= row.interval.high
@@ -205,6 +206,10 @@ def test_the_command_tells_the_combinations(data, tmp_path):
     told = json.loads((tmp_path / "c.json").read_text())["search"]["combinations"]
     assert [row["name"] for row in told] == ["factorized", "int8", "factorized + int8"]
     assert [row["chosen"] for row in told].count(True) == 1
+    said = " ".join(result.stdout.split())
+    assert "was taken: of those that keep the budget, it has the least time" in said
+    assert "components from the search" in said
     page = (tmp_path / "c.html").read_text()
+    assert "of those that keep the budget, it has the least time." in page
     assert "Forms and fewer bits, within one budget" in page
     assert "factorized + int8" in page
