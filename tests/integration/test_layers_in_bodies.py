@@ -287,7 +287,6 @@ def test_compress_leaves_them_alone(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", x=random(32, 4, SIZE, SIZE))
     done = spdexport.compress(source, tmp_path / "small.onnx", data=tmp_path / "data.npz", max_relative_l2=0.9)
     assert done.verdict is Status.PASS
-    assert [layer.name for layer in done.search.layers if layer.name] in ([], ["last"])
     assert {layer.name: layer.form for layer in done.plan.layers}["step in again.body"] == "dense"
 
 
