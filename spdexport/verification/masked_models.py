@@ -10,7 +10,7 @@ import torch
 from spdexport.arrays import to_numpy, to_torch
 from spdexport.forms import Role
 from spdexport.reference.masked_reference import of_program
-from spdexport.rewrite.onnx_sites import node_keys
+from spdexport.rewrite.onnx_scopes import node_keys
 from spdexport.verification.inputs import Case, feeds
 from spdexport.verification.ports import FileCase
 from spdexport.verification.variable import MaskedModel
