@@ -129,7 +129,7 @@ class OnnxReference:
                 where=f"inputs {', '.join(inputs) or '(none)'}",
                 hint=f"Give the model its inputs: {', '.join(sorted(self._accepted))}.",
             )
-        run = _Run(self._evaluator, self._base_dir, noise, watch, decide, is_partial=self._is_partial)
+        run = _Evaluation(self._evaluator, self._base_dir, noise, watch, decide, is_partial=self._is_partial)
         run.replaced = replaced or {}
         token = _RUN.set(run)
         try:
@@ -141,7 +141,7 @@ class OnnxReference:
         return {name: value for name, value in found if not isinstance(value, ReferenceUnavailable)}
 
 
-class _Run:
+class _Evaluation:
     """What all evaluators of one call of `OnnxReference.run` share."""
 
     def __init__(
@@ -174,7 +174,7 @@ class _Run:
 
 # onnx makes the evaluators of subgraphs and functions itself and runs them without a word of ours: this is how they
 # learn of the run they are part of.
-_RUN: contextvars.ContextVar[_Run] = contextvars.ContextVar("run")
+_RUN: contextvars.ContextVar[_Evaluation] = contextvars.ContextVar("run")
 _IN_FUNCTION: contextvars.ContextVar[bool] = contextvars.ContextVar("in_function", default=False)
 """Whether the evaluator that is made is that of a function, or of a body in one."""
 _PARTIAL: contextvars.ContextVar[bool] = contextvars.ContextVar("partial", default=False)
@@ -300,7 +300,7 @@ class _Evaluator(ReferenceEvaluator):
                 values.pop(name, None)
         return [self._value(name, values, run) for name in output_names or self.output_names_]
 
-    def _value(self, name: str, values: dict[str, Any], run: _Run) -> Any:
+    def _value(self, name: str, values: dict[str, Any], run: _Evaluation) -> Any:
         if name in values:
             return values[name]
         return promote(onnx.numpy_helper.to_array(self._tensors[name], run.base_dir))
@@ -357,7 +357,7 @@ def _decision(
 
 
 def _with_noise(
-    node: Any, arguments: Sequence[Any], settings: dict[str, Any], outputs: list[Any], run: _Run, version: int
+    node: Any, arguments: Sequence[Any], settings: dict[str, Any], outputs: list[Any], run: _Evaluation, version: int
 ) -> list[Any]:
     """The outputs with the errors of one rounding; the nodes of functions and subgraphs have theirs already."""
     if run.noise is None or node.op_type in EXACT or isinstance(node, OpFunction):

@@ -19,7 +19,7 @@ from spdexport.rewrite.onnx_scopes import node_keys, scopes
 from spdexport.rewrite.onnx_shapes import value_sizes
 from spdexport.rewrite.onnx_sites import list_onnx_sites
 from spdexport.sources.svd import svd_source
-from spdexport.verification.inner import hidden_layers
+from spdexport.verification.file_layers import hidden_layers
 
 
 def placed(model: ir.Model) -> ir.Model:

@@ -15,8 +15,8 @@ from spdexport.names import layer_of_call
 from spdexport.reference.masked_reference import evaluate_masked
 from spdexport.reference.noise import Noise
 from spdexport.rewrite.onnx_scopes import initializer_named
+from spdexport.verification.frame import AnyCase
 from spdexport.verification.result import EdgeResult, Status
-from spdexport.verification.runner import AnyCase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -20,21 +20,21 @@ from spdexport.ort.sessions import RuntimeFailure, Session, SessionSettings, ope
 from spdexport.reference.noise import Noise
 from spdexport.reference.unavailable import ReferenceUnavailable
 from spdexport.rewrite.onnx_scopes import scopes
-from spdexport.verification.alone import FileRun
 from spdexport.verification.approximation import Change, approximation
 from spdexport.verification.decisions_followed import Following
 from spdexport.verification.decisions_programs import followed_program
 from spdexport.verification.edge import Edge
-from spdexport.verification.inner import Evaluated
+from spdexport.verification.file_alone import FileVerifier
+from spdexport.verification.file_layers import Evaluated
+from spdexport.verification.layer_errors import Patches, layer_results, read_in_model
 from spdexport.verification.layers import layer_of
 from spdexport.verification.masked_models import MaskedFile
 from spdexport.verification.masks import mask_fault
-from spdexport.verification.per_layer import Patches, layer_results, read_in_model
 from spdexport.verification.removed import compare_trimmed
 from spdexport.verification.result import EdgeResult, Meant, Status, Verification
+from spdexport.verification.run_time_masks import factors_fault
 from spdexport.verification.tapping import diverges
 from spdexport.verification.trial import Trial, rounded
-from spdexport.verification.variable import factors_fault
 from spdexport.verification.weight_errors import WeightErrors
 
 if TYPE_CHECKING:
@@ -98,10 +98,10 @@ def verify_against_file(subject: FileSubject, check: Check) -> Verification:
         ExampleInputError: The inputs do not fit the file, or none can be generated for it.
     """
     with scratch_folder() as folder:
-        return _Run(subject, folder, check).verification()
+        return _OnnxVerifier(subject, folder, check).verification()
 
 
-class _Run(FileRun):
+class _OnnxVerifier(FileVerifier):
     """The state of one verification."""
 
     def __init__(

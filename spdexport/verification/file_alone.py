@@ -33,12 +33,12 @@ from spdexport.verification.file_inputs import (
     told,
     varies_in_batch,
 )
-from spdexport.verification.inner import Evaluated, first_divergent, hidden_layers, layer_ratios, unreached
+from spdexport.verification.file_layers import Evaluated, first_divergent, hidden_layers, layer_ratios, unreached
+from spdexport.verification.frame import Verifier
 from spdexport.verification.layers import judged
 from spdexport.verification.ports import FileCase, input_ports, output_ports
 from spdexport.verification.precision import file_unit_rounding
 from spdexport.verification.result import EdgeResult, Meant, Status, Verification
-from spdexport.verification.runner import Runner
 from spdexport.verification.sessions import SessionEdges
 from spdexport.verification.tapping import as_it_is, tapping_hides
 from spdexport.verification.trial import rounded
@@ -86,10 +86,10 @@ def verify_files(
     Raises:
         ExampleInputError: The inputs do not fit the file, or none can be generated for it.
     """
-    return FileRun(file, name, reference or file, inputs, own_inputs, check).verification()
+    return FileVerifier(file, name, reference or file, inputs, own_inputs, check).verification()
 
 
-class FileRun(Runner[FileCase]):
+class FileVerifier(Verifier[FileCase]):
     """The state of one verification of a file.
 
     Args:
