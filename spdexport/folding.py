@@ -30,8 +30,8 @@ from spdexport.ort.sessions import parse_providers
 from spdexport.overwriting import check_overwriting
 from spdexport.rewrite.fold_result import told
 from spdexport.rewrite.onnx_fold import fold_onnx
-from spdexport.verification.alone import verify_files
 from spdexport.verification.check import Check
+from spdexport.verification.file_alone import verify_files
 from spdexport.verification.result import Status, Verification
 
 if TYPE_CHECKING:
