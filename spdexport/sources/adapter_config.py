@@ -29,7 +29,8 @@ _RANKED = {"lora": ("down",), "loha": ("w1_b", "w2_b"), "lokr": ("w1_b", "w2_b")
 _APPLIED = ("r", "lora_alpha", "alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias")
 
 _NO_MATTER = (
-    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision", "task_type"),
+    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version"),
+    *("revision", "task_type"),
     *("exclude_modules", "layers_pattern", "layers_to_transform", "target_modules"),
     *("lora_dropout", "module_dropout", "rank_dropout", "rank_dropout_scale", "runtime_config", "init_weights"),
     *("corda_config", "eva_config", "loftq_config", "lora_ga_config"),
