@@ -216,13 +216,12 @@ class Paths(Generic[NodeT, ValueT]):
         reason = filling.reason if isinstance(filling, OddBorder) else "its border is filled with other than its bias"
         self.obstacles.append(Obstacle(first=node, data=earlier.data if earlier else None, reason=reason))
 
-    def _look_at_product(self, node: NodeT) -> None:
-        """Note a map that is multiplied with what is not constant."""
+    def _look_at(self, node: NodeT, reason: str) -> None:
+        """Note a node that is no map of what it reads, nor of what that is a map of."""
         search = self.search
-        factors = (search.root(value) for value in search.graph.operands(node)) if search.graph.is_product(node) else ()
-        for match in (search.matches[value] for value in factors if value in search.matches):
-            reason = "what it, or a layer beside it, is multiplied with is not constant"
-            self.obstacles.append(Obstacle(first=node, data=match.data, reason=reason))
+        for value in map(search.root, search.graph.operands(node)):
+            data = (value, search.matches[value].data) if value in search.matches else (value,)
+            self.obstacles += [Obstacle(first=node, data=each, reason=reason) for each in data]
 
     def _further(self, match: Match[NodeT, ValueT]) -> Match[NodeT, ValueT] | None:
         """The match and the node, or match, in front of it; None where that is no part of one map."""
@@ -234,12 +233,11 @@ class Paths(Generic[NodeT, ValueT]):
         if earlier is None:
             link = search.graph.affine(node, spec.in_channels, spec.axes)
             link = link or search.graph.pool(node, spec.in_channels, spec.axes)
+            if link is None and search.graph.is_product(node):
+                link = Unreadable(reason="what it, or a layer beside it, is multiplied with is not constant")
             if isinstance(link, Unreadable):
-                operands = search.graph.operands(node)
-                data = search.root(operands[0]) if operands else None
-                self.obstacles.append(Obstacle(first=node, data=data, reason=link.reason))
+                self._look_at(node, link.reason)
             if link is None or isinstance(link, Unreadable):
-                self._look_at_product(node)
                 return None
             earlier = search.link_match(link)
         try:
