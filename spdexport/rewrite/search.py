@@ -21,7 +21,7 @@ from spdexport.forms.base import CannotComposeError
 from spdexport.forms.compose import add, appends_pointwise, times
 from spdexport.rewrite.match import Declined, Match, filled, first_known, template_of
 from spdexport.rewrite.stages import POOLED, Addend, Filling, NodeT, ReadStage, Unreadable, ValueT
-from spdexport.rewrite.sums import Paths, Regrouping
+from spdexport.rewrite.sums import Paths, Regrouping, lead_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -278,10 +278,9 @@ class Search(Generic[NodeT, ValueT]):
         factors: dict[ValueT, float] = {}
         for term in self._terms(node, 1.0, adds):
             factors[term.value] = factors.get(term.value, 0.0) + term.factor
-        known = [self.matches[value] for value in factors if value in self.matches]
-        if not known or len(factors) < 2:
+        lead = lead_of(self, factors)
+        if lead is None or len(factors) < 2:
             return None
-        lead = next((match for match in known if match.is_fold), known[-1])
         paths = Paths(search=self, like=lead.stage.spec, adds=adds)
         whole = self._added(node, factors, paths, lead)
         if whole is None and not self.only_undoes and (part := paths.together(factors)):

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 ON_ONE = ("BatchNormalization", "Pad", "Reshape", "Squeeze", "Flatten", "Cast", "AveragePool", "Identity", "Dropout")
 """Operators that come between the layers of a chain, and whose first input is what they act on."""
-ON_ANY = ("Mul", "Div", "Add", "Sub", "Sum", "Neg")
+SUMS = ("Add", "Sub", "Sum")
+ON_ANY = ("Mul", "Div", "Neg", *SUMS)
 
 
 def close(got: np.ndarray, right: np.ndarray) -> bool:
@@ -66,18 +67,20 @@ class Walk:
                 yield from self.layers_in_front(each)
 
     def sources(self, value: str) -> set[tuple[str, bool]]:
-        """All values that a term comes from, and whether there is a layer on the way."""
-        found, pending = {(value, False)}, [(value, False)]
-        while pending:
-            name, passed = pending.pop()
-            node = self.made.get(name)
-            if node is None:
-                continue
-            for each in self.read(node):
-                further = (each, passed or node.op_type in LAYERS)
-                if further not in found:
-                    found.add(further)
-                    pending.append(further)
+        """All values that a term comes from by itself, and whether there is a layer on the way."""
+        found, passed = {(value, False)}, False
+        while (node := self.made.get(value)) is not None and len(given := self.read(node)) == 1:
+            (value,), passed = given, passed or node.op_type in LAYERS
+            found.add((value, passed))
+        return found
+
+    def terms(self, node: onnx.NodeProto) -> list[str]:
+        """What a sum adds up; instead of another sum, what that does."""
+        found = []
+        for value in self.read(node):
+            inner = self.made.get(value)
+            is_sum = inner is not None and inner.op_type in SUMS and len(self.read(inner)) > 1
+            found += self.terms(inner) if is_sum else [value]
         return found
 
     def pairs(self) -> list[tuple[str, str]]:
@@ -89,7 +92,7 @@ class Walk:
         """Sums of two terms of one value, with a layer in one of them."""
         found = []
         for node in self.nodes:
-            terms = [self.sources(value) for value in self.read(node)] if node.op_type in ("Add", "Sub", "Sum") else []
+            terms = [self.sources(value) for value in self.terms(node)] if node.op_type in SUMS else []
             for index, term in enumerate(terms):
                 for other in terms[:index]:
                     shared = {value for value, _ in term} & {value for value, _ in other}
@@ -205,7 +208,12 @@ class Spoiler:
 
     def a_weight_that_is_computed(self) -> None:
         readers = [node for node in self.graph.node if node.op_type in ("Conv", "BatchNormalization")]
-        node = readers[self.rng.integers(len(readers))]
+        # Another layer is left to be seen.
+        norms = [node for node in readers if node.op_type != "Conv"]
+        sure = norms if len(readers) - len(norms) < 2 else readers
+        if not sure:
+            return
+        node = sure[self.rng.integers(len(sure))]
         index = int(self.rng.integers(1, len(node.input)))
         made = helper.make_node("Mul", [node.input[index], "s"], ["computed"], name="computed")
         node.input[index] = "computed"
