@@ -26,7 +26,7 @@ from spdexport.conv import ConvSpec
 from spdexport.errors import ComponentsError
 from spdexport.forms import Form, Stage, compose, dense
 from spdexport.forms.base import CannotComposeError
-from spdexport.names import shape_of
+from spdexport.names import count, shape_of
 from spdexport.sources.adapters import NAMES
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _added_bias(raw: RawAdapter, site: ConvSite, where: str) -> FloatArray:
     """
     added = _f64(raw.parts["bias"])
     if site.bias is None or added.shape != site.bias.shape:
-        has = "no bias" if site.bias is None else f"a bias of {len(site.bias)} numbers"
+        has = "no bias" if site.bias is None else f"a bias of {count(len(site.bias), 'number')}"
         raise ComponentsError(
             f"The LoRA adds a bias of shape {shape_of(added.shape)} to {site.name}, which has {has}.",
             where=where,
