@@ -189,10 +189,8 @@ class _Structure:
         further = 1 if node.op_type == "Loop" else 0
         for graph in _graphs(node):
             if len(graph.output) != len(node.output) + further:
-                self._refuse(
-                    f"Its graph gives {count(len(graph.output), 'value')}, and {len(node.output) + further} are needed.",
-                    where,
-                )
+                given, wanted = count(len(graph.output), "value"), len(node.output) + further
+                self._refuse(f"Its graph gives {given}, and {wanted} are needed.", where)
             if node.op_type == "Loop" and len(graph.input) != max(len(node.input), 2):
                 self._refuse(
                     f"Its graph takes {count(len(graph.input), 'value')}, and gets {max(len(node.input), 2)}.", where

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from spdexport.forms.compose import appends_pointwise
-from spdexport.rewrite.fold_result import chosen, folded_chain, name_of, unfit
+from spdexport.rewrite.fold_result import chosen, declined_of, folded_chain, name_of, unfit
 from spdexport.rewrite.onnx_constants import dtype_of
 from spdexport.rewrite.onnx_graph import read_layer
 from spdexport.rewrite.onnx_links import passed
@@ -70,6 +70,7 @@ def fold_onnx(
     """
     search = Search(graph=OnnxReader(sizes=sizes), lone=lone, whole=whole, beyond=beyond)
     refused: set[Key] = set()
+    told: tuple[Skipped, ...] = ()
     while True:
         graph = model.clone()
         if lone:
@@ -79,9 +80,10 @@ def fold_onnx(
         search = _searched(graph.graph, search, refused, made)
         result, left = _placed(graph, search, made, if_cheaper=if_cheaper)
         if not left:
-            return result
-        # A sum is in another order only where that makes a layer of a part of it.
+            return replace(result, declined=tuple(dict.fromkeys((*told, *result.declined))))
+        # A sum is in another order only where that makes a layer of a part of it; why it makes none is still told.
         refused |= left
+        told += declined_of(search, [node for node, key in made.items() if key in left])
 
 
 def _searched(

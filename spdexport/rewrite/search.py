@@ -102,7 +102,7 @@ class Search(Generic[NodeT, ValueT]):
         skipped = Skipped(name=name, kind=match.stage.spec.kind, reason=reason)
         last = second if second is not None else match.last
         assert last is not None, "a match with a layer has a last node"
-        self.declined.append(Declined(first=first, second=last, skipped=skipped))
+        self.declined.append(Declined(first=first, second=last, skipped=skipped, nodes=match.nodes))
 
     def _layer(self, layer: ReadStage[NodeT, ValueT]) -> Match[NodeT, ValueT]:
         single = Match(

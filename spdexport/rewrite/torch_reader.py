@@ -14,7 +14,7 @@ from spdexport.arrays import to_numpy
 from spdexport.conv import canonical_weight
 from spdexport.forms import Stage
 from spdexport.names import layer_of_parameter
-from spdexport.rewrite.constants import Constants, is_in_place
+from spdexport.rewrite.constants import ASSERTIONS, Constants, is_in_place
 from spdexport.rewrite.stages import (
     RETYPED,
     Addend,
@@ -241,8 +241,8 @@ class TorchReader:
         return value if value.op == "call_function" else None
 
     def users(self, value: Node) -> Sequence[Node]:
-        """Return the nodes that use it."""
-        return list(value.users)
+        """Return the nodes that use it; those that only look at its type do not."""
+        return [user for user in value.users if user.target not in ASSERTIONS]
 
     def is_output(self, value: Node) -> bool:
         """Return whether the program gives it out, or writes it into a buffer or an input."""
