@@ -63,7 +63,7 @@ class Inspection:
 
     Attributes:
         plan: The decision for each layer.
-        components: Where V and U come from: ``spd``, ``file`` or ``svd``.
+        components: Where V and U come from: ``spd``, ``file``, ``svd`` or ``search``.
         hashes: SHA-256 of source, components and masks, and of the files written, by name.
         notes: What the user should know.
         seed: Of every random number.

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from spdexport.ranges import Ranges
     from spdexport.sources.components import ComponentSet
 
+LEFT_DENSE = "the file of forms leaves it dense"
+"""Why a layer is left alone of which a file of forms has nothing."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prepared:
@@ -376,7 +379,7 @@ def _lookup(found: Mapping[str, Factors | Form], *, has_forms: bool) -> FactorSo
     def source(site: ConvSite) -> Factors | Form | Skipped | None:
         its = found.get(site.name)
         if its is None and has_forms:
-            return Skipped(name=site.name, kind=site.kind, reason="the file of forms leaves it dense")
+            return Skipped(name=site.name, kind=site.kind, reason=LEFT_DENSE)
         return its
 
     return source

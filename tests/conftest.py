@@ -26,6 +26,21 @@ settings.register_profile("spdexport", deadline=None)
 settings.load_profile("spdexport")
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as ``long`` all but some tests, evenly spread, of each parametrization that is ``sampled``."""
+    groups: dict[tuple[str, int], list[pytest.Item]] = {}
+    for item in items:
+        marker = item.get_closest_marker("sampled")
+        if marker is not None:
+            groups.setdefault((item.nodeid.partition("[")[0], *marker.args), []).append(item)
+    for (_, most), group in groups.items():
+        kept = {round(number * (len(group) - 1) / max(most - 1, 1)) for number in range(most)}
+        for number, item in enumerate(group):
+            if number not in kept:
+                item.add_marker(pytest.mark.long)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _exporters_functions_are_parsed_once():
     """Keep torch's exporter from parsing its 500 functions at every export, which took half of the time of a small one.

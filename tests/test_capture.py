@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,6 +119,22 @@ def test_inputs_that_the_model_cannot_take() -> None:
         captured(SmallNet(), torch.randn(1, 4, 16, 16))
     with pytest.raises(ExampleInputError, match="does not take these inputs: too many positional arguments"):
         captured(SmallNet(), torch.randn(1, 3, 16, 16), torch.randn(1))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "weights", "hint"),
+    [
+        (torch.float64, torch.float32, r"weights are float32: store the inputs as float32 too\.$"),
+        (torch.float32, torch.float64, r"weights are float64: store the inputs as float64 too\.$"),
+        (torch.uint8, torch.float32, r"weights are float32: .* scaled as the model was trained"),
+        (torch.float32, torch.float32, "Give inputs that the model accepts"),
+    ],
+)
+def test_inputs_of_another_type_of_numbers(dtype: torch.dtype, weights: torch.dtype, hint: str) -> None:
+    channels = 4 if dtype == weights else 3
+    with pytest.raises(ExampleInputError, match="fails on the example inputs") as caught:
+        captured(SmallNet().to(weights), torch.ones(1, channels, 16, 16, dtype=dtype))
+    assert re.search(hint, caught.value.hint or "")
 
 
 def test_a_model_that_cannot_be_traced() -> None:

@@ -64,6 +64,7 @@ def check(name: str, folder: Path, ending: str, *, published: bool) -> None:
 
 
 @pytest.mark.parametrize(("name", "ending"), [("RepVGG-A0", ".onnx"), ("DBB", ".pt2"), ("Conv-LoRA ResNet-18", ".pt2")])
+@pytest.mark.sampled(1)
 def test_narrow(tmp_path: Path, name: str, ending: str) -> None:
     check(name, tmp_path, ending, published=False)
 

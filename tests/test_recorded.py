@@ -149,6 +149,7 @@ def test_metadata_gives_no_rights(made: Path, tmp_path: Path, name: str) -> None
         ("sha256", {"components": ["x"]}),
     ],
 )
+@pytest.mark.sampled(6)
 def test_entries_of_another_kind(made: Path, tmp_path: Path, entry: str, value: Any) -> None:
     value = json.dumps("x") if value == "x" else value
     file = changed(made / "m.onnx", tmp_path / "m.onnx", **{entry: value})
@@ -255,6 +256,7 @@ def test_an_exact_file_makes_no_noise(made: Path, tmp_path: Path) -> None:
         ({"form": "auto", "optimize_for": "params"}, ""),
     ],
 )
+@pytest.mark.sampled(3)
 def test_what_shapes_the_model_is_told_and_nothing_else(tmp_path: Path, options: dict[str, Any], told: str) -> None:
     torch.manual_seed(0)
     net, inputs = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), torch.randn(2, 8)

@@ -142,9 +142,31 @@ def check_call(module: torch.nn.Module, inputs: ExampleInputs) -> None:
         raise ExampleInputError(
             f"The model fails on the example inputs {shapes}: {first_line(error)}",
             where=inputs.origin or "example inputs",
-            hint="Give inputs that the model accepts (--input-shape, --inputs, or from the factory).",
+            hint=_other_dtype(module, inputs)
+            or "Give inputs that the model accepts (--input-shape, --inputs, or from the factory).",
         ) from error
     _register_dataclasses(result)
+
+
+def _other_dtype(module: torch.nn.Module, inputs: ExampleInputs) -> str | None:
+    """What to do about inputs of another type of numbers than the weights'; None where there are none.
+
+    Images are stored as whole numbers, and numpy's own numbers are float64. Whole numbers may be indices as well: they
+    are those of a file whose model fails on them, and are told apart by their width.
+    """
+    weights = {parameter.dtype for parameter in module.parameters() if parameter.dtype.is_floating_point}
+    if len(weights) != 1:
+        return None
+    (wanted,) = (str(dtype).removeprefix("torch.") for dtype in weights)
+    given = {str(tensor.dtype).removeprefix("torch.") for tensor in inputs.tensors()} - {wanted}
+    if given & {"uint8", "int8"}:
+        return (
+            f"The model's weights are {wanted}: store the inputs as {wanted} too, scaled as the model was trained "
+            "(often divided by 255, less a mean, over a deviation)."
+        )
+    if given & {"float64", "float32", "float16", "bfloat16"}:
+        return f"The model's weights are {wanted}: store the inputs as {wanted} too."
+    return None
 
 
 def _register_dataclasses(value: Any) -> None:

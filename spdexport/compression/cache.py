@@ -89,7 +89,7 @@ class Cache:
             forms = {
                 site.name: _form(arrays, number, site, candidate)
                 for number, (site, candidate) in enumerate(zip(sites, taken, strict=True))
-                if candidate.ranks
+                if candidate.ranks or f"{number}/0/weight" in arrays  # a dense layer that was fitted
             }
             sizes, scales = arrays["sizes"], arrays["scales"]
             if sizes.ndim != 1 or sizes.shape != scales.shape or {sizes.dtype, scales.dtype} != {np.dtype(np.float64)}:

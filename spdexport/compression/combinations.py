@@ -70,11 +70,13 @@ class Combinations:
         rows: In the order in which they came about.
         taken: The best; None where the dense model is.
         refused: Why the result is not in the fewer bits that were asked for; None where it is, or needs not be.
+        least: What the best has least of, and among which, in a few words.
     """
 
     rows: tuple[Combined, ...]
     taken: Combined | None
     refused: str | None
+    least: str
 
 
 class Combining:
@@ -216,19 +218,24 @@ class Combining:
         refused = None
         if self._wanted.required and not lowered:
             refused = why or f"{self._wanted.storage} does not keep the budget, neither alone nor behind other forms"
+        among = ""
         if self._wanted.required and lowered:
-            kept = lowered
+            kept, among = lowered, f" in {self._wanted.storage}"
         taken = min(kept, key=self._rank, default=None)
         if taken is None and self._budget.cost is not None:
             # Nothing costs as little as was asked for: the cheapest, as without fewer bits.
             by_size = self._budget.cost is CostKind.SIZE
             taken = min(rows, key=lambda row: row.size if by_size else _time(row), default=None)
-        return Combinations(rows=tuple(rows), taken=taken, refused=refused)
+        return Combinations(rows=tuple(rows), taken=taken, refused=refused, least=f"the least {self._least}{among}")
+
+    @property
+    def _least(self) -> str:
+        if self._budget.cost is not None:
+            return "loss"
+        return "size" if self._objective is Objective.PARAMS else "time"
 
     def _rank(self, row: Combined) -> float:
-        if self._budget.cost is not None:
-            return row.lost.value
-        return row.size if self._objective is Objective.PARAMS else _time(row)
+        return {"loss": row.lost.value, "size": row.size, "time": _time(row)}[self._least]
 
 
 SIZES = 3

@@ -24,7 +24,7 @@ from spdexport.compression.result import Compression, Judged, Searched
 from spdexport.compression.running import DenseAnswers
 from spdexport.compression.search import Search
 from spdexport.compression.timing import paired
-from spdexport.compression.told import combinations, layers, points
+from spdexport.compression.told import combinations, layers, points, with_reasons
 from spdexport.cost import MacsCost, ParameterCost
 from spdexport.engine.engines import engine_named
 from spdexport.errors import UsageError
@@ -249,11 +249,14 @@ def compress(
         timing=timing,
         kept_dense=kept_dense,
         combinations=combinations(combined),
+        least="" if combined is None else combined.least,
         storage=None if lowering is None else lowering.storage.value,
         not_lowered=None if combined is None else combined.refused,
     )
     own = {field.name: getattr(conversion, field.name) for field in fields(Conversion)}
     own["hashes"] = {**conversion.hashes, **sets.hashes}
+    if taken is not None:
+        own |= {"components": "search", "plan": with_reasons(search, found, conversion.plan)}
     return Compression(**own, search=searched)
 
 

@@ -97,6 +97,8 @@ class Segment:
         gives: The name of what the layer gives.
         inputs: What is used in it and comes from before.
         outputs: What is made in it and used behind it.
+        added: The name of what is added to what the layer gives, where all of it comes from before; "" where nothing
+            is, or where it is made from what the layer gives, or behind it.
     """
 
     model: ir.Model
@@ -105,6 +107,7 @@ class Segment:
     gives: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    added: str
 
     def with_form(self, form: Form | None) -> ir.Model:
         """Return a copy of the model with a form in the place of the layer; None for the layer itself."""
@@ -205,12 +208,14 @@ class CutGraph:
         functions = tuple(self.model.functions.values())
         model = ir.Model(view.clone(), ir_version=self.model.ir_version, functions=functions)
         first = next(iter(model.graph), None)
-        reads = gives = ""
+        reads = gives = added = ""
         if site is not None and first is not None:
             site = replace(site, node=next(iter(node_keys(model.graph))))
             reads, gives = (
                 value.name or "" for value in (nodes[0].inputs[0], nodes[0].outputs[0]) if value is not None
             )
+            other = _added(nodes[0].outputs[0])
+            added = (other.name or "") if other in inputs else ""
         return Segment(
             model=model,
             site=site,
@@ -218,7 +223,19 @@ class CutGraph:
             gives=gives,
             inputs=tuple(value.name or "" for value in inputs),
             outputs=tuple(value.name or "" for value in given),
+            added=added,
         )
+
+
+def _added(value: ir.Value) -> ir.Value | None:
+    """What is added to a value, biases aside, where that is all that is done with it."""
+    while len(uses := list(value.uses())) == 1 and not value.is_graph_output() and uses[0].node.op_type == "Add":
+        node = uses[0].node
+        other = node.inputs[1 - uses[0].idx]
+        if other is None or not other.is_initializer():
+            return other
+        value = node.outputs[0]
+    return None
 
 
 def _made(nodes: Iterable[ir.Node]) -> set[ir.Value]:
@@ -279,6 +296,11 @@ class Walk:
         """The layer that the walk stands in front of; None at the end."""
         number = self._next
         return self.cut.sites[number - 1] if number <= len(self.cut.sites) else None
+
+    def added(self) -> tuple[Kept, ...]:
+        """Return what is added to what that layer gives, for each batch; nothing where ``Segment.added`` is empty."""
+        name = self.cut.segments[self._next].added
+        return self._live[name] if name else ()
 
     def reads(self) -> Iterator[Array]:
         """Yield what that layer reads, for each batch."""

@@ -122,6 +122,8 @@ class Searched:
         timing: The time of the file over that of the dense one, in pairs; None where it was not taken.
         kept_dense: Why the dense model was written after all; None where it was not.
         combinations: Forms and fewer bits beside each other; empty where fewer bits were not asked for.
+        least: What the taken one has least of, of those that keep the budget, such as ``the least time in int8``; ""
+            without combinations.
         storage: What the numbers of the result are stored as; None for float32.
         not_lowered: Why the result is not in the fewer bits that were asked for; None where it is.
     """
@@ -137,6 +139,7 @@ class Searched:
     timing: Ratio | None
     kept_dense: str | None
     combinations: tuple[Combination, ...] = ()
+    least: str = ""
     storage: str | None = None
     not_lowered: str | None = None
 

@@ -6,16 +6,16 @@ back, and judged on the selection set. What is lost grows along the frontier, gi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from spdexport.compression.allocation import Allocation, at_cost, frontier
 from spdexport.compression.budgets import CostKind
 from spdexport.compression.candidates import Candidate, layer_candidates
-from spdexport.compression.execution import CutGraph, Shelf, Walk
-from spdexport.compression.refit import last_stage_refitted, refitted
-from spdexport.compression.running import DenseAnswers, batches_of
-from spdexport.compression.work import DenseMoments, Judging, layer_moments, takes_bias
+from spdexport.compression.execution import CutGraph, Shelf
+from spdexport.compression.fitting import Fitting, without_bias
+from spdexport.compression.running import DenseAnswers
+from spdexport.compression.work import DenseMoments, Judging, takes_bias
 from spdexport.cost import dense_shape, shape_macs, shape_parameters
 from spdexport.engine.work import EngineKind
 from spdexport.forms import FormKind
@@ -24,7 +24,7 @@ from spdexport.rewrite.onnx_rewrite import place_onnx_forms
 from spdexport.steps import Remark, step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import onnx_ir as ir
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from spdexport.compression.dense_model import DenseModel
     from spdexport.compression.losses import Loss, Lost
     from spdexport.compression.moments import Moments
-    from spdexport.conv import Array, ConvSite, ConvSpec
+    from spdexport.conv import ConvSite
     from spdexport.cost import CostModel
     from spdexport.engine.work import Engine, S, Work
     from spdexport.forms import Form
@@ -45,9 +45,6 @@ TRIALS = 7
 
 STEP = 0.01
 """Points whose costs differ by less of the dense model's are not told apart."""
-
-WHOLE_PATCH = 2304
-"""The longest patch of which a whole layer is fitted anew; of longer ones its last stage is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -131,6 +128,9 @@ class Search:
         self._foreign, self._cache, self._engine, self._time = foreign or {}, cache, engine, time
         self._shelf = Shelf(folder)
         self._cut = CutGraph.of(dense.model, dense.sites)
+        self._fitting = Fitting(
+            dense=dense, cut=self._cut, samples=sets.calibration, shelf=self._shelf, seed=seed, progress=progress
+        )
         self._answers = DenseAnswers(dense, sets.selection, self._shelf)
         self._trials: dict[tuple[int, ...], Trial] = {}
         self._candidates: tuple[tuple[Candidate, ...], ...] = ()
@@ -287,7 +287,7 @@ class Search:
             middle = min(max(middle, low + 1), high - 1)
             taken = zip(self.sites, candidates, points[middle].chosen, strict=True)
             forms = {site.name: options[index].make() for site, options, index in taken if index}
-            forms = {name: form if takes_bias(self.site(name)) else _without_bias(form) for name, form in forms.items()}
+            forms = {name: form if takes_bias(self.site(name)) else without_bias(form) for name, form in forms.items()}
             took = self._time(last(self.placed(forms)))
             self._progress(f"measuring time beside the dense model: {took:.2f} of it")
             low, high = (middle, high) if took <= limit else (low, middle)
@@ -309,7 +309,7 @@ class Search:
         told = f"trial {number} of at most {most} at cost {point.cost / dense_cost:.2f}"
         kept = self._cache.trial(self.sites, taken, self._loss.power)
         if kept is None:
-            forms = self._fitted(taken, told)
+            forms = self._fitting.forms(taken, told)
             self._progress(f"{told}: {count(len(self._sets.selection), 'sample')} of the selection set")
             lost = self.judged(self.placed(forms), f"{told}, selection set")
             self._cache.keep_trial(self.sites, taken, forms, lost)
@@ -332,56 +332,6 @@ class Search:
             Remark(f"trial {number} done, {self._loss.title} {lost.value:.4g}, at most {bound:.4g}{verdict}")
         )
         return trial
-
-    def _fitted(self, taken: Sequence[Candidate], told: str) -> dict[str, Form]:
-        """The forms, fitted from front to back: what a layer reads comes through those in front of it."""
-        changed = [number for number, candidate in enumerate(taken) if candidate.kind is not FormKind.DENSE]
-        forms: dict[str, Form] = {}
-        if not changed:
-            return forms
-        walk, other = self._begin(), None
-        for number, (site, candidate) in enumerate(zip(self.sites[: changed[-1] + 1], taken, strict=False)):
-            self._progress(step(told, done=number, total=changed[-1] + 1, detail=site.name))
-            if number not in changed:
-                walk.step()
-                if other is not None:
-                    other.step()
-                continue
-            other = walk.fork() if other is None else other
-            targets = [kept.get for kept in walk.step(keep=True)]
-            form = forms[site.name] = self._fit(site, candidate, other, targets)
-            if number < changed[-1]:
-                other.step(form)
-        return forms
-
-    def _fit(self, site: ConvSite, candidate: Candidate, other: Walk, targets: Sequence[Callable[[], Array]]) -> Form:
-        known = (FormKind.RECOMPRESSED, FormKind.SPATIAL, FormKind.TUCKER)
-        if site.spec.patch <= WHOLE_PATCH and candidate.kind in known:
-            pairs = ((x, y()) for x, y in zip(other.reads(), targets, strict=True))
-            form = refitted(site, candidate.kind, candidate.ranks, self._moments(site, site.spec, pairs))
-            return form if takes_bias(site) else _without_bias(form)
-        form = candidate.make()
-        if len(form.chains) > 1:
-            return form
-        last = form.chains[0][-1].spec
-        pairs = ((z, y()) for z, y in zip(other.front(form), targets, strict=True))
-        form = last_stage_refitted(form, self._moments(site, last, pairs))
-        return form if takes_bias(site) else _without_bias(form)
-
-    def _moments(self, site: ConvSite, spec: ConvSpec, pairs: Iterable[tuple[Array, Array | None]]) -> Moments:
-        """The moments of what a layer, or one stage of its form, reads, and of what it is to give."""
-        found = layer_moments(site, spec, pairs, samples=len(self._sets.calibration), seed=self._seed)
-        assert found is not None, "a calibration set has samples"
-        return found
-
-    def _begin(self) -> Walk:
-        batches = batches_of(self.dense, self._sets.calibration, whole=True)
-        return Walk.begin(self._cut, (batch.feeds for batch in batches), self._shelf)
-
-
-def _without_bias(form: Form) -> Form:
-    """The form without the bias, which is zero where it was fitted on moments about zero."""
-    return replace(form, chains=tuple(tuple(replace(stage, bias=None) for stage in chain) for chain in form.chains))
 
 
 def _share(

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from spdexport.compression.result import Combination, LayerShare, Point
+from spdexport.prepare import LEFT_DENSE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from spdexport.compression.combinations import Combinations
     from spdexport.compression.search import Found, Search, Trial
+    from spdexport.planning import Plan
+    from spdexport.planning.plan import Decision
+
+NOT_CHEAPER = "the search keeps it dense: no form of it costs less"
+NOT_WORTH = "the search keeps it dense: its forms lose more for what they save than those of other layers"
 
 
 def points(trials: Sequence[Trial], taken: Trial | None) -> tuple[Point, ...]:
@@ -52,6 +59,20 @@ def layers(search: Search, found: Found, taken: Trial | None) -> tuple[LayerShar
         )
         for site, dense, form in rows
     )
+
+
+def with_reasons(search: Search, found: Found, plan: Plan) -> Plan:
+    """Return the plan of the file, in which layers that the search leaves dense have its reason."""
+    options = dict(zip((site.name for site in search.sites), found.candidates, strict=True))
+
+    def told(decision: Decision) -> Decision:
+        layer = decision.layer
+        if layer.reason != LEFT_DENSE or layer.name not in options:
+            return decision
+        reason = NOT_WORTH if len(options[layer.name]) > 1 else NOT_CHEAPER
+        return replace(decision, layer=replace(layer, reason=reason))
+
+    return replace(plan, decisions=tuple(map(told, plan.decisions)))
 
 
 def combinations(found: Combinations | None) -> tuple[Combination, ...]:

@@ -28,7 +28,8 @@ LAYERS_LEGEND = (
 )
 
 COMBINATIONS_LEGEND = (
-    "loss of both steps together on the selection set; size of the file and time of one batch relative to dense"
+    "loss of both steps together on the selection set; size of graph and weights and time of one batch, relative to "
+    "dense"
 )
 
 WIDTH, HEIGHT = 960, 360
@@ -56,7 +57,7 @@ def _title_of_storage(found: Searched) -> str:
     taken = next(row for row in found.combinations if row.chosen)
     ends = ", the first and the last layer in float32" if taken.keeps_ends else ""
     forms = "the dense layers" if found.chosen is None else f"forms of {found.chosen.macs:.2f} of the MACs"
-    return f"{forms} stored as {found.storage}{ends}: {taken.size:.2f} of the dense file's size"
+    return f"{forms} stored as {found.storage}{ends}"
 
 
 def headline(found: Searched) -> list[str]:
@@ -142,6 +143,7 @@ def write(page: Page, found: Searched) -> None:
         page.heading("forms and fewer bits, within one budget")
         page.write(combinations_table(found))
         page.line(COMBINATIONS_LEGEND, "dim")
+        page.item(why_taken(found))
     if found.layers:
         page.heading("layers that change")
         page.write(layers_table(found))
@@ -183,6 +185,16 @@ def combination_rows(found: Searched) -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+def why_taken(found: Searched) -> str:
+    """Return why one of the combinations was taken, or none."""
+    taken = next((row for row in found.combinations if row.chosen), None)
+    if taken is None:
+        return "none was taken: none keeps the budget"
+    if not taken.accepted:
+        return f"{taken.name} was taken: none keeps the budget, and it is the nearest to it"
+    return f"{taken.name} was taken: of those that keep the budget, it has {found.least}"
 
 
 COMBINATIONS = ("combination", "loss", "interval", "at most", "MACs", "size", "time", "budget")
@@ -294,5 +306,6 @@ def values(found: Searched) -> dict[str, Any]:
         "layers": found.layers,
         "combinations": combination_rows(found),
         "columns": COMBINATIONS,
+        "why_taken": why_taken(found),
         "loss": found.loss,
     }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from spdexport.compression.result import Compression
 from spdexport.folding import Folding
+from spdexport.forms import FormKind
 from spdexport.names import count
 from spdexport.pipeline import Conversion, Inspection
 from spdexport.planning import FormChoice, Objective
@@ -104,24 +105,32 @@ def changed_outputs(change: Approximation) -> str:
     norm = f"outputs differ by {change.relative_l2:.1%} in norm"
     if change.top1_before is not None and change.top1_after is not None:
         return f"accuracy on the labels: {change.top1_before:.1%} -> {change.top1_after:.1%}; {norm}, as intended"
-    if change.top1_agreement is not None:
-        return f"{norm}, as intended; the top class is the same for {change.top1_agreement:.1%} of the samples"
+    if change.agreement is not None:
+        return f"{norm}, as intended; {change.agreement}"
     return f"{norm}, at most {ratio(change.max_abs)}, as intended"
 
 
 def decomposed(result: Inspection) -> str:
     """Return how many layers have V and U, as what, and where these come from."""
-    layers = [layer for layer in result.plan.layers if layer.is_decomposed]
-    if not layers:
+    changed = [layer for layer in result.plan.layers if layer.is_decomposed]
+    layers = [layer for layer in changed if layer.components is not None or layer.form is not FormKind.DENSE]
+    if not changed:
         return NOTHING_TO_DECOMPOSE
     forms = sorted({layer.form for layer in layers})
     how = f" ({forms[0]})" if len(forms) == 1 else ""
-    return f"{count(len(layers), 'layer')} decomposed{how}, components from {origin(result.components)}"
+    dense = len(changed) - len(layers)
+    others = f", {count(dense, 'dense one')} with other weights" if dense else ""
+    return f"{count(len(layers), 'layer')} decomposed{how}{others}, components from {origin(result.components)}"
 
 
 def origin(kind: str) -> str:
     """Return where components come from, in words."""
-    return {"spd": "the SPD run", "file": "the components file", "svd": "the exact SVD of the weights"}[kind]
+    return {
+        "spd": "the SPD run",
+        "file": "the components file",
+        "svd": "the exact SVD of the weights",
+        "search": "the search",
+    }[kind]
 
 
 def written_files(result: Conversion | Folding, saved: int = 0) -> tuple[str, ...]:

@@ -368,8 +368,8 @@ def _what_to_do(page: _Page, verification: Verification) -> None:
 def _approximation(page: _Page, change: Approximation) -> None:
     page.heading("approximation, intended: what masks, ranks and dropped deltas change of the dense model")
     page.item(f"outputs differ by {change.relative_l2:.1%} in norm, at most {ratio(change.max_abs)}")
-    if change.top1_agreement is not None:
-        page.item(f"the top class is the same for {change.top1_agreement:.1%} of the samples")
+    if change.agreement is not None:
+        page.item(change.agreement)
     if change.top1_before is not None and change.top1_after is not None:
         page.item(f"accuracy on the labels: {change.top1_before:.1%} -> {change.top1_after:.1%}")
     limits = [("relative norm", change.max_relative_l2), ("top-1 drop", change.max_top1_drop)]

@@ -334,22 +334,23 @@ def write_chains(path: Path, forms: Mapping[str, Form]) -> None:
 
     Args:
         path: The file.
-        forms: By layer, each one chain of a kind of ``FAMILIES`` without masks. The bias of the last stage is written
-            where there is one.
+        forms: By layer, each one chain of a kind of ``FAMILIES`` without masks, or a dense layer with another weight.
+            The bias of the last stage is written where there is one.
 
     Raises:
         OutputError: It cannot be written.
     """
     tensors: dict[str, torch.Tensor] = {}
+    kinds = {layer: FormKind(form.name).value for layer, form in forms.items() if form.name != FormKind.DENSE}
     for layer, form in forms.items():
         (chain,) = form.chains
         for number, stage in enumerate(chain):
             assert stage.mask is None, "a chain of a file has no masks"
             weight = np.ascontiguousarray(stored_weight(np.asarray(stage.weight), stage.spec))
-            tensors[f"{layer}.{stage_name(number)}"] = to_torch(weight)
+            part = stage_name(number) if layer in kinds else "weight"
+            tensors[f"{layer}.{part}"] = to_torch(weight)
         if chain[-1].bias is not None:
             tensors[f"{layer}.bias"] = to_torch(np.ascontiguousarray(chain[-1].bias))
-    kinds = {layer: FormKind(form.name).value for layer, form in forms.items()}
     content = safetensors.torch.save(tensors, metadata={METADATA: json.dumps(kinds)})
     with replacing(path) as temporary, writing(path, size=len(content)):
         temporary.write_bytes(content)

@@ -85,6 +85,7 @@ def approximation(changes: Sequence[Change]) -> Approximation | None:
         max_abs=max(c.max_abs for c in changes),
         relative_l2=float(np.sqrt(error / norm)) if norm else 0.0,
         top1_agreement=sum(c.agreeing for c in changes) / samples if samples else None,
+        samples=samples,
         top1_before=before / known if known else None,
         top1_after=after / known if known else None,
     )

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from spdexport.names import count
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -120,6 +122,7 @@ class Approximation:
         max_abs: The largest difference of any output.
         relative_l2: Norm of the difference over the norm of the dense outputs.
         top1_agreement: The share of samples whose largest entry is the same, for a first output (batch, classes).
+        samples: How many samples these were: those that the check ran, the given ones and its own.
         top1_before: The share of samples whose largest entry is the label, of the dense model; None without labels.
         top1_after: The same of the masked model.
         max_relative_l2: The user's limit to ``relative_l2``; None without one.
@@ -130,6 +133,7 @@ class Approximation:
     max_abs: float
     relative_l2: float
     top1_agreement: float | None
+    samples: int = 0
     top1_before: float | None = None
     top1_after: float | None = None
     max_relative_l2: float | None = None
@@ -142,6 +146,13 @@ class Approximation:
         if self.top1_before is not None and self.top1_after is not None:
             return self.top1_before - self.top1_after
         return None if self.top1_agreement is None else 1 - self.top1_agreement
+
+    @property
+    def agreement(self) -> str | None:
+        """How many samples have the same top class, in words; None where that is not known."""
+        if self.top1_agreement is None:
+            return None
+        return f"the top class is the same for {self.top1_agreement:.1%} of the check's {count(self.samples, 'sample')}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -133,9 +133,10 @@ def test_refitting_makes_good_what_earlier_layers_lose(folder, monkeypatch):
         return found.search.points[0].loss
 
     fitted = lost()
-    from spdexport.compression.search import Search
+    from spdexport.compression.fitting import Fitting
 
-    monkeypatch.setattr(Search, "_fit", lambda _self, _site, candidate, _other, _targets: candidate.make())
+    monkeypatch.setattr(Fitting, "_form", lambda _self, _site, candidate, _other, _targets: candidate.make())
+    monkeypatch.setattr(Fitting, "_dense", lambda *_: None)
     assert fitted < 0.985 * lost()
 
 
@@ -375,7 +376,7 @@ def test_layers_inside_of_an_if_are_left_alone_with_the_reason(tmp_path):
 
 
 def test_interrupted_work_resumes_and_gives_the_same_bytes(folder, tmp_path, monkeypatch):
-    from spdexport.compression import search
+    from spdexport.compression.fitting import Fitting
 
     steps = []
     wanted = {
@@ -393,8 +394,8 @@ def test_interrupted_work_resumes_and_gives_the_same_bytes(folder, tmp_path, mon
     trials[0].unlink()
     trials[1].write_bytes(b"no archive")
     fitted = []
-    fit = search.Search._fitted
-    monkeypatch.setattr(search.Search, "_fitted", lambda self, *given: fitted.append(1) or fit(self, *given))
+    fit = Fitting.forms
+    monkeypatch.setattr(Fitting, "forms", lambda self, *given: fitted.append(1) or fit(self, *given))
     again = spdexport.compress(None, tmp_path / "b.onnx", cache=tmp_path / "cache", progress=steps.append, **wanted)
     assert len(fitted) == 2
     assert any("cannot be read and is done again" in step for step in steps)

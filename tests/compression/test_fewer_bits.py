@@ -1,5 +1,6 @@
 """Eight bits and half precision within the budget of a search."""
 
+import importlib
 import json
 
 import compressible_nets as nets
@@ -14,6 +15,7 @@ from test_compress import factory, outputs, top1
 import spdexport
 from spdexport.compression import combinations
 from spdexport.errors import UsageError
+from spdexport.ort.timing import Ratio
 from spdexport.report.compression import headline
 
 SAMPLES = 1200
@@ -76,6 +78,7 @@ def test_one_budget_is_for_both_steps(quantized):
     assert taken.storage == "int8"
     kept = [row for row in found.search.combinations if row.storage == "int8" and row.accepted]
     assert taken.timing.median == min(row.timing.median for row in kept)
+    assert found.search.least == "the least time in int8"
     for row in found.search.combinations:
         assert row.accepted == (row.bound <= 0.05)
         assert row.interval.low <= row.interval.estimate <= row.interval.high
@@ -154,6 +157,31 @@ def test_a_budget_of_size_counts_bytes(data, tmp_path, limit):
     assert ratio <= limit * 1.2  # metadata are in the files, too
 
 
+@pytest.mark.parametrize(
+    ("limit", "quantize", "names"), [(0.7, "int8", {"int8"}), (0.4, "auto", {"factorized + int8"})]
+)
+def test_a_budget_of_time_is_kept_in_fewer_bits(data, tmp_path, monkeypatch, limit, quantize, names):
+    """With a machine whose time is the root of the weights' bytes: eight bits take half of it."""
+
+    def took(model):
+        held = [t for t in model.graph.initializers.values() if t.const_value is not None and t.const_value.size > 64]
+        return sum(t.const_value.nbytes for t in held) ** 0.5
+
+    def timed(model, dense, _feeds, **_):
+        ratio = took(model) / took(dense)
+        return Ratio(median=ratio, low=ratio, high=ratio, confidence=0.95)
+
+    monkeypatch.setattr(combinations, "paired", timed)
+    monkeypatch.setattr(importlib.import_module("spdexport.compression.compress"), "paired", timed)
+    found = compressed(data, tmp_path / "t.onnx", latency=limit, quantize=quantize)
+    (taken,) = [row for row in found.search.combinations if row.chosen]
+    assert taken.name in names
+    assert taken.timing.median <= limit
+    assert taken.accepted
+    kept = [row for row in found.search.combinations if row.accepted and (quantize == "auto" or row.storage)]
+    assert taken.interval.estimate == min(row.interval.estimate for row in kept)
+
+
 def test_half_precision_is_within_the_budget_and_no_faster_on_a_cpu(data, tmp_path):
     found = compressed(data, tmp_path / "h.onnx", max_relative_l2=0.05, dtype="float16")
     assert found.search.storage == "float16"
@@ -205,6 +233,10 @@ def test_the_command_tells_the_combinations(data, tmp_path):
     told = json.loads((tmp_path / "c.json").read_text())["search"]["combinations"]
     assert [row["name"] for row in told] == ["factorized", "int8", "factorized + int8"]
     assert [row["chosen"] for row in told].count(True) == 1
+    said = " ".join(result.stdout.split())
+    assert "was taken: of those that keep the budget, it has the least time" in said
+    assert "components from the search" in said
     page = (tmp_path / "c.html").read_text()
+    assert "of those that keep the budget, it has the least time." in page
     assert "Forms and fewer bits, within one budget" in page
     assert "factorized + int8" in page

@@ -145,6 +145,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.sampled(2)
 def test_faults_in_a_delivered_file_are_caught(delivered, tmp_path, fault):
     path, forms = delivered
     edit = FAULTS[fault]

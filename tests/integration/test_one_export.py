@@ -72,6 +72,7 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 @pytest.mark.parametrize("options", [{}, {"rank": 3}, {"form": "auto"}], ids=["exact", "truncated", "auto"])
+@pytest.mark.sampled(1)
 def test_a_conversion_exports_once(tmp_path: Path, exports: list[Any], options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 6, 6)

@@ -97,6 +97,7 @@ def test_gates_and_masks_that_are_inputs_multiply(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("delta", "golden"), [("drop", "unmasked_output"), ("keep", "unmasked_plus_delta_output")])
 @pytest.mark.parametrize("per_location", [False, True])
+@pytest.mark.sampled(2)
 def test_a_mask_of_ones_one_left_out_and_none_are_the_same(
     tmp_path: Path, delta: str, golden: str, per_location: bool
 ) -> None:
@@ -243,6 +244,7 @@ VERIFIED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.long if n == "threshold" else ()) for n in VERIFIED]
 )
+@pytest.mark.sampled(2)
 def test_every_edge_passes_and_verify_repeats_the_options(tmp_path: Path, name: str) -> None:
     _, result = converted(tmp_path, verify=True, **VERIFIED[name])
     again = spdexport.verify(tmp_path / "m.onnx", against=RUN, **COMMON)

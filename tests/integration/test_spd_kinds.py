@@ -82,6 +82,7 @@ def gated(tmp_path_factory):
 
 
 @pytest.mark.parametrize("run", KINDS)
+@pytest.mark.sampled(5)
 def test_gates_are_spds_own(gated, run):
     right, found = golden(run), run_file(gated(run), run)
     names = {name for name in right if name.startswith("ci/")}

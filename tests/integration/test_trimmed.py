@@ -69,6 +69,7 @@ def source_of(kind: str, folder: Path) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["torch", "onnx"])
+@pytest.mark.sampled(1)
 def test_dead_channels_go_and_nothing_else(tmp_path: Path, masked: dict[str, Any], kind: str) -> None:
     source, options = source_of(kind, tmp_path), {"inputs": torch.randn(2, 3, 12, 12), **masked}
     literal = spdexport.convert(source, tmp_path / "literal.onnx", **options, verify=False)
@@ -113,6 +114,7 @@ def test_dead_channels_go_and_nothing_else(tmp_path: Path, masked: dict[str, Any
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [pytest.param("torch", marks=pytest.mark.long), "onnx"])
 @pytest.mark.parametrize("layer", ["inner", "outer", "stem"])
+@pytest.mark.sampled(1)
 def test_faults_in_what_is_left_are_found(tmp_path: Path, masked: dict[str, Any], kind: str, layer: str) -> None:
     source, options = source_of(kind, tmp_path), {"inputs": torch.randn(2, 3, 12, 12), **masked}
     spdexport.convert(source, tmp_path / "auto.onnx", **options, form="auto", verify=False)

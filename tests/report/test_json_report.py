@@ -55,7 +55,7 @@ def test_a_conversion():
     assert report["verdict"] == "pass"
     assert [x["name"] for x in report["layers"]] == ["conv1", "fc"]
     assert report["skipped"] == [{"name": "emb", "kind": "embedding", "reason": "no site"}]
-    found = {"max_abs": 1.5, "relative_l2": 0.25, "top1_agreement": 0.9375}
+    found = {"max_abs": 1.5, "relative_l2": 0.25, "top1_agreement": 0.9375, "samples": 16}
     unlimited = dict.fromkeys(("top1_before", "top1_after", "max_relative_l2", "max_top1_drop"))
     assert report["approximation"] == {**found, **unlimited, "exceeded": []}
     assert report["notes"] == ["a note", "discarded: large, batch 1"]

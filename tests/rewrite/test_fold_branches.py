@@ -87,6 +87,7 @@ OF_LINEAR = {
 }
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("name", [*NOTHINGS, *(f"linear, {name}" for name in OF_LINEAR)])
 def test_what_does_nothing_is_seen_through(tmp_path: Path, name: str, ending: str) -> None:
@@ -142,6 +143,7 @@ class Adapted(nn.Module):
         return torch.relu(self.base(x) + 0.75 * beside)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize(
     ("kind", "linear"), [("loha", False), ("loha", True), ("lokr", False), ("lokr", True), ("tucker", False)]

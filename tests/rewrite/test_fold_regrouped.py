@@ -202,6 +202,7 @@ ODD = [
         *(pytest.param(opened, *odd, marks=pytest.mark.long) for opened in ("nothing", "all") for odd in ODD),
     ],
 )
+@pytest.mark.sampled(2)
 def test_a_border_that_is_scattered(tmp_path: Path, opened: str, options: dict[str, Any], reason: str | None) -> None:
     x = torch.randn(2, 3, 7, 6)
     dims = DIMS[opened]

@@ -200,6 +200,7 @@ def attributes(node: ir.Node) -> dict[str, Any]:
 # --- the folded file against the plain export ---
 
 
+@pytest.mark.sampled(2)
 def test_the_graph_is_that_of_the_plain_export(case: Exported) -> None:
     folded, dense = list(case.result.model.graph), list(case.dense.graph)
     assert [node.op_type for node in folded] == [node.op_type for node in dense]

@@ -219,6 +219,7 @@ class _Writing(nn.Module):
 
 @pytest.mark.parametrize("what", ["weight", "part", "bias"])
 @pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.sampled(3)
 def test_a_layer_is_left_alone_where_the_model_writes_to_its_memory(what: str, when: str, tmp_path: Path) -> None:
     """Both readers of a graph know what is constant from one place: a layer of one is no fault of the other."""
     module, x = _Writing(what, when), torch.randn(2, 3, 5, 5)

@@ -68,6 +68,7 @@ def seeded() -> None:
 
 @pytest.mark.parametrize("per_location", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.sampled(5)
 def test_masks_at_run_time_in_every_kind_of_layer(tmp_path: Path, name: str, per_location: bool) -> None:
     module, shape = NETWORKS[name]
     for norm in (m for m in module.modules() if isinstance(m, nn.BatchNorm2d)):
@@ -134,6 +135,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize(("kind", "convolutional", "shape", "sigmoid"), KINDS)
+@pytest.mark.sampled(6)
 def test_gates_of_every_kind_and_sigmoid(
     kind: GateKind, convolutional: bool, shape: tuple[int, ...], sigmoid: Sigmoid
 ) -> None:
@@ -157,6 +159,7 @@ def test_gates_of_every_kind_and_sigmoid(
 
 
 @pytest.mark.parametrize("sigmoid", list(Sigmoid))
+@pytest.mark.sampled(3)
 def test_gates_in_onnx_runtime(tmp_path: Path, sigmoid: Sigmoid) -> None:
     random = np.random.default_rng(1)
     module, x = Small(convolutional=False), torch.randn(2, 6)

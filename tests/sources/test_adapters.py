@@ -71,6 +71,7 @@ def converted(out: Path, components: Path, **options: object) -> dict[str, torch
 
 
 @pytest.mark.parametrize("name", FILES)
+@pytest.mark.sampled(6)
 def test_an_adapter_is_merged_as_its_library_does(tmp_path: Path, name: str) -> None:
     merged = load_file(DATA / "merged.safetensors")
     found = converted(tmp_path / "out.pt2", DATA / FILES[name])

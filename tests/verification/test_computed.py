@@ -222,6 +222,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("make", "shape"), NETS.values(), ids=NETS)
+@pytest.mark.sampled(1)
 def test_models_that_compute_their_weights_are_equivalent(
     make: Callable[[], nn.Module], shape: tuple[int, ...], tmp_path: Path
 ) -> None:

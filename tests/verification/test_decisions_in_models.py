@@ -80,6 +80,7 @@ def image(seed: int, size: int = 23) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("choose", "is_followed"), [(ordered, True), (floored, True), (top, False), (compared, False)])
+@pytest.mark.sampled(2)
 def test_programs_and_their_files_may_decide_otherwise(
     choose: Callable[[torch.Tensor, torch.Tensor], object],
     is_followed: bool,
@@ -130,6 +131,7 @@ def smallest(model: onnx.ModelProto) -> None:
         (ordered, smallest),
     ],
 )
+@pytest.mark.sampled(1)
 def test_faults_of_a_file_are_not_taken_for_decisions(
     choose: Callable[[torch.Tensor, torch.Tensor], object],
     fault: Callable[[onnx.ModelProto], None],

@@ -79,6 +79,7 @@ def _few_cases(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.sampled(3)
 def test_what_torch_chooses_within_rounding_is_followed(name: str, tmp_path: Path) -> None:
     choose, target, words = PROGRAMS[name]
     x = torch.randn(1, 64, generator=torch.Generator().manual_seed(1))
@@ -99,6 +100,7 @@ PIXELS = {
 
 
 @pytest.mark.parametrize("name", PIXELS)
+@pytest.mark.sampled(2)
 def test_pixels_of_torch_are_those_of_its_file(name: str, tmp_path: Path) -> None:
     def choose(z: torch.Tensor) -> torch.Tensor:
         return functional.interpolate(z.reshape(1, 2, N // 2), **PIXELS[name])

@@ -84,6 +84,7 @@ DIGITS_FAULTS: list[tuple[str, str, Edit, tuple[str, ...]]] = [
 
 
 @pytest.mark.parametrize(("fault", "layer", "edit", "edges"), DIGITS_FAULTS, ids=[f[0] for f in DIGITS_FAULTS])
+@pytest.mark.sampled(8)
 def test_a_fault_in_the_digits_run_is_found_and_named(
     fault: str, layer: str, edit: Edit, edges: tuple[str, ...], digits: Subject, check: Verify, tmp_path: Path
 ) -> None:
@@ -172,6 +173,7 @@ BN_FAULTS: list[tuple[str, str, Edit]] = [
 
 
 @pytest.mark.parametrize(("fault", "layer", "edit"), BN_FAULTS, ids=[f[0] for f in BN_FAULTS])
+@pytest.mark.sampled(3)
 def test_a_fault_beside_a_folded_batch_norm_is_found_and_named(
     fault: str, layer: str, edit: Edit, conv_bn: Subject, check: Verify, tmp_path: Path
 ) -> None:
@@ -245,6 +247,7 @@ def test_another_opset_is_found(digits: Subject, check: Verify, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("layer", range(5))
+@pytest.mark.sampled(3)
 def test_the_first_layer_that_diverges_is_named(layer: int, five_convs: Subject, check: Verify, tmp_path: Path) -> None:
     path = str(2 * layer)
     fault = weight(f"{path}.U", lambda u: u * 1.001)

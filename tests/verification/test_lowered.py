@@ -61,6 +61,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("storage", list(Storage))
 @pytest.mark.parametrize("source", ["torch", "onnx"])
+@pytest.mark.sampled(2)
 def test_a_file_in_fewer_bits_is_proved_against_its_source(folder, storage, source, tmp_path):
     file = folder / f"{storage}.onnx"
     if source == "torch":

@@ -30,6 +30,7 @@ def name(make: Callable[[], Net]) -> str:
 
 
 @pytest.mark.parametrize("make", SMALL, ids=name)
+@pytest.mark.sampled(4)
 def test_a_correct_conversion_passes(make: Callable[[], Net], tmp_path: Path) -> None:
     module, inputs = make()
     done = pipeline.convert(module, tmp_path / "m.onnx", inputs=inputs)
@@ -41,6 +42,7 @@ def test_a_correct_conversion_passes(make: Callable[[], Net], tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("make", SMALL, ids=name)
+@pytest.mark.sampled(4)
 def test_a_correct_file_passes_alone(make: Callable[[], Net], tmp_path: Path) -> None:
     module, inputs = make()
     pipeline.convert(module, tmp_path / "m.onnx", inputs=inputs, verify=False)
@@ -65,6 +67,7 @@ def assert_passes(net: str, seed: int, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("net", FAST)
+@pytest.mark.sampled(2)
 def test_a_model_whose_kernels_round_much_passes(net: str, tmp_path: Path) -> None:
     assert_passes(net, 0, tmp_path)
 

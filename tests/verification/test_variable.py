@@ -59,6 +59,7 @@ def swapped(array: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", ["conv.V", "fc.V", "fc.U"])
+@pytest.mark.sampled(2)
 def test_factors_that_are_not_those_of_the_plan(file: Path, name: str) -> None:
     change(file, name, swapped)
     weights = edges(file)["weights"]
@@ -70,6 +71,7 @@ def test_factors_that_are_not_those_of_the_plan(file: Path, name: str) -> None:
     )
 
 
+@pytest.mark.sampled(1)
 def test_components_that_changed_places_in_v_and_u_alike(file: Path) -> None:
     # The layer is the same for masks of ones, and each mask removes another component than it says.
     change(file, "fc.V", swapped)
@@ -79,12 +81,14 @@ def test_components_that_changed_places_in_v_and_u_alike(file: Path) -> None:
     assert found["export"].status is Status.FAIL
 
 
+@pytest.mark.sampled(1)
 def test_a_batch_norm_in_u_is_one_factor_for_each_output(file: Path) -> None:
     assert edges(file)["weights"].status is Status.PASS
     change(file, "conv.U", lambda u: u * (1 + 1e-3 * np.arange(u.shape[1])[None, :, None, None]))
     assert edges(file)["weights"].first_divergence == "conv"
 
 
+@pytest.mark.sampled(1)
 def test_a_default_that_is_not_ones(file: Path) -> None:
     change(file, "mask/fc", lambda m: m * np.where(np.arange(m.shape[1]) == 1, 0, 1))
     found = edges(file)

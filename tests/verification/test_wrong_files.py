@@ -316,6 +316,7 @@ def saved(name: str, folder: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.sampled(26)
 def test_a_wrong_file_is_caught_against_the_right_one(name: str, tmp_path: Path) -> None:
     right, wrong = saved(name, tmp_path)
     found = pipeline.verify(wrong, against=right)
