@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from spdexport.conv import Skipped
-    from spdexport.rewrite.fold_result import FoldedChain, FoldResult
+    from spdexport.rewrite.fold_result import FoldedChain
+    from spdexport.rewrite.onnx_fold import FoldResult
 
 Progress = Callable[[str], None]
 

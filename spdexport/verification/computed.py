@@ -106,9 +106,11 @@ def with_computed_weights(model: ir.Model) -> ir.Model | None:
     needed, pending = set[ir.Value](), list(weights)
     while pending:
         value = pending.pop()
-        if value is not None and value in constants and value not in needed:
-            needed.add(value)
-            pending += [] if (node := value.producer()) is None else node.inputs
+        maker = None if value in needed else value.producer()
+        needed.add(value)
+        pending += (
+            [] if maker is None else [given for given in maker.inputs if given is not None and given in constants]
+        )
     if not weights:
         return None
     _replace(model.graph, model, needed=needed, stored=weights)
