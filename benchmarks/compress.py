@@ -65,97 +65,95 @@ def times(path: Path, dense: Path) -> tuple[float, ...]:
     return tuple(found.ratio.median for found in timed)
 
 
-def rows(net: str, seed: int, folder: Path, out: Path) -> list[Row]:
-    """Compress one network in every way."""
-    model, factory = folder / f"{net}-{seed}.pt", f"{Path(__file__).with_name('compress_nets.py')}:{FACTORIES[net]}"
-    test = np.load(folder / "test.npz")
-    images, labels = test["images"], test["labels"]
-    dense = out / f"{net}-{seed}-dense.onnx"
-    given = {"factory": factory, "input_shape": ("2x1x28x28",)}
-    size = spdexport.convert(model, dense, form="dense", verify=False, **given).outputs[0].stat().st_size
-    right = accuracy(dense, images, labels)
-    found = []
+class Net:
+    """A trained network with its dense file, and the rows of what is made of it.
 
-    def row(how: str, made: spdexport.Conversion, seconds: float, interval: str = "") -> None:
-        path = made.outputs[0]
-        found.append(
-            Row(
-                net=f"{net}, seed {seed} ({right:.2%})",
-                how=how,
-                macs=made.plan.macs_after / made.plan.macs_before,
-                size=path.stat().st_size / size,
-                drop=100 * (right - accuracy(path, images, labels)),
-                interval=interval,
-                times=times(path, dense),
-                seconds=seconds,
-            )
-        )
-        print(found[-1], flush=True)
+    Attributes:
+        model: Its weights.
+        given: What tells how they are loaded.
+        dense: The dense file.
+        rows: What was measured.
+    """
 
-    for budget in BUDGETS:
+    def __init__(self, net: str, seed: int, folder: Path, out: Path) -> None:
+        self.model = folder / f"{net}-{seed}.pt"
+        self.folder, self._out, self._name, self._seed = folder, out, net, seed
+        factory = f"{Path(__file__).with_name('compress_nets.py')}:{FACTORIES[net]}"
+        self.given = {"factory": factory, "input_shape": ("2x1x28x28",)}
+        test = np.load(folder / "test.npz")
+        self._images, self._labels = test["images"], test["labels"]
+        made = spdexport.convert(self.model, self.path("dense"), form="dense", verify=False, **self.given)
+        self.dense = made.outputs[0]
+        self._right = accuracy(self.dense, self._images, self._labels)
+        self.rows: list[Row] = []
+
+    def path(self, what: str) -> Path:
+        """Return where a file is written."""
+        return self._out / f"{self._name}-{self._seed}-{what}.onnx"
+
+    def compressed(self, what: str, budget: float, **asked: str) -> tuple[spdexport.Compression, float, str]:
+        """Compress within a budget; return that, the seconds it took, and the interval that the test set gives."""
         begun = time.monotonic()
         made = spdexport.compress(
-            model, out / f"{net}-{seed}-{budget}.onnx", data=folder / "held_out.npz", test=folder / "test.npz",
-            max_top1_drop=budget, factory=factory, seed=seed,
+            self.model, self.path(what), data=self.folder / "held_out.npz", test=self.folder / "test.npz",
+            max_top1_drop=budget, factory=self.given["factory"], seed=self._seed, **asked,
         )  # fmt: skip
         judged = made.search.test
         interval = f"{100 * judged.interval.low:.2f} to {100 * judged.interval.high:.2f}" if judged else ""
-        row(f"`compress --max-top1-drop {budget:.1%}`: {made.verdict}", made, time.monotonic() - begun, interval)
-    for energy in ENERGIES:
-        begun = time.monotonic()
-        made = spdexport.convert(model, out / f"{net}-{seed}-e{energy}.onnx", form="auto", energy=energy, **given)
-        row(f"`convert --form auto --energy {energy}`: {made.verdict}", made, time.monotonic() - begun)
-    return found
+        return made, time.monotonic() - begun, interval
 
-
-def bits(net: str, seed: int, folder: Path, out: Path) -> list[Row]:
-    """Store one network in fewer bits: alone, and behind the forms that a search finds within each budget."""
-    model, factory = folder / f"{net}-{seed}.pt", f"{Path(__file__).with_name('compress_nets.py')}:{FACTORIES[net]}"
-    test = np.load(folder / "test.npz")
-    images, labels = test["images"], test["labels"]
-    given = {"factory": factory, "input_shape": ("2x1x28x28",)}
-    dense = spdexport.convert(model, out / f"{net}-{seed}-dense.onnx", form="dense", verify=False, **given).outputs[0]
-    right = accuracy(dense, images, labels)
-    calibration = [{"images": np.load(folder / "held_out.npz")["images"][i : i + 32]} for i in range(0, 512, 32)]
-    found: list[Row] = []
-
-    def row(how: str, made: spdexport.Conversion, seconds: float, alone: Path | None, interval: str = "") -> None:
+    def row(
+        self, how: str, made: spdexport.Conversion, seconds: float, interval: str = "", alone: Path | None = None
+    ) -> None:
+        """Measure a file, beside the dense one and perhaps another."""
         path = made.outputs[0]
-        found.append(
+        self.rows.append(
             Row(
-                net=f"{net}, seed {seed} ({right:.2%})",
+                net=f"{self._name}, seed {self._seed} ({self._right:.2%})",
                 how=how,
                 macs=made.plan.macs_after / made.plan.macs_before,
-                size=path.stat().st_size / dense.stat().st_size,
-                drop=100 * (right - accuracy(path, images, labels)),
+                size=path.stat().st_size / self.dense.stat().st_size,
+                drop=100 * (self._right - accuracy(path, self._images, self._labels)),
                 interval=interval,
-                times=times(path, dense),
+                times=times(path, self.dense),
                 seconds=seconds,
                 alone=() if alone is None else times(path, alone),
             )
         )
-        print(found[-1], flush=True)
+        print(self.rows[-1], flush=True)
 
+
+def rows(net: str, seed: int, folder: Path, out: Path) -> list[Row]:
+    """Compress one network in every way."""
+    one = Net(net, seed, folder, out)
+    for budget in BUDGETS:
+        made, seconds, interval = one.compressed(str(budget), budget)
+        one.row(f"`compress --max-top1-drop {budget:.1%}`: {made.verdict}", made, seconds, interval)
+    for energy in ENERGIES:
+        begun = time.monotonic()
+        found = spdexport.convert(one.model, one.path(f"e{energy}"), form="auto", energy=energy, **one.given)
+        one.row(f"`convert --form auto --energy {energy}`: {found.verdict}", found, time.monotonic() - begun)
+    return one.rows
+
+
+def bits(net: str, seed: int, folder: Path, out: Path) -> list[Row]:
+    """Store one network in fewer bits: alone, and behind the forms that a search finds within each budget."""
+    one = Net(net, seed, folder, out)
+    calibration = [{"images": np.load(folder / "held_out.npz")["images"][i : i + 32]} for i in range(0, 512, 32)]
     for name, asked in BITS.items():
         storage = Storage(name)
-        ranges = calibrated(reload_onnx(dense), calibration) if storage is Storage.INT8 else {}
+        ranges = calibrated(reload_onnx(one.dense), calibration) if storage is Storage.INT8 else {}
         begun = time.monotonic()
         precision = Precision(storage=storage, ranges=ranges)
-        alone = out / f"{net}-{seed}-{name}.onnx"
-        made = spdexport.convert(model, alone, form="dense", precision=precision, **given)
-        row(f"{name} alone: {made.verdict}", made, time.monotonic() - begun, None)
+        alone = one.path(name)
+        made = spdexport.convert(one.model, alone, form="dense", precision=precision, **one.given)
+        one.row(f"{name} alone: {made.verdict}", made, time.monotonic() - begun)
         for budget in BITS_BUDGETS:
-            begun = time.monotonic()
-            both = spdexport.compress(
-                model, out / f"{net}-{seed}-{name}-{budget}.onnx", data=folder / "held_out.npz",
-                test=folder / "test.npz", max_top1_drop=budget, factory=factory, seed=seed, **asked,
-            )  # fmt: skip
-            judged = both.search.test
-            interval = f"{100 * judged.interval.low:.2f} to {100 * judged.interval.high:.2f}" if judged else ""
+            both, seconds, interval = one.compressed(f"{name}-{budget}", budget, **asked)
             taken = next((c.name for c in both.search.combinations if c.chosen), "dense")
             how = f"`compress --max-top1-drop {budget:.1%}`, {name}, took {taken}: {both.verdict}"
-            row(how, both, time.monotonic() - begun, alone, interval)
-    return found
+            one.row(how, both, seconds, interval, alone)
+    return one.rows
 
 
 def page(found: list[Row]) -> str:

@@ -42,7 +42,7 @@ from spdexport.ort.providers import PROVIDERS, Provider, Purpose, provider_named
 from spdexport.ort.sessions import Session, SessionSettings, open_session, provider_status
 from spdexport.reference.onnx_reference import OnnxReference
 from spdexport.verification.result import Status
-from spdexport.verification.run import verify_subject
+from spdexport.verification.torch_source import verify_subject
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

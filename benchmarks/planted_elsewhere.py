@@ -24,7 +24,7 @@ from subjects import make_subject
 from spdexport import pipeline
 from spdexport.rewrite import onnx_dead_layers, onnx_dead_rules
 from spdexport.verification.check import Check
-from spdexport.verification.run import verify_subject
+from spdexport.verification.torch_source import verify_subject
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

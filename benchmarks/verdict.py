@@ -41,14 +41,14 @@ from spdexport.verification import locate, sessions
 from spdexport.verification.check import Check
 from spdexport.verification.inputs import cases, feeds
 from spdexport.verification.result import Status
-from spdexport.verification.run import verify_subject
+from spdexport.verification.torch_source import verify_subject
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from spdexport.conv import Array
     from spdexport.verification.result import Verification
-    from spdexport.verification.run import Subject
+    from spdexport.verification.torch_source import Subject
 
 Values = "Mapping[str, Array]"
 

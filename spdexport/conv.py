@@ -182,7 +182,8 @@ class ConvSite:
     """A convolution or linear layer found in a graph, which a form may replace.
 
     Attributes:
-        name: The module path; else the weight's name; else the node's name. A second call of a module gets ``#2``.
+        name: The module path; else the weight's name; else the node's name. A second call of a module gets ``#2``,
+            one in a body of If, Loop or Scan its place, as ``conv in choice.then``.
         spec: The geometry.
         weight: Shape ``spec.weight_shape``, in the model's own dtype. A view of the graph's storage where that can be
             had: never write to it.
@@ -197,6 +198,8 @@ class ConvSite:
         is_product: Whether the graph has a plain matrix product there, with the weight transposed, and no linear layer.
         is_lookup: Whether it is an embedding: the linear layer of its transposed table, whose input tells by a number
             which of its entries is one, the others being zero. Its matrix product takes a row, and costs nothing.
+        inside: The place of the body of If, Loop or Scan that the layer is in; empty for the main graph. What is
+            counted of it is that of one step.
     """
 
     name: str
@@ -210,6 +213,7 @@ class ConvSite:
     input_positions: int | None = None
     input_size: tuple[int, ...] | None = None
     is_lookup: bool = False
+    inside: str = ""
 
     @property
     def kind(self) -> str:

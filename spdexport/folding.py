@@ -30,9 +30,9 @@ from spdexport.ort.sessions import parse_providers
 from spdexport.overwriting import check_overwriting
 from spdexport.rewrite.fold_result import told
 from spdexport.rewrite.onnx_fold import fold_onnx
-from spdexport.verification.alone import verify_files
 from spdexport.verification.check import Check
 from spdexport.verification.computed import with_computed_weights
+from spdexport.verification.file_alone import verify_files
 from spdexport.verification.result import Status, Verification
 
 if TYPE_CHECKING:

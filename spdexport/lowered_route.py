@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from spdexport.loading.model import ExampleInputs
     from spdexport.precision import Precision
     from spdexport.rewrite.onnx_trim import Trimming
-    from spdexport.route import Decided, Route
+    from spdexport.route import PreparedSource, Route
     from spdexport.verification.check import Check
     from spdexport.verification.result import Verification
 
@@ -37,7 +37,7 @@ class LoweredRoute:
         self._inner, self._precision = inner, precision
 
     @property
-    def prepared(self) -> Decided:
+    def prepared(self) -> PreparedSource:
         """What was read and decided."""
         return self._inner.prepared
 

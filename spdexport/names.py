@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,10 +14,21 @@ CLASSES = "The right classes are called 'labels' in a file of inputs, and are no
 """What is said where a file of inputs has names that the model has not."""
 
 
+_CALL = re.compile(r"(.+?)( in \S+)?(#\d+)?", re.DOTALL)
+
+
 def layer_of_call(name: str) -> str:
-    """Return the layer's name without the number of the call: ``conv#2`` is the second call of ``conv``."""
-    layer, mark, number = name.rpartition("#")
-    return layer if mark and number.isdigit() else name
+    """Return the layer's name without what tells its calls apart.
+
+    ``conv#2`` is the second call of ``conv``, ``conv in choice.then`` one inside of a branch.
+    """
+    found = _CALL.fullmatch(name)
+    return name if found is None else found[1]
+
+
+def call_in(layer: str, place: str) -> str:
+    """Return the name of a layer's call in a body of If, Loop or Scan; an empty place is the main graph."""
+    return f"{layer} in {place}" if place else layer
 
 
 def layer_of_parameter(name: str) -> str:

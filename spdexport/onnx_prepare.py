@@ -5,6 +5,7 @@ There is nothing to trace and nothing to export: the graph of the file is the gr
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,13 @@ from spdexport.planning.live_masks import live_notes
 from spdexport.prepare import components_of, decide
 from spdexport.quiet import heard
 from spdexport.ranges import told
+from spdexport.rewrite.onnx_constants import source_of
 from spdexport.rewrite.onnx_graph import is_operator
 from spdexport.rewrite.onnx_ports import name_inputs
 from spdexport.rewrite.onnx_rewrite import place_onnx_forms
+from spdexport.rewrite.onnx_scopes import initializer_named, node_keys
 from spdexport.rewrite.onnx_shapes import live_sizes, value_sizes
-from spdexport.rewrite.onnx_sites import LAYERS, functions_with_layers, list_onnx_sites, node_keys, source_of
+from spdexport.rewrite.onnx_sites import LAYERS, functions_with_layers, list_onnx_sites
 from spdexport.verification.file_inputs import given_tensors
 from spdexport.verification.ports import input_ports
 
@@ -122,6 +125,7 @@ def prepare_onnx(path: Path, options: Options, progress: Callable[[str], None] =
     components = components_of(None, options)
     decided = decide(read.sites, read.skipped, components, options, progress, held=_held_by(read.model))
     is_live = any(d.run_time is not None for d in decided.plan.decisions)
+    _check_names(read.model, decided.plan)
     return PreparedOnnx(
         path=path,
         model=read.model,
@@ -136,6 +140,28 @@ def prepare_onnx(path: Path, options: Options, progress: Callable[[str], None] =
         sizes=live_sizes(read.model, read.given) if is_live else None,
         requires_masks=options.requires_masks,
     )
+
+
+def _check_names(model: ir.Model, plan: Plan) -> None:
+    """Check that what a layer with a live mask computes has a name of its own, which bodies may have twice.
+
+    Raises:
+        UsageError: It has not.
+    """
+    live = [d.site for d in plan.decisions if d.run_time is not None and d.site.inside]
+    if not live:
+        return
+    keys = node_keys(model.graph)
+    names = Counter(value.name for node in keys.values() for value in node.outputs)
+    for site in live:
+        name = keys[site.node].outputs[0].name
+        if names[name] > 1:
+            raise UsageError(
+                f"The file has {names[name]} values called {name}, so that the check of a mask at run time could not "
+                "tell them apart.",
+                where=f"layer {site.name}",
+                hint=f"Leave the layer out with --exclude '{site.name}', or rename the values.",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -273,7 +299,8 @@ def _defaults(model: ir.Model) -> list[ir.Value]:
     listed = {value for value in model.graph.inputs if value.is_initializer()}
     if model.ir_version < OLDEST_IR:
         return list(listed)
-    used = [source_of(value) for node in model.graph if is_operator(node, *LAYERS) for value in node.inputs[1:3]]
+    layers = (node for node in model.graph.all_nodes() if is_operator(node, *LAYERS))
+    used = [source_of(value) for node in layers for value in node.inputs[1:3]]
     return list(dict.fromkeys(value for value in used if value in listed))
 
 
@@ -302,7 +329,7 @@ def _lifted(model: ir.Model, target: int, path: Path) -> ir.Model:
 
 def _held_by(model: ir.Model) -> Callable[[str], Array | None]:
     def held(name: str) -> Array | None:
-        value = model.graph.initializers.get(name)
+        value = initializer_named(model, name)
         return None if value is None or value.const_value is None else value.const_value.numpy()
 
     return held

@@ -31,8 +31,8 @@ from spdexport.recorded import (
 from spdexport.route_metadata import plan_text
 from spdexport.routes import find_route, is_onnx, no_program
 from spdexport.steps import Remark
-from spdexport.verification.alone import verify_files
 from spdexport.verification.check import Check, Progress
+from spdexport.verification.file_alone import verify_files
 from spdexport.verification.file_inputs import GivenArrays, read_arrays
 from spdexport.verification.ports import input_shapes
 from spdexport.verification.result import Status, Verification

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from spdexport.verification.result import Verification
 
 
-class Decided(Protocol):
+class PreparedSource(Protocol):
     """What both kinds of prepared sources tell."""
 
     @property
@@ -40,7 +40,7 @@ class Route(Protocol):
     """A source that was read and decided about, on its way to a file."""
 
     @property
-    def prepared(self) -> Decided:
+    def prepared(self) -> PreparedSource:
         """What was read and decided."""
 
     @property

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
     from spdexport.options import Options
     from spdexport.rewrite.onnx_trim import Trimming
-    from spdexport.route import Decided, Route
+    from spdexport.route import PreparedSource, Route
 
 
 def write_route_metadata(
-    model: ir.Model, prepared: Decided, options: Options, trimming: Trimming | None, source: str
+    model: ir.Model, prepared: PreparedSource, options: Options, trimming: Trimming | None, source: str
 ) -> None:
     """Note in a model how it was made.
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from spdexport.verification.check import Check
     from spdexport.verification.masked_models import MaskedProgram
     from spdexport.verification.result import Verification
-    from spdexport.verification.run import Subject
+    from spdexport.verification.torch_source import Subject
 
 
 def is_onnx(source: Source) -> bool:
@@ -143,13 +143,13 @@ class TorchRoute:
 
     def verify(self, file: Path | None, name: str, check: Check, *, folded: bool = False) -> Verification:
         """Check a file against the module and the program; see ``Route``."""
-        from spdexport.verification.run import verify_subject
+        from spdexport.verification.torch_source import verify_subject
 
         return verify_subject(self.subject(file, name, folded=folded), check)
 
     def subject(self, file: Path | None, name: str, *, folded: bool = False) -> Subject:
         """Give everything that takes part in the verification of a file; the arguments are those of ``verify``."""
-        from spdexport.verification.run import Subject
+        from spdexport.verification.torch_source import Subject
 
         prepared, masked, trimmed = self.prepared, self._masked(), self._trimmed
         unfolded = folded and trimmed is None
@@ -299,7 +299,7 @@ class OnnxRoute:
 
     def verify(self, file: Path | None, name: str, check: Check, *, folded: bool = False) -> Verification:
         """Check a file against the source file; see ``Route``."""
-        from spdexport.verification.source_file import FileSubject, verify_against_file
+        from spdexport.verification.onnx_source import FileSubject, verify_against_file
 
         prepared, options = self.prepared, self._options
         assert file is not None, "an ONNX source gives an ONNX file"

@@ -198,6 +198,28 @@ def test_the_callers_buffers_and_inputs_keep_their_values() -> None:
     assert torch.equal(x, torch.ones(2, 3))
 
 
+def test_a_module_that_branches_and_loops_is_taken_and_keeps_its_buffers() -> None:
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.often, self.rare = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls.add_(1)
+            y = torch.cond(x.sum() > 50, lambda t: self.rare(t), lambda t: self.often(t), (x,))
+            _, z = torch.while_loop(lambda i, _: i < 3, lambda i, t: (i + 1, self.often(t)), (torch.tensor(0), y))
+            result: torch.Tensor = z + self.calls
+            return result
+
+    module = Steps()
+    found = captured(module, torch.randn(2, 4), dynamic=DynamicAxes())
+    assert [
+        type(node.target).__name__ for node in found.program.graph.nodes if "Higher" in str(type(node.target).mro())
+    ]
+    assert module.calls == 0
+
+
 def test_inputs_that_a_loaded_program_does_not_take() -> None:
     x = torch.randn(2, 4, 8, 8)
     program = torch.export.export(CalledTwice(), (x,), dynamic_shapes=({0: torch.export.Dim("n")},))

@@ -40,7 +40,7 @@ SHOWN_BY = {
     "recorded.py": ("verify",),
     "report/explain.py": CHECKS,
     "sources": SOURCES,
-    "verification/alone.py": ("verify", "fold"),
+    "verification/file_alone.py": ("verify", "fold"),
     "verification/file_inputs.py": ("convert", "verify", "fold", "bench", "ablate"),
     "verification/limits.py": ("convert", "verify"),
 }

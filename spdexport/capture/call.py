@@ -62,7 +62,13 @@ def call_module(
 
 
 class _WritesUndone(TorchDispatchMode):
-    """Copies a module's parameter or buffer before the first operator that writes to its memory, and copies it back."""
+    """Copies a module's parameter or buffer before the first operator that writes to its memory, and copies it back.
+
+    Operators that run graphs (``torch.cond``, ``while_loop``) come here as well; torch refuses graphs that write to
+    what they are given.
+    """
+
+    supports_higher_order_operators = True
 
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -73,7 +79,7 @@ class _WritesUndone(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func._schema.is_mutable:
+        if isinstance(func, torch._ops.OpOverload) and func._schema.is_mutable:
             for value in pytree.tree_leaves((args, kwargs)):
                 for tensor in self._own.pop(_memory(value), ()) if isinstance(value, torch.Tensor) else ():
                     self.saved.append((tensor, tensor.detach().clone()))

@@ -256,7 +256,7 @@ def compress(
     own = {field.name: getattr(conversion, field.name) for field in fields(Conversion)}
     own["hashes"] = {**conversion.hashes, **sets.hashes}
     if taken is not None:
-        own |= {"components": "search", "plan": with_reasons(search, found, conversion.plan)}
+        own |= {"components": "search", "plan": with_reasons(search, found, conversion.plan, dense.skipped)}
     return Compression(**own, search=searched)
 
 

@@ -207,7 +207,9 @@ def _usable(
     kept, left = [], []
     for site in sites:
         reason = None
-        if calls[layer_of_call(site.name)] > 1:
+        if site.inside:
+            reason = f"it runs inside of {site.inside}, where no data is seen"
+        elif calls[layer_of_call(site.name)] > 1:
             reason = "its weight is shared by several calls, whose inputs differ"
         elif matches(site.name, options.exclude):
             reason = "excluded by --exclude"

@@ -19,7 +19,7 @@ from spdexport.errors import SourceError
 from spdexport.files.scratch import writing_scratch
 from spdexport.ort.sessions import RuntimeFailure, Session, SessionSettings, open_session
 from spdexport.rewrite.onnx_rewrite import place_onnx_forms
-from spdexport.rewrite.onnx_sites import node_keys
+from spdexport.rewrite.onnx_scopes import node_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -169,8 +169,8 @@ class CutGraph:
     def segments(self) -> tuple[Segment, ...]:
         """What is in front of the first layer, then a segment for each layer in the order of ``sites``."""
         nodes = list(self.model.graph)
-        keys = {key: index for index, key in enumerate(node_keys(self.model.graph))}
-        starts = [0, *(keys[site.node] for site in self.sites)]
+        keys, order = node_keys(self.model.graph), {node: index for index, node in enumerate(nodes)}
+        starts = [0, *(order[keys[site.node]] for site in self.sites)]
         ends = [*starts[1:], len(nodes)]
         made = [_made(nodes[start:end]) for start, end in zip(starts, ends, strict=True)]
         used = [_used(nodes[start:end]) for start, end in zip(starts, ends, strict=True)]

@@ -9,10 +9,11 @@ from spdexport.compression.result import Combination, LayerShare, Point
 from spdexport.prepare import LEFT_DENSE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from spdexport.compression.combinations import Combinations
     from spdexport.compression.search import Found, Search, Trial
+    from spdexport.conv import Skipped
     from spdexport.planning import Plan
     from spdexport.planning.plan import Decision
 
@@ -61,15 +62,19 @@ def layers(search: Search, found: Found, taken: Trial | None) -> tuple[LayerShar
     )
 
 
-def with_reasons(search: Search, found: Found, plan: Plan) -> Plan:
-    """Return the plan of the file, in which layers that the search leaves dense have its reason."""
+def with_reasons(search: Search, found: Found, plan: Plan, left: Iterable[Skipped]) -> Plan:
+    """Return the plan of the file, in which layers that the search leaves dense have its reason.
+
+    Those that it does not look at, ``left``, have the reason why.
+    """
+    why = {skipped.name: skipped.reason for skipped in left}
     options = dict(zip((site.name for site in search.sites), found.candidates, strict=True))
 
     def told(decision: Decision) -> Decision:
         layer = decision.layer
-        if layer.reason != LEFT_DENSE or layer.name not in options:
+        if layer.reason != LEFT_DENSE or layer.name not in {*options, *why}:
             return decision
-        reason = NOT_WORTH if len(options[layer.name]) > 1 else NOT_CHEAPER
+        reason = why.get(layer.name) or (NOT_WORTH if len(options[layer.name]) > 1 else NOT_CHEAPER)
         return replace(decision, layer=replace(layer, reason=reason))
 
     return replace(plan, decisions=tuple(map(told, plan.decisions)))

@@ -8,9 +8,9 @@ from spdexport.forms.families import FAMILIES, Family, Ranks
 from spdexport.forms.fold import fold_form
 from spdexport.forms.kinds import DeltaUse, FormKind
 from spdexport.forms.pair import pair_form
+from spdexport.forms.run_time import GateMode, LiveInput, Role, RunTime, VariableMask
 from spdexport.forms.spatial import spatial_form
 from spdexport.forms.tucker import tucker_form
-from spdexport.forms.variable import GateMode, LiveInput, Role, RunTime, VariableMask
 
 __all__ = [
     "FAMILIES",

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spdexport.forms.deferred import Deferred
-from spdexport.forms.variable import VariableMask
+from spdexport.forms.run_time import VariableMask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from spdexport.conv import Array, ConvSpec, FloatArray
     from spdexport.forms.deferred import Numbers
-    from spdexport.forms.variable import LiveInput
+    from spdexport.forms.run_time import LiveInput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

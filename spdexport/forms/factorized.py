@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from spdexport.conv import Array
     from spdexport.factors import Factors
     from spdexport.forms.base import Chain
-    from spdexport.forms.variable import LiveInput, VariableMask
+    from spdexport.forms.run_time import LiveInput, VariableMask
 
 
 def factorized(

@@ -6,6 +6,7 @@ components; what its masks cost is added to what the form costs.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -176,9 +177,12 @@ class LiveMasks:
                 where="--gates=local",
                 hint="Give --gates, or --gates=exact: the importances come from the dense model, as in SPD.",
             )
+        calls = Counter(layer_of_call(site.name) for site, _ in layers)
         for site, run_time in layers:
-            if run_time is not None and run_time.mask.gate is not None and "#" in site.name:
-                layer = layer_of_call(site.name)
+            layer = layer_of_call(site.name)
+            if run_time is not None and site.inside:
+                _check_inside(site, run_time)
+            if run_time is not None and run_time.mask.gate is not None and calls[layer] > 1:
                 raise UsageError(
                     f"{layer} is called more than once, and SPD has one importance for it.",
                     where=f"--gates, layer {layer}",
@@ -187,6 +191,29 @@ class LiveMasks:
 
     def _gate(self, name: str) -> GateFunction | GlobalShare | None:
         return None if self.options.gates is None else self.gates.get(layer_of_call(name))
+
+
+def _check_inside(site: ConvSite, run_time: RunTime) -> None:
+    """Refuse what a layer in a body of If, Loop or Scan cannot have.
+
+    A mask that is an input is the same at each step, and importances of what the layer itself reads are known there.
+    """
+    hint = "Leave the layers in bodies out with --exclude '* in *'."
+    if run_time.reads_dense:
+        raise UsageError(
+            f"The layer is inside of {site.inside}, of which the model has no second, dense pass that exact gates could"
+            " read.",
+            where=f"--gates=exact, layer {site.name}",
+            hint=f"Give --gates local. {hint}",
+        )
+    if run_time.mask.shows_importance or run_time.mask.shows_activation:
+        option = "--activation-outputs" if run_time.mask.shows_activation else "--gate-outputs"
+        raise UsageError(
+            f"The layer is inside of {site.inside}, which may run never or many times: what it computes there is no "
+            "output of the model.",
+            where=f"{option}, layer {site.name}",
+            hint=hint,
+        )
 
 
 NOTHING_LIVE = LiveMasks()

@@ -51,16 +51,20 @@ class Masked:
     Attributes:
         outputs: The model's own, flattened in their order.
         further: The importances and activations that were asked for, by the names of these outputs.
-        passed: Which importances are above the threshold of their gate, by layer; empty without a threshold.
+        passed: Which importances are above the threshold of their gate, by layer, for each time that it runs; empty
+            without a threshold.
     """
 
     outputs: Sequence[Any]
     further: Mapping[str, torch.Tensor]
-    passed: Mapping[str, torch.Tensor]
+    passed: Mapping[str, Sequence[torch.Tensor]]
 
     def has_same_gates(self, other: Masked) -> bool:
         """Return whether every threshold decides alike in both."""
-        return all(torch.equal(mask, other.passed[layer]) for layer, mask in self.passed.items())
+        return all(
+            len(masks) == len(other.passed.get(layer, ())) and all(map(torch.equal, masks, other.passed[layer]))
+            for layer, masks in self.passed.items()
+        )
 
 
 @dataclass(slots=True)
@@ -71,7 +75,7 @@ class _Found:
     data: dict[str, torch.Tensor] = field(default_factory=dict)
     shared: dict[str, Array] = field(default_factory=dict)
     further: dict[str, torch.Tensor] = field(default_factory=dict)
-    passed: dict[str, torch.Tensor] = field(default_factory=dict)
+    passed: dict[str, list[torch.Tensor]] = field(default_factory=dict)
 
     def rounded(self, values: torch.Tensor, size: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Return values with simulated rounding, where it is asked for: ``size`` is |W| |x|."""
@@ -196,8 +200,9 @@ def layer_output(
             found.further[f"ci/{mask.layer}"] = importance
         if mask.threshold is not None:
             threshold = float(np.asarray(mask.threshold).astype(site.weight.dtype))
-            found.passed[mask.layer] = importance > threshold
-            importance = found.passed[mask.layer].double()
+            passes = importance > threshold
+            found.passed.setdefault(mask.layer, []).append(passes)
+            importance = passes.double()
         m = m * importance
     if mask.shows_activation:
         found.further[f"activation/{mask.layer}"] = read

@@ -102,6 +102,9 @@ class _Recurrent(OpRun):
         given += [None] * (self.states + 1 - len(given))
         zero = np.zeros((directions, batch, hidden))
         initial = [zero if state is None else state for state in given[: self.states]]
+        if odd := [state.shape for state in initial if state.shape != zero.shape]:
+            # numpy would take a state of one sample for that of all, which the operator does not.
+            raise ValueError(f"an initial state of shape {odd[0]} where {zero.shape} is right")
         peepholes = given[self.states]
         P = np.zeros((directions, 3 * hidden)) if peepholes is None else peepholes
         B = np.zeros((directions, 2 * self.gates * hidden)) if B is None else B

@@ -105,12 +105,13 @@ class OnnxReference:
         Args:
             inputs: An array for each input without a default, floats of any width.
             noise: Rounding noise to add, in subgraphs and functions too.
-            watch: Called with the name and array of each node's outputs as they come. Nodes inside subgraphs and
-                functions are not watched, for their names are not the model's.
+            watch: Called with the name and array of each node's outputs as they come, in the bodies of If, Loop and
+                Scan at each step, with what these take. Nodes inside functions are not watched, for their names are
+                not the model's.
             decide: Told each node that chooses, in subgraphs and functions too; what it gives takes the place of the
                 node's outputs.
-            replaced: What computes a value of the main graph, by its name, in the place of its node: given the node's
-                first input, it returns the value.
+            replaced: What computes a value of the main graph or of a body, by its name, in the place of its node: given
+                the node's first input, it returns the value.
 
         Returns:
             The outputs by name, in the model's order; without those that are hidden.
@@ -128,7 +129,7 @@ class OnnxReference:
                 where=f"inputs {', '.join(inputs) or '(none)'}",
                 hint=f"Give the model its inputs: {', '.join(sorted(self._accepted))}.",
             )
-        run = _Run(self._evaluator, self._base_dir, noise, watch, decide, is_partial=self._is_partial)
+        run = _Evaluation(self._evaluator, self._base_dir, noise, watch, decide, is_partial=self._is_partial)
         run.replaced = replaced or {}
         token = _RUN.set(run)
         try:
@@ -140,7 +141,7 @@ class OnnxReference:
         return {name: value for name, value in found if not isinstance(value, ReferenceUnavailable)}
 
 
-class _Run:
+class _Evaluation:
     """What all evaluators of one call of `OnnxReference.run` share."""
 
     def __init__(
@@ -173,7 +174,9 @@ class _Run:
 
 # onnx makes the evaluators of subgraphs and functions itself and runs them without a word of ours: this is how they
 # learn of the run they are part of.
-_RUN: contextvars.ContextVar[_Run] = contextvars.ContextVar("run")
+_RUN: contextvars.ContextVar[_Evaluation] = contextvars.ContextVar("run")
+_IN_FUNCTION: contextvars.ContextVar[bool] = contextvars.ContextVar("in_function", default=False)
+"""Whether the evaluator that is made is that of a function, or of a body in one."""
 _PARTIAL: contextvars.ContextVar[bool] = contextvars.ContextVar("partial", default=False)
 """Whether nodes without a reference are to be loaded all the same."""
 
@@ -184,7 +187,12 @@ class _Evaluator(ReferenceEvaluator):
     def __init__(self, proto: Any, **settings: Any) -> None:
         # Functions are given no operators by onnx, and subgraphs those of their parent: all get the same here.
         settings["new_ops"] = _OPERATORS
-        super().__init__(proto, **settings)
+        self._is_function = _IN_FUNCTION.get() or isinstance(proto, onnx.FunctionProto)
+        token = _IN_FUNCTION.set(self._is_function)
+        try:
+            super().__init__(proto, **settings)
+        finally:
+            _IN_FUNCTION.reset(token)
 
     def _init(self) -> None:
         """Loads the operators, and leaves the weights where they are."""
@@ -248,14 +256,18 @@ class _Evaluator(ReferenceEvaluator):
     ) -> list[Any]:
         """Return the outputs; onnx's own If, Loop, Scan and functions call it too."""
         run = _RUN.get()
-        watch = run.watch if self is run.top else None
+        watch = None if self._is_function else run.watch
         if self is not run.top:
             run.allowance.enter(len(self.rt_nodes_))
         version = self.opsets_.get("", 0)
         values: dict[str, Any] = {"": None, **feed_inputs}
+        if watch is not None and self is not run.top:
+            for name in self.input_names:
+                if isinstance(feed_inputs.get(name), np.ndarray):
+                    watch(name, feed_inputs[name])
         steps = zip(self.rt_nodes_, self._captured, self._expiring, strict=True)
         for index, (node, captured, expiring) in enumerate(steps):
-            replaced = run.replaced.get(node.output[0]) if self is run.top else None
+            replaced = None if self._is_function else run.replaced.get(node.output[0])
             settings: dict[str, Any] = {}
             if node.has_linked_attribute and attributes:
                 settings["linked_attributes"] = attributes
@@ -288,7 +300,7 @@ class _Evaluator(ReferenceEvaluator):
                 values.pop(name, None)
         return [self._value(name, values, run) for name in output_names or self.output_names_]
 
-    def _value(self, name: str, values: dict[str, Any], run: _Run) -> Any:
+    def _value(self, name: str, values: dict[str, Any], run: _Evaluation) -> Any:
         if name in values:
             return values[name]
         return promote(onnx.numpy_helper.to_array(self._tensors[name], run.base_dir))
@@ -345,7 +357,7 @@ def _decision(
 
 
 def _with_noise(
-    node: Any, arguments: Sequence[Any], settings: dict[str, Any], outputs: list[Any], run: _Run, version: int
+    node: Any, arguments: Sequence[Any], settings: dict[str, Any], outputs: list[Any], run: _Evaluation, version: int
 ) -> list[Any]:
     """The outputs with the errors of one rounding; the nodes of functions and subgraphs have theirs already."""
     if run.noise is None or node.op_type in EXACT or isinstance(node, OpFunction):

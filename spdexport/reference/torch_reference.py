@@ -61,7 +61,7 @@ def evaluate(
         replaced: What is computed in the place of layers, by the names of their nodes, from what they read.
         decide: Told each node that chooses; what it gives takes the place of the node's outputs.
     """
-    runner = _Runner(
+    runner = _Interpreter(
         program.graph_module,
         float64=float64,
         noise=noise,
@@ -94,7 +94,7 @@ def evaluate_together(
             the noises. Where it returns True, the evaluation ends.
     """
     runners = [
-        _Runner(program.graph_module, float64=float64, noise=noise, watch=None, inputs=_inputs(program))
+        _Interpreter(program.graph_module, float64=float64, noise=noise, watch=None, inputs=_inputs(program))
         for float64, noise in [(True, None), (False, None), *((True, noise) for noise in noises)]
     ]
     for runner in runners:
@@ -118,7 +118,9 @@ def _inputs(program: ExportedProgram) -> set[str]:
     return {spec.arg.name for spec in program.graph_signature.input_specs if spec.target is None}
 
 
-def _operands(program: ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any], runner: _Runner) -> list[Any]:
+def _operands(
+    program: ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any], runner: _Interpreter
+) -> list[Any]:
     """What a program's placeholders stand for: weights, constants and inputs, copied where it writes to them."""
     flat = program._get_flat_args_with_check(args, dict(kwargs))[0]
     signature = program.graph_signature
@@ -134,7 +136,7 @@ def _operands(program: ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[s
     return [runner.own(value) if node in written else value for node, value in zip(placeholders, ordered, strict=True)]
 
 
-class _Runner(Interpreter):
+class _Interpreter(Interpreter):
     """Runs a graph; promotes the float tensors and dtypes that a node gets to float64."""
 
     def __init__(
@@ -160,7 +162,7 @@ class _Runner(Interpreter):
         self._times: dict[str, int] = {} if times is None else times
         self._magnitudes = (noise and noise.magnitudes) or Magnitudes(0)
         self._still = frozenset() if noise is None else _still(module.graph, inputs)
-        self._bodies: dict[torch.fx.GraphModule, _Runner] = {}
+        self._bodies: dict[torch.fx.GraphModule, _Interpreter] = {}
 
     def own(self, value: Any) -> Any:
         """Return a copy that in-place operators may write to.
@@ -220,7 +222,7 @@ class _Runner(Interpreter):
         if isinstance(value, torch.fx.GraphModule):
             # The body of a higher-order operator: its nodes are promoted in the same way.
             if value not in self._bodies:
-                self._bodies[value] = _Runner(
+                self._bodies[value] = _Interpreter(
                     value,
                     float64=True,
                     noise=self._noise,

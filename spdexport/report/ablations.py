@@ -9,6 +9,7 @@ from rich.text import Text
 
 from spdexport import __version__
 from spdexport.names import count
+from spdexport.report.made import artifacts_json
 from spdexport.report.numbers import ratio
 from spdexport.report.tables import results_table
 from spdexport.text import one_line
@@ -95,7 +96,7 @@ def ablations_json(result: Ablations) -> dict[str, Any]:
         for one in result.found
     ]
     del found["found"]
-    found["artifacts"] = {name: {"sha256": value} for name, value in found.pop("hashes").items()}
+    found["artifacts"] = artifacts_json(found.pop("hashes"))
     return found
 
 

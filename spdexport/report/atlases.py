@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from spdexport.names import count
+from spdexport.report.made import made_json
 from spdexport.report.numbers import ratio, size
 from spdexport.report.tables import results_table
 from spdexport.text import one_line
@@ -121,11 +122,7 @@ def atlas_json(result: Atlas) -> dict[str, Any]:
             }
             for layer in result.layers
         ],
-        "notes": list(result.notes),
-        "outputs": [path.name for path in result.outputs],
-        "seed": result.seed,
-        "versions": dict(result.versions),
-        "artifacts": {name: {"sha256": value} for name, value in result.hashes.items()},
+        **made_json(result),
     }
 
 

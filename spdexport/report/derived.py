@@ -8,6 +8,7 @@ from rich.text import Text
 
 from spdexport.importance.statistics import Measure
 from spdexport.names import count
+from spdexport.report.made import made_json
 from spdexport.report.tables import results_table
 from spdexport.text import one_line
 
@@ -89,9 +90,5 @@ def masks_json(result: DerivedMasks) -> dict[str, Any]:
             }
             for layer in result.layers
         ],
-        "notes": list(result.notes),
-        "outputs": [path.name for path in result.outputs],
-        "seed": result.seed,
-        "versions": dict(result.versions),
-        "artifacts": {name: {"sha256": value} for name, value in result.hashes.items()},
+        **made_json(result),
     }

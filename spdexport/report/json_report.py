@@ -22,6 +22,7 @@ from spdexport.report.atlases import atlas_json
 from spdexport.report.bench import bench_json
 from spdexport.report.derived import masks_json
 from spdexport.report.lab import lab_json
+from spdexport.report.made import artifacts_json
 from spdexport.report.unfinished import SCHEMA_VERSION
 from spdexport.text import json_text
 from spdexport.verification.result import Status, Verification
@@ -108,9 +109,7 @@ def _verified(
         "seed": seed,
         "versions": versions,
         # A file that failed its check was moved after it was compared, so that one hash stands under both names.
-        "artifacts": {
-            name: {"sha256": value} for name, value in {**(found.artifacts if found else {}), **hashes}.items()
-        },
+        "artifacts": artifacts_json({**(found.artifacts if found else {}), **hashes}),
     }
 
 

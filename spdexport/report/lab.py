@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from spdexport.names import count
+from spdexport.report.made import artifacts_json
 from spdexport.report.numbers import size
 from spdexport.report.tables import results_table
 from spdexport.text import one_line
@@ -65,5 +66,5 @@ def lab_json(result: Lab) -> dict[str, Any]:
         "sizes": dict(result.sizes),
         "notes": list(result.notes),
         "versions": dict(result.versions),
-        "artifacts": {name: {"sha256": value} for name, value in result.hashes.items()},
+        "artifacts": artifacts_json(result.hashes),
     }

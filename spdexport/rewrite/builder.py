@@ -181,8 +181,11 @@ class Edit(Protocol[ValueT, NodeT]):
     def node(self, key: str) -> NodeT:
         """Return the node of a layer by the key that its site has."""
 
+    def outermost(self, node: NodeT) -> NodeT:
+        """Return the node itself, or the one of the graph that it is in a body of."""
+
     def nodes(self) -> list[NodeT]:
-        """Return all nodes in their order."""
+        """Return all nodes of the graph in their order, those inside of others left out."""
 
     def sources(self, node: NodeT) -> list[NodeT]:
         """Return the nodes that a node reads of."""

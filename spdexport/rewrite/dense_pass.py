@@ -57,7 +57,7 @@ class DensePass(Generic[ValueT, NodeT]):
         self._copies: dict[NodeT, NodeT] = {}
         nodes = edit.nodes()
         needed = _ancestors(edit, [edit.node(name) for name in reads.gated])
-        sites = {edit.node(name) for name in reads.changed}
+        sites = {edit.outermost(edit.node(name)) for name in reads.changed}
         self.anchor = next((node for node in nodes if node in sites), None)
         first, behind = reads.share is not None, False
         for node in nodes:

@@ -9,9 +9,9 @@ import numpy as np
 
 from spdexport.forms import VariableMask
 from spdexport.rewrite.constants import Constants
-from spdexport.rewrite.onnx_constants import constant
+from spdexport.rewrite.onnx_constants import constant, source_of
 from spdexport.rewrite.onnx_graph import is_operator, read_layer
-from spdexport.rewrite.onnx_sites import node_keys, source_of
+from spdexport.rewrite.onnx_scopes import keyed_nodes
 from spdexport.rewrite.stages import ReadStage
 from spdexport.rewrite.torch_graph import list_sites, operands
 
@@ -130,10 +130,10 @@ def _program_uses(program: ExportedProgram) -> dict[str, list[_Use]]:
 
 
 def _onnx_uses(model: ir.Model) -> dict[str, list[_Use]]:
-    """The layers of a graph by the names of their weights, in order."""
+    """The layers of a graph by the names of their weights, in order; those in bodies are none of the program's."""
     found: dict[str, list[_Use]] = {}
-    for key, node in node_keys(model.graph).items():
-        read = read_layer(node)
+    for key, scope, node in keyed_nodes(model.graph):
+        read = None if scope.place else read_layer(node)
         source = source_of(read.weight) if isinstance(read, ReadStage) else None
         if not isinstance(read, ReadStage) or source is None or not source.is_initializer():
             continue

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spdexport.conv import Skipped
+from spdexport.names import call_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,11 +28,12 @@ class FoldedChain:
     """Nodes of a graph that became one layer.
 
     Attributes:
-        name: The layer's name.
+        name: The layer's name; in a body of If, Loop or Scan, with its place.
         nodes: The names of the nodes that it replaces, in the graph's order.
         spec: The geometry of the layer.
         macs_before: Multiply-accumulates of the replaced layers for one output location, rounded to a whole number.
         macs_after: Those of the folded layer.
+        inside: The place of the body; empty for the main graph.
     """
 
     name: str
@@ -39,6 +41,7 @@ class FoldedChain:
     spec: ConvSpec
     macs_before: int
     macs_after: int
+    inside: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,16 +154,17 @@ def name_of(fold: Match[NodeT, ValueT], graph: GraphReader[NodeT, ValueT]) -> st
 
 
 def folded_chain(
-    fold: Match[NodeT, ValueT], graph: GraphReader[NodeT, ValueT], name: str, nodes: Sequence[str]
+    fold: Match[NodeT, ValueT], graph: GraphReader[NodeT, ValueT], name: str, nodes: Sequence[str], inside: str = ""
 ) -> FoldedChain:
     """Return what is told of a fold that was made."""
     macs = macs_of(fold, graph)
     return FoldedChain(
-        name=name,
+        name=call_in(name, inside),
         nodes=tuple(nodes),
         spec=fold.stage.spec,
         macs_before=round(macs.before),
         macs_after=round(macs.after),
+        inside=inside,
     )
 
 

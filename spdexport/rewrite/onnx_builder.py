@@ -15,6 +15,7 @@ from spdexport.names import layer_of_call
 from spdexport.rewrite.onnx_graph import conv_attributes, is_operator
 from spdexport.rewrite.onnx_names import node_name
 from spdexport.rewrite.onnx_place import become
+from spdexport.rewrite.onnx_scopes import home, scope_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,6 +49,7 @@ class OnnxNodes:
 
     def __init__(self, edit: OnnxEdit, like: ir.Node, prefix: str, dtype: np.dtype[Any]) -> None:
         self._edit, self._like, self._prefix, self._dtype = edit, like, prefix, dtype
+        self._home: ir.Graph | None = None
         self._type = ir.TensorType(ir.DataType.from_numpy(dtype))
 
     def insert(self, operation: Operation, part: str) -> ir.Value:  # noqa: D102
@@ -55,14 +57,14 @@ class OnnxNodes:
         name = f"{node_name(self._like)}.{part}"
         node = ir.Node("", op_type, inputs, attributes, num_outputs=1, name=self._edit.unique_node(name))
         node.metadata_props.update(self._like.metadata_props)
-        self._edit.graph.insert_before(self._like, node)
+        scope_of(self._like).insert_before(self._like, node)
         value, model = node.outputs[0], self._like.outputs[0]
         value.name = self._edit.unique(f"{model.name or name}.{part}")
         value.type = ir.TensorType(ir.DataType.BOOL) if op_type in BOOLEAN else model.type or self._type
         return value
 
     def store(self, part: str, values: Array, *, is_parameter: bool = True) -> ir.Value:  # noqa: ARG002, D102
-        return self._edit.store(f"{self._prefix}.{part}", values.astype(self._dtype, copy=False))
+        return self._edit.store(f"{self._prefix}.{part}", values.astype(self._dtype, copy=False), self._home)
 
     def sizes(self, value: ir.Value) -> tuple[Any, ...]:  # noqa: D102
         return self._edit.sizes(value, self._prefix)
@@ -73,7 +75,7 @@ class OnnxNodes:
         return self.store("number", np.asarray(value, dtype=np.float64))
 
     def _integers(self, *values: int) -> ir.Value:
-        return self._edit.store(f"{self._prefix}.axes", np.asarray(values, dtype=np.int64))
+        return self._edit.store(f"{self._prefix}.axes", np.asarray(values, dtype=np.int64), self._home)
 
     def add(self, a: ir.Value, b: ir.Value | float) -> Operation:  # noqa: D102
         return "Add", [a, self._operand(b)], ()
@@ -136,7 +138,7 @@ class OnnxNodes:
         shape.type = ir.TensorType(ir.DataType.INT64)
         one = ir.AttrTensor("value", ir.tensor(np.ones(1, dtype=self._dtype)))
         ones = self.insert(("ConstantOfShape", [shape], (one,)), "ones")
-        axis = self._edit.store(f"{self._prefix}.axis", np.asarray(1, dtype=np.int64))
+        axis = self._edit.store(f"{self._prefix}.axis", np.asarray(1, dtype=np.int64), self._home)
         return "CumSum", [ones, axis], ()
 
     def matmul(self, a: ir.Value, b: ir.Value) -> Operation:  # noqa: D102
@@ -194,6 +196,7 @@ class OnnxLayerNodes(OnnxNodes):
         self.name = node_name(self._node)
         self.data = edit.input_of(self._node)
         self._attributes, self._operator = tuple(self._node.attributes.values()), self._node.op_type
+        self._home = home(self._node.inputs[1:2], scope_of(self._node))
         self._bias = self._own_bias()
         self._old = [value for value in self._node.inputs if value is not None]
         self._original = edit.copy(self._node, {}, self._node, "original").outputs[0] if keeps_original else None

@@ -118,6 +118,13 @@ def _dequantized(node: ir.Node, array: Array) -> Array | None:
     return dequantized
 
 
+def source_of(value: ir.Value | None) -> ir.Value | None:
+    """Return the initializer, or the output of a Constant node, that a constant is made of."""
+    while value is not None and (node := value.producer()) is not None and node.op_type != "Constant":
+        value = node.inputs[0] if node.inputs else None
+    return value
+
+
 def axes_of(node: ir.Node) -> tuple[int, ...] | None:
     """Return the axes of an operator, its second input or, before, an attribute.
 

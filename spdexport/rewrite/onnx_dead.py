@@ -24,8 +24,8 @@ from spdexport.quiet import quiet
 from spdexport.rewrite.onnx_dead_cut import Cut
 from spdexport.rewrite.onnx_dead_layers import Layer, Track, matrix, weights
 from spdexport.rewrite.onnx_dead_rules import Tracks
+from spdexport.rewrite.onnx_graph import read_layer
 from spdexport.rewrite.onnx_names import layer_name, node_name
-from spdexport.rewrite.onnx_reader import OnnxReader
 from spdexport.rewrite.stages import ReadStage
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def _sizes(node: ir.Node) -> tuple[int, int]:
 def _record(before: _Before, after: ir.Node | None, channels: Channels) -> RemovedChannels:
     node, layer = before.node, before.layer
     inputs, outputs = layer.uses.shape[1] * layer.groups, layer.uses.shape[0]
-    read = OnnxReader().layer(node)
+    read = read_layer(node)
     weight = node.inputs[1]
     stored = (weight.name if weight is not None else None) or ""
     size, params = (0, 0) if after is None else _sizes(after)

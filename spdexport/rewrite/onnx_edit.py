@@ -8,9 +8,10 @@ import numpy as np
 import onnx_ir as ir
 
 from spdexport.errors import UsageError
+from spdexport.rewrite.onnx_constants import source_of
 from spdexport.rewrite.onnx_names import node_name
 from spdexport.rewrite.onnx_place import remove_unused
-from spdexport.rewrite.onnx_sites import node_keys
+from spdexport.rewrite.onnx_scopes import bodies, node_keys, outermost, read_by, scope_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -37,7 +38,7 @@ class OnnxEdit:
         sizes: Those of its values by name, as far as they are known.
 
     Attributes:
-        graph: Its main graph.
+        graph: Its main graph, which new inputs and outputs are of.
         opset: Its opset.
     """
 
@@ -56,6 +57,7 @@ class OnnxEdit:
                 self._names.add(node.name or "")
                 self._taken.update(value.name or "" for value in node.outputs)
         self._stored: dict[str, list[ir.Value]] = {}
+        self._outermost = outermost(model.graph)
 
     def unique(self, name: str) -> str:
         """Return the name, or where a value has it, one with a number."""
@@ -65,8 +67,11 @@ class OnnxEdit:
         """Return the same among nodes, which may share their names with values."""
         return _free(name, self._names)
 
-    def store(self, name: str, array: Array) -> ir.Value:
-        """Return the initializer that holds an array: a second call of one layer gets the one that the first has."""
+    def store(self, name: str, array: Array, graph: ir.Graph | None = None) -> ir.Value:
+        """Return the initializer that holds an array: a second call of one layer gets the one that the first has.
+
+        It is stored in the main graph, or in the one that is given, which is the same for all calls of a layer.
+        """
         for value in self._stored.get(name, []):
             held = value.const_value
             if held is not None and held.numpy().dtype == array.dtype and np.array_equal(held.numpy(), array):
@@ -78,15 +83,18 @@ class OnnxEdit:
             shape=ir.Shape(array.shape),
             type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
         )
-        self.graph.register_initializer(value)
+        (self.graph if graph is None else graph).register_initializer(value)
         self._stored.setdefault(name, []).append(value)
         return value
 
     def release(self, values: Iterable[ir.Value | None]) -> None:
         """Remove what nothing uses any more, and free its names."""
-        before = set(self.graph.initializers)
-        remove_unused(self.graph, (), [value for value in values if value is not None])
-        self._taken -= before - set(self.graph.initializers)
+        stored = [value for value in values if value is not None]
+        graphs = {value.graph for value in map(source_of, stored) if value is not None and value.is_initializer()}
+        before = [(graph, set(graph.initializers)) for graph in graphs if isinstance(graph, ir.Graph)]
+        remove_unused(stored)
+        for graph, names in before:
+            self._taken -= names - set(graph.initializers)
 
     def node(self, key: str) -> ir.Node:
         """Return the node of a layer by the key that its site has."""
@@ -98,12 +106,12 @@ class OnnxEdit:
 
     def sources(self, node: ir.Node) -> list[ir.Node]:
         """Return the nodes that a node, or a graph inside it, reads of."""
-        read = [value for value in node.inputs if value is not None]
-        for attribute in node.attributes.values():
-            if attribute.type is ir.AttributeType.GRAPH:
-                read += [v for inner in attribute.value.all_nodes() for v in inner.inputs if v is not None]
-        producers = (value.producer() for value in read)
+        producers = (value.producer() for value in read_by(node))
         return list(dict.fromkeys(p for p in producers if p is not None and p.graph is self.graph))
+
+    def outermost(self, node: ir.Node) -> ir.Node:
+        """Return the node of the main graph that a node is, or that it is in a body of."""
+        return self._outermost[node]
 
     def input_of(self, node: ir.Node) -> ir.Value:
         """Return what the node of a layer reads beside its weights."""
@@ -119,7 +127,7 @@ class OnnxEdit:
         """Return why a node cannot run twice; None where it can."""
         if node.op_type in RANDOM or (node.op_type == "Dropout" and len(node.inputs) >= TRAINING):
             return f"{node.op_type} twice, which draws random numbers"
-        if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+        if bodies(node):
             return f"{node.op_type} twice, which holds graphs of its own"
         return None
 
@@ -146,12 +154,12 @@ class OnnxEdit:
             mine.name = self.unique(f"{own.name}.{suffix}") if own.name else ""
             if own.name in self._sizes and mine.name:
                 self._sizes[mine.name] = self._sizes[own.name]
-        self.graph.insert_before(before, new)
+        scope_of(before).insert_before(before, new)
         return new
 
     def move(self, node: ir.Node, before: ir.Node) -> None:
         """Put a node in front of another one."""
-        self.graph.insert_before(before, node)
+        scope_of(before).insert_before(before, node)
 
     def copied(self, value: ir.Value, copies: Mapping[ir.Node, ir.Node]) -> ir.Value:
         """Return the same value of a node's copy; the value itself where its node has none."""

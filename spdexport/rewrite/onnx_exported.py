@@ -11,6 +11,7 @@ from onnx_ir.passes import common
 
 from spdexport.rewrite.onnx_constants import axes_of, constant
 from spdexport.rewrite.onnx_graph import is_operator
+from spdexport.rewrite.onnx_place import remove_unused
 
 NAMES_AXES = 18
 """The first opset whose Pad has an input for axes."""
@@ -91,6 +92,8 @@ def merge_unsqueezes(model: ir.Model) -> None:
         name = f"{node.name}_axes"
         held = ir.Value(name=name, const_value=ir.tensor(np.array(axes, np.int64), name=name))
         model.graph.register_initializer(held)
+        before = [value for value in (*first.inputs[1:], *node.inputs[1:]) if value is not None]
         node.replace_input_with(0, data)
         node.replace_input_with(1, held)
         model.graph.remove(first, safe=True)
+        remove_unused(before)

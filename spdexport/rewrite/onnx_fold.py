@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from spdexport.forms.compose import appends_pointwise
+from spdexport.names import call_in
 from spdexport.rewrite.fold_result import chosen, declined_of, folded_chain, name_of, unfit
 from spdexport.rewrite.onnx_constants import dtype_of
 from spdexport.rewrite.onnx_graph import read_layer
@@ -16,15 +17,17 @@ from spdexport.rewrite.onnx_names import node_name
 from spdexport.rewrite.onnx_place import place_stage
 from spdexport.rewrite.onnx_reader import OnnxReader
 from spdexport.rewrite.onnx_regroup import regroup
+from spdexport.rewrite.onnx_scopes import scopes
 from spdexport.rewrite.search import Search
 from spdexport.rewrite.stages import ReadStage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection
 
     from spdexport.conv import Skipped
     from spdexport.rewrite.fold_result import FoldedChain
     from spdexport.rewrite.match import Chain
+    from spdexport.rewrite.onnx_scopes import Scope
     from spdexport.rewrite.sums import Key
 
 
@@ -34,7 +37,7 @@ class FoldResult:
 
     Attributes:
         model: The new model. It shares the weights of all layers that were left alone with the model it was made of.
-        folded: The layers that were folded, in the graph's order.
+        folded: The layers that were folded, in the graph's order, those of each body behind those around it.
         declined: Chains that were looked at and are not one layer, each with its reason.
     """
 
@@ -52,10 +55,10 @@ def fold_onnx(
     beyond: Callable[[Chain], bool] | None = None,
     if_cheaper: bool = False,
 ) -> FoldResult:
-    """Turn every factorized layer of the model's main graph into one layer.
+    """Turn every factorized layer of the model into one layer, in the bodies of If, Loop and Scan too.
 
-    The result computes the same function to rounding, whatever that does to its cost unless ``if_cheaper``. Subgraphs
-    and functions are left alone.
+    The result computes the same function to rounding, whatever that does to its cost unless ``if_cheaper``. Functions
+    are left alone, and so is a chain of which one part is in a body and another is around it.
 
     Args:
         model: The model; it is not changed.
@@ -68,37 +71,52 @@ def fold_onnx(
         beyond: As ``Search.beyond``.
         if_cheaper: Whether to leave a chain that has fewer multiply-accumulates than its fold, with that reason.
     """
-    search = Search(graph=OnnxReader(sizes=sizes), lone=lone, whole=whole, beyond=beyond)
-    refused: set[Key] = set()
-    told: tuple[Skipped, ...] = ()
+
+    def empty(graph: ir.Graph) -> Search[ir.Node, ir.Value]:
+        return Search(graph=OnnxReader(graph, sizes=sizes), lone=lone, whole=whole, beyond=beyond)
+
+    refused: set[tuple[str, Key]] = set()
+    told: list[Skipped] = []
     while True:
-        graph = model.clone()
-        if lone:
-            _without_passed(graph.graph)
-            _separate(graph.graph)
-        made: dict[ir.Node, Key] = {}
-        search = _searched(graph.graph, search, refused, made)
-        result, left = _placed(graph, search, made, if_cheaper=if_cheaper)
+        copy = model.clone()
+        folded: list[FoldedChain] = []
+        declined: list[Skipped] = []
+        lost: list[Skipped] = []
+        left: set[tuple[str, Key]] = set()
+        for scope in scopes(copy.graph):
+            if lone:
+                _without_passed(scope.graph)
+                _separate(scope.graph)
+            made: dict[ir.Node, Key] = {}
+            search = _searched(scope.graph, empty, {key for place, key in refused if place == scope.place}, made)
+            inside = _placed(copy.graph, scope, search, folded, if_cheaper=if_cheaper)
+            declined += (replace(d, name=call_in(d.name, scope.place)) for d in search.declined_outside(inside))
+            apart = [node for node in made if not any(node in nodes for nodes in inside)]
+            left |= {(scope.place, made[node]) for node in apart}
+            lost += (replace(d, name=call_in(d.name, scope.place)) for d in declined_of(search, apart))
         if not left:
-            return replace(result, declined=tuple(dict.fromkeys((*told, *result.declined))))
+            return FoldResult(model=copy, folded=tuple(folded), declined=tuple(dict.fromkeys((*told, *declined))))
         # A sum is in another order only where that makes a layer of a part of it; why it makes none is still told.
         refused |= left
-        told += declined_of(search, [node for node, key in made.items() if key in left])
+        told += lost
 
 
 def _searched(
-    graph: ir.Graph, empty: Search[ir.Node, ir.Value], refused: Collection[Key], made: dict[ir.Node, Key]
+    graph: ir.Graph,
+    empty: Callable[[ir.Graph], Search[ir.Node, ir.Value]],
+    refused: Collection[Key],
+    made: dict[ir.Node, Key],
 ) -> Search[ir.Node, ir.Value]:
     """Search a graph, sums regrouped until no more of their terms can be added up first; ``made`` tells by what."""
     while True:
-        search = empty.anew()
+        search = empty(graph)
         for node in graph:
             search.visit(node)
         # The last one in the graph has the terms of those that lead to it.
         taken: set[ir.Node] = set()
         for found in reversed(search.regroupings):
             if taken.isdisjoint(found.adds) and found.key not in refused:
-                inner = regroup(graph, found)
+                inner = regroup(found)
                 if inner is None:
                     refused = {*refused, found.key}
                 else:
@@ -109,11 +127,16 @@ def _searched(
 
 
 def _placed(
-    model: ir.Model, search: Search[ir.Node, ir.Value], made: Mapping[ir.Node, Key], *, if_cheaper: bool
-) -> tuple[FoldResult, set[Key]]:
-    """Put the folds into their places; also the sums that were regrouped for none."""
-    order = {node: index for index, node in enumerate(model.graph)}
-    folded, inside = [], []
+    model: ir.Graph,
+    scope: Scope,
+    search: Search[ir.Node, ir.Value],
+    folded: list[FoldedChain],
+    *,
+    if_cheaper: bool,
+) -> list[set[ir.Node]]:
+    """Put the folds of a scope into their places, and return the nodes of each."""
+    order = {node: index for index, node in enumerate(scope.graph)}
+    inside = []
     for fold in chosen(search, if_cheaper=if_cheaper):
         nodes = sorted(fold.nodes, key=order.__getitem__)
         dtype = dtype_of(fold.layers[0].weight)
@@ -125,9 +148,9 @@ def _placed(
         inside.append(set(nodes))
         name = name_of(fold, search.graph)
         assert fold.template is not None and fold.last is not None, "a fold has a layer"  # noqa: PT018
-        folded.append(folded_chain(fold, search.graph, name, [node_name(node) for node in nodes]))
+        folded.append(folded_chain(fold, search.graph, name, [node_name(node) for node in nodes], scope.place))
         place_stage(
-            model.graph,
+            model,
             stage,
             data=fold.data,
             template=fold.template,
@@ -137,8 +160,7 @@ def _placed(
             layer=name,
             bias_value=fold.bias,
         )
-    left = {key for node, key in made.items() if not any(node in nodes for nodes in inside)}
-    return FoldResult(model=model, folded=tuple(folded), declined=search.declined_outside(inside)), left
+    return inside
 
 
 def _without_passed(graph: ir.Graph) -> None:

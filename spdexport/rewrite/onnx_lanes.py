@@ -40,10 +40,10 @@ def pad_lanes(
     Returns:
         The model, and how many channels there are now in each value that has more, by its name.
     """
-    if lane == 1 or not _pairs(model.graph, lane, beyond):
+    if lane == 1 or not _pairs(model, lane, beyond):
         return model, {}
     copy, padded = model.clone(), {}
-    for v, u in _pairs(copy.graph, lane, beyond):
+    for v, u in _pairs(copy, lane, beyond):
         channels = _held(v.inputs[1]).shape[0]
         extra = -channels % lane
         _pad(v.inputs[1], axis=0, extra=extra)
@@ -57,13 +57,13 @@ def pad_lanes(
     return copy, padded
 
 
-def _pairs(graph: ir.Graph, lane: int, beyond: Callable[[Chain], bool] | None) -> list[tuple[ir.Node, ir.Node]]:
-    """The pairs whose channels are no whole lanes."""
+def _pairs(model: ir.Model, lane: int, beyond: Callable[[Chain], bool] | None) -> list[tuple[ir.Node, ir.Node]]:
+    """The pairs whose channels are no whole lanes, those of bodies too."""
     found = []
-    for u in graph:
+    for u in model.graph.all_nodes():
         between = u.inputs[0] if _is_plain(u) else None
         v = None if between is None else between.producer()
-        if v is None or between is None or not _is_plain(v) or v.graph is not graph:
+        if v is None or between is None or not _is_plain(v) or v.graph is not u.graph:
             continue
         alone = len(list(between.uses())) == 1 and not between.is_graph_output()
         if alone and _held(v.inputs[1]).shape[0] % lane and _is_pair(v, u, beyond):

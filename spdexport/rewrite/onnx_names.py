@@ -6,6 +6,7 @@ import ast
 from typing import TYPE_CHECKING
 
 from spdexport.names import layer_of_parameter
+from spdexport.rewrite.onnx_constants import source_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -37,10 +38,8 @@ def layer_name(layers: tuple[OnnxStage, ...], bias: ir.Value | None) -> str:
 
 def _initializer_name(value: ir.Value | None) -> str:
     """The name of the initializer that a constant is made of, or ``""``."""
-    while value is not None and not value.is_initializer():
-        node = value.producer()
-        value = node.inputs[0] if node is not None and node.inputs else None
-    return "" if value is None else value.name or ""
+    source = source_of(value)
+    return (source.name or "") if source is not None and source.is_initializer() else ""
 
 
 def name_scopes(node: ir.Node) -> list[str]:

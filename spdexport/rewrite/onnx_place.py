@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ from spdexport.conv import stored_weight
 from spdexport.forms.deferred import Deferred, changed
 from spdexport.rewrite.onnx_constants import constant
 from spdexport.rewrite.onnx_graph import CONVOLUTIONS, conv_attributes, read_layer
+from spdexport.rewrite.onnx_scopes import home, scope_of
 from spdexport.rewrite.stages import ReadStage
 
 if TYPE_CHECKING:
@@ -36,10 +38,10 @@ def place_stage(
     """Put one layer where ``replaced`` computed ``last.outputs[0]`` from ``data``.
 
     ``last`` becomes the layer, so that it keeps its name, place, output and metadata. Nodes and initializers that only
-    ``replaced`` used are removed.
+    ``replaced`` used are removed. The weight is stored in the graph that stores those of ``replaced``.
 
     Args:
-        graph: The graph; it is changed.
+        graph: The main graph, whose names are all taken; it is changed, or one of its bodies that ``last`` is in.
         stage: The layer, without a mask. Where its weight is deferred, so is the tensor in the graph.
         data: The layer's input.
         template: The replaced node whose operator the layer takes, and whose attributes where they say the same.
@@ -50,21 +52,23 @@ def place_stage(
         bias_value: The value that holds the bias now, which gives the bias its name, or None.
     """
     weight = _stored(stage, dtype, flat=template.op_type == "MatMul")
+    scope = scope_of(last)
+    store = _Store(graph=home((value for node in replaced for value in node.inputs[1:]), scope), model=graph)
     bias = None if stage.bias is None else stage.bias.astype(dtype)
     op_type = template.op_type
     attributes = _attributes(template, stage)
     operands = [value for node in replaced for value in node.inputs if value is not None]
     product: ir.Node | None = None
     if op_type == "MatMul" and bias is not None:
-        product = template if template is not last else _insert_before(graph, last)
+        product = template if template is not last else _insert_before(scope, last)
 
     for node in replaced:
         node.resize_inputs(0)
-    remove_unused(graph, (node for node in replaced if node not in (last, product)), operands, keep=bias_value)
+    scope.remove((node for node in replaced if node not in (last, product)), safe=True)
+    remove_unused(operands, keep=bias_value)
 
-    weight_name = f"{layer}.weight"
-    weight_value = _initializer(graph, weight_name, weight, dtype)
-    bias_operand = None if bias is None else _bias_operand(graph, bias, bias_value, f"{layer}.bias")
+    weight_value = store.add(f"{layer}.weight", weight, dtype)
+    bias_operand = None if bias is None else _bias_operand(store, bias, bias_value, f"{layer}.bias")
 
     if product is not None:
         become(product, "MatMul", [data, weight_value], ())
@@ -73,23 +77,23 @@ def place_stage(
         inputs = [data, weight_value]
         become(last, op_type, inputs if bias_operand is None else [*inputs, bias_operand], attributes)
     if bias_value is not None:
-        remove_unused(graph, (), [bias_value])
-    remove_unreached(graph, [value for value in operands if value is not data])
+        remove_unused([bias_value])
+    remove_unreached([value for value in operands if value is not data])
 
 
-def remove_unreached(graph: ir.Graph, values: Iterable[ir.Value | None]) -> None:
+def remove_unreached(values: Iterable[ir.Value | None]) -> None:
     """Remove the nodes that compute values which nothing uses any more, and what only they used."""
     pending = list(values)
     while pending:
         value = pending.pop()
         producer = None if value is None else value.producer()
-        if producer is None or producer.graph is not graph:
+        if producer is None or producer.graph is None:
             continue
         if not any(output.uses() or output.is_graph_output() for output in producer.outputs):
             operands = [operand for operand in producer.inputs if operand is not None]
-            graph.remove(producer, safe=True)
+            producer.graph.remove(producer, safe=True)
             pending += operands
-            remove_unused(graph, (), [operand for operand in operands if operand.producer() is None])
+            remove_unused([operand for operand in operands if operand.producer() is None])
 
 
 def _insert_before(graph: ir.Graph, last: ir.Node) -> ir.Node:
@@ -139,15 +143,15 @@ def _gemm_attributes(attributes: Iterable[ir.Attr]) -> tuple[ir.Attr, ...]:
     return tuple(plain.values())
 
 
-def _bias_operand(graph: ir.Graph, bias: Array, old: ir.Value | None, name: str) -> ir.Value:
+def _bias_operand(store: _Store, bias: Array, old: ir.Value | None, name: str) -> ir.Value:
     """The old value where it already holds these numbers, else a new initializer of the old one's name."""
     held = constant(old)
     if old is not None and held is not None and held.dtype == bias.dtype and np.array_equal(held, bias):
         return old
     if old is not None and old.is_initializer() and old.name:
         name = old.name
-        remove_unused(graph, (), [old])  # so that the name is free, unless another layer uses it
-    return _initializer(graph, name, bias, bias.dtype)
+        remove_unused([old])  # so that the name is free, unless another layer uses it
+    return store.add(name, bias, bias.dtype)
 
 
 def _stored(stage: Stage, dtype: np.dtype[np.generic], *, flat: bool) -> Numbers:
@@ -164,31 +168,42 @@ def _stored(stage: Stage, dtype: np.dtype[np.generic], *, flat: bool) -> Numbers
     return changed(stage.weight, shape[::-1] if flat else (*shape, *spec.kernel), stored)
 
 
-def _initializer(graph: ir.Graph, name: str, numbers: Numbers, dtype: np.dtype[np.generic]) -> ir.Value:
-    """A new initializer, its name extended by a number where it is taken; deferred numbers stay so."""
-    taken = {value.name for node in ir.traversal.RecursiveGraphIterator(graph) for value in node.outputs}
-    for scope in (graph, *graph.subgraphs()):
-        taken.update(scope.initializers)
-        taken.update(value.name for value in scope.inputs)
-    unique, number = name, 1
-    while unique in taken:
-        unique, number = f"{name}_{number}", number + 1
-    kind, shape = ir.DataType.from_numpy(dtype), ir.Shape(numbers.shape)
-    tensor: ir.TensorProtocol
-    if isinstance(numbers, Deferred):
-        tensor = ir.LazyTensor(lambda: ir.tensor(np.asarray(numbers), dtype=kind), dtype=kind, shape=shape, name=unique)
-    else:
-        tensor = ir.tensor(np.ascontiguousarray(numbers), name=unique)
-    value = ir.Value(name=unique, const_value=tensor, shape=shape, type=ir.TensorType(kind))
-    graph.register_initializer(value)
-    return value
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Store:
+    """Where new initializers go.
+
+    Attributes:
+        graph: The graph that stores them.
+        model: The main graph, whose names are taken, with those of all bodies.
+    """
+
+    graph: ir.Graph
+    model: ir.Graph
+
+    def add(self, name: str, numbers: Numbers, dtype: np.dtype[np.generic]) -> ir.Value:
+        """Return a new initializer, its name extended by a number where it is taken; deferred numbers stay so."""
+        taken = {value.name for node in self.model.all_nodes() for value in node.outputs}
+        for graph in (self.model, *self.model.subgraphs()):
+            taken.update(graph.initializers)
+            taken.update(value.name for value in graph.inputs)
+        unique, number = name, 1
+        while unique in taken:
+            unique, number = f"{name}_{number}", number + 1
+        kind, shape = ir.DataType.from_numpy(dtype), ir.Shape(numbers.shape)
+        tensor: ir.TensorProtocol
+        if isinstance(numbers, Deferred):
+            tensor = ir.LazyTensor(
+                lambda: ir.tensor(np.asarray(numbers), dtype=kind), dtype=kind, shape=shape, name=unique
+            )
+        else:
+            tensor = ir.tensor(np.ascontiguousarray(numbers), name=unique)
+        value = ir.Value(name=unique, const_value=tensor, shape=shape, type=ir.TensorType(kind))
+        self.graph.register_initializer(value)
+        return value
 
 
-def remove_unused(
-    graph: ir.Graph, nodes: Iterable[ir.Node], values: Iterable[ir.Value], *, keep: ir.Value | None = None
-) -> None:
-    """Remove ``nodes``, and those of ``values`` that nothing uses any more with the constant nodes behind them."""
-    graph.remove(nodes, safe=True)
+def remove_unused(values: Iterable[ir.Value], *, keep: ir.Value | None = None) -> None:
+    """Remove those of ``values`` that nothing uses any more, with the constant nodes behind them."""
     pending = list(values)
     while pending:
         value = pending.pop()
@@ -196,8 +211,8 @@ def remove_unused(
             continue
         producer = value.producer()
         if producer is None:
-            if value.name is not None and graph.initializers.get(value.name) is value:
-                del graph.initializers[value.name]
-        elif producer.graph is graph and constant(value) is not None:
+            if value.is_initializer() and isinstance(value.graph, ir.Graph) and value.name is not None:
+                del value.graph.initializers[value.name]
+        elif producer.graph is not None and constant(value) is not None:
             pending += [operand for operand in producer.inputs if operand is not None]
-            graph.remove(producer, safe=True)
+            producer.graph.remove(producer, safe=True)

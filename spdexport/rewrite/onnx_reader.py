@@ -13,7 +13,7 @@ from spdexport.rewrite.onnx_filling import read_filling
 from spdexport.rewrite.onnx_graph import is_operator, rank_of, read_affine, read_layer
 from spdexport.rewrite.onnx_links import passed, read_link, read_pool
 from spdexport.rewrite.onnx_names import layer_name, node_name
-from spdexport.rewrite.stages import Addend, ReadStage, affine_stage, per_channel
+from spdexport.rewrite.stages import Addend, Filling, ReadStage, affine_stage, per_channel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,15 +22,19 @@ if TYPE_CHECKING:
 
     from spdexport.rewrite.match import Match
     from spdexport.rewrite.onnx_graph import OnnxStage
-    from spdexport.rewrite.stages import Filling, OddBorder, Unreadable
+    from spdexport.rewrite.stages import OddBorder, Unreadable
 
 
 class OnnxReader:
-    """Reads nodes of a model's main graph."""
+    """Reads nodes of one graph of a model.
 
-    def __init__(self, *, sizes: bool = False) -> None:
-        """With ``sizes``, everything counts with its magnitude: what is subtracted is added."""
-        self._sizes = sizes
+    Args:
+        graph: The graph, the main one or a body. What is computed around a body is a given value there.
+        sizes: Whether everything counts with its magnitude: what is subtracted is added.
+    """
+
+    def __init__(self, graph: ir.Graph, *, sizes: bool = False) -> None:
+        self._graph, self._sizes = graph, sizes
 
     def layer(self, node: ir.Node) -> OnnxStage | Unreadable | None:
         """Return a Conv, ConvTranspose, Gemm or MatMul."""
@@ -53,7 +57,9 @@ class OnnxReader:
 
     def filled(self, node: ir.Node) -> Filling[ir.Node, ir.Value] | OddBorder[ir.Value] | None:
         """Return the last of the nodes that scatter something into the border of a padding with zeros."""
-        return read_filling(node)
+        filling = read_filling(node)
+        nodes = filling.nodes if isinstance(filling, Filling) else ()
+        return filling if all(one.graph is self._graph for one in nodes) else None
 
     def writes(self, node: ir.Node) -> bool:  # noqa: ARG002 - the protocol's
         """Return none: nothing does, in ONNX."""
@@ -105,8 +111,9 @@ class OnnxReader:
         return node.outputs[0]
 
     def producer(self, value: ir.Value) -> ir.Node | None:
-        """Return the node that computes the value."""
-        return value.producer()
+        """Return the node of the graph that computes the value."""
+        node = value.producer()
+        return node if node is not None and node.graph is self._graph else None
 
     def users(self, value: ir.Value) -> Sequence[ir.Node]:
         """Return the nodes that use the value, those in subgraphs included."""

@@ -23,7 +23,7 @@ PROBE = 7919
 
 
 def value_sizes(model: ir.Model, given: Mapping[str, Array] | None) -> dict[str, tuple[int, ...]]:
-    """Return the sizes of the main graph's values by name, as far as they are numbers; a batch counts as 1.
+    """Return the sizes of a model's values by name, as far as they are numbers; a batch counts as 1.
 
     Args:
         model: The model; it is not changed.
@@ -39,7 +39,7 @@ def value_sizes(model: ir.Model, given: Mapping[str, Array] | None) -> dict[str,
 
 
 def live_sizes(model: ir.Model, given: Mapping[str, Array] | None) -> dict[str, tuple[Any, ...]]:
-    """Return the sizes of the main graph's values by name: numbers, names of axes, or ``UNKNOWN``.
+    """Return the sizes of a model's values by name: numbers, names of axes, or ``UNKNOWN``.
 
     Shape inference loses the batch where a file reshapes; with a number in its place it is found again.
 
@@ -91,15 +91,25 @@ def _probed(shape: tuple[Any, ...], batch: Any, given: Mapping[str, Array] | Non
 
 
 def _inferred(model: ir.Model, shapes: Mapping[str, tuple[Any, ...]]) -> dict[str, tuple[int | str | None, ...]]:
-    """The sizes of the main graph's values, with inputs of these shapes."""
+    """The sizes of values, with inputs of these shapes.
+
+    Bodies beside each other may have values of one name: where their sizes differ, they are not known.
+    """
     model = model.clone()
     for value in model.graph.inputs:
         if (shape := shapes.get(value.name or "")) is not None:
             value.shape = ir.Shape(shape)
     with heard("onnx_ir.passes.common"):
         ShapeInferencePass(check_type=False, strict_mode=False)(model)
-    values = (*model.graph.inputs, *(v for node in model.graph for v in node.outputs))
-    return {v.name: tuple(map(_size, v.shape)) for v in values if v.name is not None and v.shape is not None}
+    found: dict[str, tuple[int | str | None, ...]] = {}
+    unlike: set[str] = set()
+    for graph in model.graphs():
+        for value in (*graph.inputs, *(v for node in graph for v in node.outputs)):
+            if value.name is not None and value.shape is not None:
+                sizes = tuple(map(_size, value.shape))
+                if found.setdefault(value.name, sizes) != sizes:
+                    unlike.add(value.name)
+    return {name: sizes for name, sizes in found.items() if name not in unlike}
 
 
 def _size(dim: int | ir.SymbolicDim) -> int | str | None:

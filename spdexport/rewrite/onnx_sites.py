@@ -13,16 +13,18 @@ import numpy as np
 import onnx_ir as ir
 
 from spdexport.conv import ConvSite, Skipped
-from spdexport.names import layer_of_parameter
-from spdexport.rewrite.onnx_constants import constant, dtype_of
-from spdexport.rewrite.onnx_graph import is_operator, read_layer
+from spdexport.names import call_in, layer_of_parameter
+from spdexport.rewrite.onnx_constants import constant, dtype_of, source_of
+from spdexport.rewrite.onnx_graph import CONVOLUTIONS, is_operator, read_layer
 from spdexport.rewrite.onnx_names import layer_name, node_name
+from spdexport.rewrite.onnx_scopes import given_to, keyed_nodes, takes_apart
 from spdexport.rewrite.stages import ReadStage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from spdexport.rewrite.onnx_graph import OnnxStage
+    from spdexport.rewrite.onnx_scopes import Scope
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """The operators that are layers where their weight is constant."""
@@ -42,22 +44,13 @@ PADDINGS = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 """Modes of a Pad other than constants, and what torch calls them."""
 
 
-def node_keys(graph: ir.Graph) -> dict[str, ir.Node]:
-    """Return the nodes of a graph by their names made unique; the same keys for every copy of it."""
-    keys: dict[str, ir.Node] = {}
-    for node in graph:
-        key, number = node_name(node), 1
-        while key in keys:
-            number += 1
-            key = f"{node_name(node)}#{number}"
-        keys[key] = node
-    return keys
-
-
 def list_onnx_sites(
     model: ir.Model, shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> tuple[tuple[ConvSite, ...], tuple[Skipped, ...]]:
     """Return all Conv, ConvTranspose, Gemm and MatMul with a constant weight, and what is left alone.
+
+    Those in the bodies of If, Loop and Scan are among them, where their weight is a constant of the body or of a graph
+    around it.
 
     Args:
         model: The model; it is not changed. Weights are read from their file here, and are views where that can be had.
@@ -66,22 +59,29 @@ def list_onnx_sites(
     namer = _Namer()
     sites: list[ConvSite] = []
     skipped: list[Skipped] = []
-    for key, node in node_keys(model.graph).items():
+    around: dict[ir.Graph, Scope] = {}
+    for key, scope, node in keyed_nodes(model.graph):
+        around[scope.graph] = scope
+        # In a body, the layer's name tells its place.
+        own = node_name(node) if scope.place else key
         read = read_layer(node)
         found: ConvSite | Skipped | None
         if isinstance(read, ReadStage):
-            found = _site(read, namer(read, key), key, shapes or {})
+            found = _site(read, namer(read, own, scope.place), key, scope.place, shapes or {})
         else:
-            reason = _unfit(node) if read is None else read.reason
-            found = None if reason is None else Skipped(name=_name_of(node, key), kind=_kind(node), reason=reason)
+            reason = _carried(node, around) or (_unfit(node) if read is None else read.reason)
+            name = call_in(_name_of(node, own), scope.place)
+            found = None if reason is None else Skipped(name=name, kind=_kind(node), reason=reason)
         if isinstance(found, ConvSite):
             sites.append(found)
         elif found is not None:
             skipped.append(found)
-    return tuple(sites), (*skipped, *_inside(model))
+    return tuple(sites), (*skipped, *_in_functions(model))
 
 
-def _site(read: OnnxStage, name: str, key: str, shapes: Mapping[str, tuple[int, ...]]) -> ConvSite | Skipped:
+def _site(
+    read: OnnxStage, name: str, key: str, place: str, shapes: Mapping[str, tuple[int, ...]]
+) -> ConvSite | Skipped:
     spec = read.stage.spec
     dtype = dtype_of(read.weight)
     if dtype.name not in FLOATS:
@@ -101,7 +101,26 @@ def _site(read: OnnxStage, name: str, key: str, shapes: Mapping[str, tuple[int, 
         input_size=inner,
         padding_mode=_padding_mode(read),
         is_product=read.node.op_type == "MatMul",
+        inside=place,
     )
+
+
+def _carried(node: ir.Node, around: Mapping[ir.Graph, Scope]) -> str | None:
+    """Why a layer has no constant weight where a Loop or Scan gives its body one; None where none does.
+
+    A product of two computed values is no layer: one whose second operand begins as a constant is.
+    """
+    weight = node.inputs[1] if is_operator(node, *LAYERS) and len(node.inputs) > 1 else None
+    scope = around.get(weight.graph) if weight is not None and isinstance(weight.graph, ir.Graph) else None
+    if weight is None or scope is None or scope.owner is None:
+        return None
+    first = given_to(weight, scope)
+    if first is None or (node.op_type not in CONVOLUTIONS and constant(first) is None):
+        return None
+    owner = f"{scope.owner.op_type} {node_name(scope.owner)}"
+    if takes_apart(weight, scope):
+        return f"{owner} gives it another weight at each step"
+    return f"its weight is carried by {owner} from one step to the next"
 
 
 def _unfit(node: ir.Node) -> str | None:
@@ -119,13 +138,8 @@ def _unfit(node: ir.Node) -> str | None:
     return "its weight is a vector" if weight.ndim == 1 else f"its weight has {weight.ndim} axes, a matrix for each"
 
 
-def _inside(model: ir.Model) -> Iterator[Skipped]:
-    """The layers of subgraphs and functions, which are left alone."""
-    for owner in model.graph:
-        for node in _nodes_inside(owner):
-            if _is_layer(node):
-                reason = f"it is inside {owner.op_type} {node_name(owner)}"
-                yield Skipped(name=_name_of(node, node_name(node)), kind=_kind(node), reason=reason)
+def _in_functions(model: ir.Model) -> Iterator[Skipped]:
+    """The layers of functions, which are left alone."""
     for function in model.functions.values():
         for node in function.all_nodes():
             if _is_layer(node):
@@ -149,17 +163,6 @@ def functions_with_layers(model: ir.Model) -> list[str]:
             if holds and function.name not in found and function.opset_imports.get("", opset) == opset:
                 found.append(function.name)
     return found
-
-
-def _nodes_inside(node: ir.Node) -> Iterator[ir.Node]:
-    """The nodes of the graphs that an If, Loop or Scan has, however deep."""
-    for attribute in node.attributes.values():
-        graphs = [attribute.value] if attribute.type is ir.AttributeType.GRAPH else []
-        graphs += attribute.value if attribute.type is ir.AttributeType.GRAPHS else []
-        for graph in graphs:
-            for inner in graph:
-                yield inner
-                yield from _nodes_inside(inner)
 
 
 def _is_layer(node: ir.Node) -> bool:
@@ -200,18 +203,16 @@ def _padding_mode(read: OnnxStage) -> str:
     return PADDINGS.get(pad.attributes.get_string("mode", "constant"), "zeros")
 
 
-def source_of(value: ir.Value | None) -> ir.Value | None:
-    """Return the initializer, or the output of a Constant node, that a constant is made of."""
-    while value is not None and (node := value.producer()) is not None and node.op_type != "Constant":
-        value = node.inputs[0] if node.inputs else None
-    return value
-
-
 def _name_of(node: ir.Node, key: str) -> str:
     """What to call a layer that is left alone: by its weight, else by its node."""
     weight = source_of(node.inputs[1]) if len(node.inputs) > 1 else None
     name = (weight.name or "") if weight is not None and weight.is_initializer() else ""
-    return _base(name) or key
+    return _plain(_base(name) or key)
+
+
+def _plain(name: str) -> str:
+    """A name that does not read as that of a call in a body."""
+    return name.replace(" in ", "_in_")
 
 
 def _base(weight: str) -> str:
@@ -223,27 +224,30 @@ def _base(weight: str) -> str:
 class _Namer:
     """Names layers: by the weight, else by the bias or the exporter's notes, else by the node.
 
-    Further uses of one weight get ``#2``, ``#3``. Where another weight has the name already, the weight's own name in
-    full is taken, then the node's.
+    Those in bodies tell the place of the body, too. Further uses of one weight in the same place get ``#2``, ``#3``.
+    Where another weight has the name already, the weight's own name in full is taken, then the node's.
     """
 
     def __init__(self) -> None:
-        self._owners: dict[str, list[OnnxStage]] = {}
+        self._owners: dict[str, OnnxStage] = {}
+        self._calls: dict[str, int] = {}
 
-    def __call__(self, read: OnnxStage, key: str) -> str:
+    def __call__(self, read: OnnxStage, key: str, place: str) -> str:
         weight = source_of(read.weight)
         own = (weight.name or "") if weight is not None and weight.is_initializer() else ""
         base = _base(own) or layer_name((read,), source_of(read.bias or _bias_behind(read.node)))
-        name = next(n for n in chain((base, own), _numbered(key)) if n and self._is_free(n, read))
-        uses = self._owners.setdefault(name, [])
-        uses.append(read)
-        return name if len(uses) == 1 else f"{name}#{len(uses)}"
+        names = (_plain(name) for name in chain((base, own), _numbered(key)) if name)
+        name = next(name for name in names if self._is_free(name, read))
+        self._owners.setdefault(name, read)
+        call = call_in(name, place)
+        number = self._calls[call] = self._calls.get(call, 0) + 1
+        return call if number == 1 else f"{call}#{number}"
 
     def _is_free(self, name: str, read: OnnxStage) -> bool:
         """Whether nothing has a name, or what has it is the same layer: the same weight, in the same orientation."""
         if name not in self._owners:
             return True
-        first = self._owners[name][0]
+        first = self._owners[name]
         same = source_of(first.weight) is source_of(read.weight)
         return same and np.array_equal(first.stage.weight, read.stage.weight)
 

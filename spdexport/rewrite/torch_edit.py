@@ -155,6 +155,10 @@ class ProgramEdit:
         """Return whether a size is a number or an axis of an input, rather than computed from one."""
         return not isinstance(size, torch.SymInt) or bool(size.node.expr.is_Symbol)
 
+    def outermost(self, node: torch.fx.Node) -> torch.fx.Node:
+        """Return the node itself: layers inside of others are not listed."""
+        return node
+
     def nodes(self) -> list[torch.fx.Node]:
         """Return all nodes in their order."""
         return list(self.graph.nodes)

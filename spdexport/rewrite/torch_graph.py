@@ -6,13 +6,15 @@ import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch.utils import _pytree as pytree
 
 from spdexport.arrays import to_numpy
 from spdexport.conv import ConvSite, ConvSpec, Skipped, canonical_weight
+from spdexport.names import call_in
 from spdexport.rewrite.constants import Constants
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch.export import ExportedProgram
 
@@ -72,14 +74,40 @@ def list_sites(
             sites.append(found)
         elif found is not None:
             skipped.append(found)
-    for name, module in program.graph_module.named_modules():
-        if name and isinstance(module, torch.fx.GraphModule):
-            skipped += [
-                Skipped(name=f"{name}.{n.name}", kind=str(n.target), reason="it is inside a nested graph")
-                for n in module.graph.nodes
-                if n.target in CONVOLUTIONS or n.target in (aten.linear.default, aten.convolution.default)
-            ]
-    return tuple(sites), tuple(skipped)
+    named = {node: name for node in program.graph.nodes if (name := constants.target(node)) is not None}
+    return tuple(sites), (*skipped, *_in_bodies(program.graph_module, program.graph, named))
+
+
+def _in_bodies(
+    module: torch.fx.GraphModule, graph: torch.fx.Graph, named: Mapping[torch.fx.Node, str], place: str = ""
+) -> Iterator[Skipped]:
+    """The layers of the graphs that ``torch.cond`` and the like run, which are left alone.
+
+    Args:
+        module: What holds the graphs inside of this one.
+        graph: The graph.
+        named: Its values that are parameters, with their names.
+        place: The path of the graph.
+    """
+    for node in graph.nodes:
+        if not isinstance(node.target, torch._ops.HigherOrderOperator):
+            continue
+        given = [a for a in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(a, torch.fx.Node)]
+        held = [(a.target, getattr(module, str(a.target), None)) for a in given if a.op == "get_attr"]
+        for name, body in held:
+            if not isinstance(body, torch.fx.GraphModule):
+                continue
+            taken = [n for n in body.graph.nodes if n.op == "placeholder"]
+            # Whatever else an operator is given, what its graphs take comes last.
+            sources = zip(taken, given[len(given) - len(taken) :], strict=False)
+            inner = {mine: named[source] for mine, source in sources if source in named}
+            where = f"{place}/{name}" if place else str(name)
+            reason = f"torch's {node.target.name()} runs it; with the ONNX file as the source it is decomposed"
+            for n in body.graph.nodes:
+                if (axes := spatial_axes(n)) is not None and n.target not in PRODUCTS:
+                    layer = inner.get(operands(n).weight, n.name).removesuffix(".weight")
+                    yield Skipped(name=call_in(layer, where), kind=_kind(n, axes), reason=reason)
+            yield from _in_bodies(body, body.graph, inner, where)
 
 
 def arguments(node: torch.fx.Node) -> dict[str, Any]:
@@ -175,7 +203,7 @@ def _site(node: torch.fx.Node, constants: Constants, namer: _Namer) -> ConvSite 
     args, given = arguments(node), operands(node)
     name = namer(node, given.weight)
     transposed = is_transposed(node)
-    kind = ("conv_transpose" if transposed else "conv") + f"{axes}d" if axes else "linear"
+    kind = _kind(node, axes)
     if not constants.is_constant(given.weight):
         return Skipped(name=name, kind=kind, reason="its weight depends on the input, or the model changes it")
     if given.bias is not None and not constants.is_constant(given.bias):
@@ -215,6 +243,11 @@ def _site(node: torch.fx.Node, constants: Constants, namer: _Namer) -> ConvSite 
         padding_mode=_padding_mode(given.data, node),
         is_product=node.target in PRODUCTS,
     )
+
+
+def _kind(node: torch.fx.Node, axes: int) -> str:
+    """What a layer is called."""
+    return f"{'conv_transpose' if is_transposed(node) else 'conv'}{axes}d" if axes else "linear"
 
 
 def conv_spec(axes: int, shape: tuple[int, ...], args: Mapping[str, Any], *, transposed: bool = False) -> ConvSpec:

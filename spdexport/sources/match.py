@@ -142,7 +142,8 @@ class _Lookup:
         for site in sites:
             own = site.name in components.layers
             self.sites.setdefault(site.name if own else layer_of_call(site.name), []).append(site)
-        self.skipped = {skip.name: skip for skip in skipped if skip.name not in self.sites}
+        left = {layer_of_call(skip.name): skip for skip in skipped}
+        self.skipped = {layer: skip for layer, skip in left.items() if layer not in self.sites}
         self.by_name: dict[str, list[str]] = {}
         for layer in (*self.sites, *self.skipped):
             self.by_name.setdefault(_file_name(layer, components), []).append(layer)
@@ -277,9 +278,10 @@ def match_gates(
 def _shares(components: ComponentSet, gates: Gates, sites: Sequence[ConvSite]) -> dict[str, GlobalShare]:
     """What the one function of all layers gives for each."""
     where = f"{components.path or 'the run'}, the global causal-importance function"
-    found = {_file_name(site.name, components): site for site in sites}
+    named = [(_file_name(layer_of_call(site.name), components), site) for site in sites]
+    found = dict(reversed(named))  # the first call of each
     missing = [name for name in components.components if name not in found]
-    twice = [s.name for s in sites if "#" in s.name and _file_name(layer_of_call(s.name), components) in found]
+    twice = [s.name for name, s in named if found[name] is not s and name in components.components]
     if missing or twice:
         what = f"reads {missing[0]}, which the model has no layer of" if missing else f"reads {twice[0]}, a second call"
         raise ComponentsError(
@@ -292,11 +294,11 @@ def _shares(components: ComponentSet, gates: Gates, sites: Sequence[ConvSite]) -
     def place(name: str) -> int:
         return order.get(f"{found[name].name}.weight", len(order))
 
-    names = {name: found[name].name for name in sorted(components.components, key=place)}
+    names = {name: layer_of_call(found[name].name) for name in sorted(components.components, key=place)}
     function = gates.global_function(names)
     inputs = tuple(
         GlobalInput(
-            layer=site.name,
+            layer=layer,
             site=site,
             V=to_numpy(components.components[_file_name(layer, components)].V) if site.is_lookup else None,
         )

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spdexport.reference.unavailable import ReferenceUnavailable
+from spdexport.rewrite.onnx_scopes import bodies
 from spdexport.verification.computed import is_stored
-from spdexport.verification.node_attributes import bodies
 from spdexport.verification.one_node import OneNode, widened
 
 if TYPE_CHECKING:

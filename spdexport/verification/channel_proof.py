@@ -19,6 +19,7 @@ from spdexport.content import graph_hash
 from spdexport.factors import unit_rounding
 from spdexport.names import count
 from spdexport.reference.unavailable import ReferenceUnavailable
+from spdexport.rewrite.onnx_scopes import bodies
 from spdexport.verification.channel_draws import (
     EXACT,
     HUGE,
@@ -34,7 +35,7 @@ from spdexport.verification.compare import FACTOR
 from spdexport.verification.computed import is_stored
 from spdexport.verification.graph_order import taken_by_bodies
 from spdexport.verification.layers import layer_of
-from spdexport.verification.node_attributes import attribute_names, bodies, described
+from spdexport.verification.node_attributes import attribute_names, described
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

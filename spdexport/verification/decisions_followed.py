@@ -19,7 +19,7 @@ from spdexport.reference.onnx_reference import OnnxReference
 from spdexport.reference.unavailable import ReferenceUnavailable
 from spdexport.verification.compare import FACTOR, Comparison, failed
 from spdexport.verification.decisions import Given, Steadiness, follow, forcing
-from spdexport.verification.inner import Evaluated, first_divergent, layer_ratios
+from spdexport.verification.file_layers import Evaluated, first_divergent, layer_ratios
 from spdexport.verification.layers import layer_at
 from spdexport.verification.result import Status
 from spdexport.verification.tapping import tapping_hides, with_choices

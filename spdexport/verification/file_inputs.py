@@ -141,7 +141,8 @@ def guesses(
 
     Yields:
         The size that was guessed for all of them (None where nothing is guessed), and the size of each by its name.
-        Such axes of further inputs, as of the states of a recurrent network, may be ``FOLLOWS_BATCH``.
+        Such axes of further inputs, as of the states of a recurrent network, may be ``FOLLOWS_BATCH``, also where the
+        example's are just as long as its batch.
     """
     batch = _batch_key(ports)
     keys = [key for port in ports for axis in range(len(port.shape or ())) if (key := _key(port, axis)) is not None]
@@ -151,6 +152,8 @@ def guesses(
             sizes = example[port.name].shape
             known |= {key: size for axis, size in enumerate(sizes) if (key := _key(port, axis)) is not None}
     unknown = [key for key in dict.fromkeys(keys) if key != batch and key not in known]
+    # States of recurrent networks are as long as the batch, and often have no name for that axis.
+    leading = {_key(port, axis) for port in ports[:1] for axis in range(len(port.shape or ()))}
     samples = limits[batch].nearest(3) if batch is not None and batch in limits else 1
 
     def fits(sizes: Mapping[str, int]) -> bool:
@@ -162,9 +165,12 @@ def guesses(
         if samples > 1 and not fits(known):
             raise _too_large(limits)
         yield None, known
+        if example is not None and batch is not None:
+            own = next(example[port.name].shape[0] for port in ports if port.shape)
+            alike = [key for key, size in known.items() if size == own and key not in leading]
+            if alike:
+                yield None, known | dict.fromkeys(alike, FOLLOWS_BATCH)
         return
-    # States of recurrent networks are as long as the batch, and often have no name for that axis.
-    leading = {_key(port, axis) for port in ports[:1] for axis in range(len(port.shape or ()))}
     tied = dict.fromkeys([key for key in unknown if key not in leading], FOLLOWS_BATCH)
     guessed = [
         (size, known | {key: limits[key].nearest(size) if key in limits else size for key in unknown}) for size in SIZES

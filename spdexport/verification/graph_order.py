@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spdexport.verification.node_attributes import bodies
+from spdexport.rewrite.onnx_scopes import read_by
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -25,14 +25,14 @@ def in_order(scope: ir.Graph | ir.Function) -> list[int]:
         if root is None or root not in place or root in seen:
             continue
         seen.add(root)
-        waiting = [(root, iter(_read_by(root)))]
+        waiting = [(root, iter(read_by(root)))]
         while waiting:
             node, values = waiting[-1]
             for value in values:
                 before = value.producer()
                 if before is not None and before in place and before not in seen:
                     seen.add(before)
-                    waiting.append((before, iter(_read_by(before))))
+                    waiting.append((before, iter(read_by(before))))
                     break
             else:
                 order.append(place[node])
@@ -40,17 +40,6 @@ def in_order(scope: ir.Graph | ir.Function) -> list[int]:
     return order
 
 
-def _read_by(node: ir.Node) -> list[ir.Value]:
-    """The values that a node reads, those that its bodies take from around them too."""
-    found = [value for value in node.inputs if value is not None]
-    for graphs in bodies(node).values():
-        for graph in graphs:
-            for inner in graph:
-                found += _read_by(inner)
-            found += list(graph.outputs)
-    return found
-
-
 def taken_by_bodies(node: ir.Node) -> list[ir.Value]:
     """Return the values that the bodies of a node read, those of their own among them."""
-    return _read_by(node)[sum(value is not None for value in node.inputs) :]
+    return read_by(node)[sum(value is not None for value in node.inputs) :]

@@ -14,10 +14,11 @@ import numpy as np
 import onnx_ir as ir
 
 from spdexport.names import count
+from spdexport.rewrite.onnx_scopes import bodies
 from spdexport.verification.graph_order import in_order
 from spdexport.verification.graph_ports import alike, compare_body_ports, compare_ports, origin, short, type_of
 from spdexport.verification.layers import layer_at, layer_of
-from spdexport.verification.node_attributes import attribute_names, bodies, described, versions
+from spdexport.verification.node_attributes import attribute_names, described, versions
 from spdexport.verification.weight_errors import WeightError, error_of
 from spdexport.verification.weight_values import Mismatch, compare_values, constant_of, parameters_of, stored
 

@@ -17,9 +17,9 @@ from spdexport.files.onnx_reading import reload_onnx
 from spdexport.files.scratch import scratch_folder, writing_scratch
 from spdexport.model_files import INLINE_UP_TO
 from spdexport.reference.unavailable import ReferenceUnavailable
-from spdexport.verification.alone import FileRun
 from spdexport.verification.approximation import Change, approximation
-from spdexport.verification.inner import Evaluated
+from spdexport.verification.file_alone import FileVerifier
+from spdexport.verification.file_layers import Evaluated
 from spdexport.verification.lowered_weights import compare_lowered
 from spdexport.verification.result import SEVERITY, EdgeResult, Status, Verification
 
@@ -74,12 +74,12 @@ def verify_lowered(subject: LoweredSubject, check: Check) -> Verification:
         # Devices are of no interest to a model that is only on the way.
         found = subject.verify_plain(plain, replace(check, providers=()))
         check.progress(f"comparing the {subject.precision.storage} file with the float32 model")
-        run = _Run(subject, _written(subject.dense, folder / "dense.onnx"), check)
+        run = _LoweredVerifier(subject, _written(subject.dense, folder / "dense.onnx"), check)
         own = run.verification()
         return _joined(found, own, subject.precision.storage.value, run.changes)
 
 
-class _Run(FileRun):
+class _LoweredVerifier(FileVerifier):
     """The state of the second part: the file by itself."""
 
     def __init__(self, subject: LoweredSubject, dense: Path, check: Check) -> None:

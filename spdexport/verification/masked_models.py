@@ -10,10 +10,10 @@ import torch
 from spdexport.arrays import to_numpy, to_torch
 from spdexport.forms import Role
 from spdexport.reference.masked_reference import of_program
-from spdexport.rewrite.onnx_sites import node_keys
+from spdexport.rewrite.onnx_scopes import node_keys
 from spdexport.verification.inputs import Case, feeds
 from spdexport.verification.ports import FileCase
-from spdexport.verification.variable import MaskedModel
+from spdexport.verification.run_time_masks import MaskedModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from spdexport.planning import Plan
     from spdexport.reference.masked_reference import Evaluate
     from spdexport.reference.noise import Noise
-    from spdexport.verification.inner import Evaluated
+    from spdexport.verification.file_layers import Evaluated
 
 
 class MaskedProgram(MaskedModel[Case]):

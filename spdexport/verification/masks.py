@@ -8,6 +8,7 @@ import numpy as np
 
 from spdexport.model_files import recorded_ranges
 from spdexport.names import layer_of_call
+from spdexport.rewrite.onnx_scopes import initializer_named
 from spdexport.verification.result import EdgeResult, Status
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def mask_fault(file: ir.Model, plan: Plan) -> EdgeResult | None:
         return None
     for decision in plan.decisions:
         layer = layer_of_call(decision.site.name)
-        stored = file.graph.initializers.get(f"{layer}.mask")
+        stored = initializer_named(file, f"{layer}.mask")
         wanted = None if decision.factors is None else decision.factors.mask
         if stored is None or stored.const_value is None or wanted is None:
             continue

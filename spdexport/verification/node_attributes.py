@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from spdexport.rewrite.onnx_scopes import GRAPHS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 def attribute_names(node: ir.Node, other: ir.Node) -> list[str]:
@@ -19,16 +19,6 @@ def attribute_names(node: ir.Node, other: ir.Node) -> list[str]:
     return sorted(
         {name for n in (node, other) for name, attribute in n.attributes.items() if attribute.type not in GRAPHS}
     )
-
-
-def bodies(node: ir.Node) -> dict[str, list[ir.Graph]]:
-    """Return the graphs of a node by the names of the attributes that hold them."""
-    found: dict[str, list[ir.Graph]] = {}
-    for name, attribute in node.attributes.items():
-        if attribute.type in GRAPHS and not attribute.is_ref():
-            value = attribute.value
-            found[name] = list(value) if isinstance(value, tuple | list) else [value]
-    return found
 
 
 def described(node: ir.Node, name: str, opsets: Mapping[str, int]) -> str:

@@ -13,10 +13,10 @@ from spdexport.reference.torch_reference import evaluate
 from spdexport.rewrite.torch_graph import list_sites
 from spdexport.verification.check import Check
 from spdexport.verification.edge import Edge
+from spdexport.verification.frame import NOT_TAKEN, NotTakenError, Verifier
 from spdexport.verification.inputs import Case, cases, feeds
 from spdexport.verification.locate import first_divergent_layer
 from spdexport.verification.result import Status
-from spdexport.verification.runner import NOT_TAKEN, NotTakenError, Runner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -50,13 +50,13 @@ def verify_programs(
         artifacts: As ``Verification.artifacts``.
         progress: Told what is being done.
     """
-    run = _Run(before, after, example, Check(seed=seed, progress=progress))
+    run = _ProgramVerifier(before, after, example, Check(seed=seed, progress=progress))
     run.run()
     run.judge_still()
     return run.result(edges=(run.rewrite.result(),), artifacts=artifacts)
 
 
-class _Run(Runner[Case]):
+class _ProgramVerifier(Verifier[Case]):
     """The state of one verification."""
 
     def __init__(

@@ -11,9 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from spdexport.names import count
+from spdexport.names import count, layer_of_call
 from spdexport.rewrite.onnx_fold import fold_onnx
 from spdexport.rewrite.onnx_names import node_name
+from spdexport.rewrite.onnx_scopes import all_nodes
 from spdexport.verification.computed import with_computed
 from spdexport.verification.graph_pairs import Comparison, Side
 from spdexport.verification.layers import layer_at, layer_of
@@ -71,9 +72,10 @@ def compare_weights(
     folded, wanted = (_normal_form(model, beyond, whole=whole) for model in (file, plain))
     found = WeightErrors()
     for form in (wanted, folded):
-        layers = {node_name(node): layer_of(node) for node in form.source.graph}
+        layers = {(scope.place, node_name(node)): layer_of(node) for scope, node in all_nodes(form.source.graph)}
         for chain in form.result.folded:
-            found.compose(chain.name, {layers[name] for name in chain.nodes if name in layers})
+            parts = [(chain.inside, name) for name in chain.nodes]
+            found.compose(layer_of_call(chain.name), {layers[part] for part in parts if part in layers})
     comparison = Comparison(
         Side(model=folded.result.model, sizes=folded.sizes),
         Side(model=wanted.result.model, sizes=wanted.sizes),
@@ -140,7 +142,7 @@ def _normal_form(model: ir.Model, beyond: Callable[[Chain], bool] | None, *, who
 
 def _torn(file: ir.Model) -> Mismatch | None:
     """A node that reads what nothing computes: such a graph cannot even be copied."""
-    for node in file.graph:
+    for node in file.graph.all_nodes():
         for value in node.inputs:
             known = value is None or value.is_graph_input() or value.is_initializer() or value.producer() is not None
             if not known and value is not None:

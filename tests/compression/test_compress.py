@@ -372,7 +372,11 @@ def test_layers_inside_of_an_if_are_left_alone_with_the_reason(tmp_path):
         verify=False,
     )
     assert [layer.name for layer in found.search.layers] == ["h"]
-    assert any("inside If" in skipped.reason for skipped in found.plan.skipped)
+    reasons = {layer.name: (layer.form, layer.reason) for layer in found.plan.layers if layer.name != "h"}
+    assert reasons == {
+        f"{side}_y in y.{side}": ("dense", f"it runs inside of y.{side}, where no data is seen")
+        for side in ("then", "else")
+    }
 
 
 def test_interrupted_work_resumes_and_gives_the_same_bytes(folder, tmp_path, monkeypatch):

@@ -24,14 +24,14 @@ from spdexport.routes import TorchRoute
 from spdexport.verification import recipes
 from spdexport.verification.check import Check
 from spdexport.verification.result import Status
-from spdexport.verification.run import verify_subject
+from spdexport.verification.torch_source import verify_subject
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from planting import Edit
 
-    from spdexport.verification.run import Subject
+    from spdexport.verification.torch_source import Subject
 
 ROWS = np.array([[int(c) for c in row] for row in ("12301", "01230", "30123", "23012", "12301")], dtype=np.float32)
 """The image of a lesson on digital filters, in which the filter 1 0 -1 gives -2 first."""

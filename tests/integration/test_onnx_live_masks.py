@@ -11,6 +11,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from body_models import inside_an_if
 from cli_command import spdexport
 from onnx import TensorProto, helper, numpy_helper
 
@@ -372,3 +373,31 @@ def test_a_dense_pass_that_cannot_be_copied(nodes, says, tmp_path):
         return
     with pytest.raises(UsageError, match=says):
         convert(tmp_path / "d.onnx", tmp_path / "m.onnx", **options)
+
+
+def test_gates_of_layers_in_a_body(tmp_path):
+    """Those that read what the masked layer reads are known there; the dense pass of exact ones is not."""
+    x = exported("conv_mlp", tmp_path / "dense.onnx")
+    options = {"components": DATA / "conv_mlp", "delta": "drop", "runtime_masks": ["all"]}
+    flat = convert(tmp_path / "dense.onnx", tmp_path / "flat.onnx", gates="local", **options)
+    onnx.save(inside_an_if(onnx.load(tmp_path / "dense.onnx")), tmp_path / "inside.onnx")
+    made = convert(tmp_path / "inside.onnx", tmp_path / "m.onnx", gates="local", **options)
+    assert (flat.verdict, made.verdict) == (Status.PASS, Status.PASS)
+    assert [f"{layer.name} in choice.then" for layer in flat.plan.layers] == [layer.name for layer in made.plan.layers]
+    name = onnx.load(tmp_path / "dense.onnx").graph.input[0].name
+    found, right = (next(iter(outputs(tmp_path / f, {name: x}).values())) for f in ("m.onnx", "flat.onnx"))
+    np.testing.assert_allclose(found, right, rtol=0, atol=CLOSE)
+    for more, says in (
+        ({"gates": "exact"}, "of which the model has no second, dense pass that exact gates could read"),
+        ({"gates": "local", "gate_outputs": True}, "which may run never or many times: what it computes there is no"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            convert(tmp_path / "inside.onnx", tmp_path / "e.onnx", verify=False, **options, **more)
+
+
+def test_one_gate_of_all_layers_reads_no_body(tmp_path):
+    exported("global_tf", tmp_path / "dense.onnx")
+    onnx.save(inside_an_if(onnx.load(tmp_path / "dense.onnx")), tmp_path / "inside.onnx")
+    options = {"components": DATA / "global_tf", "delta": "drop", "gates": "exact"}
+    with pytest.raises(UsageError, match="of which the model has no second, dense pass that exact gates could read"):
+        convert(tmp_path / "inside.onnx", tmp_path / "m.onnx", **options)

@@ -28,6 +28,8 @@ def test_two_are_one(data: st.DataObject, rank: int, inner: int, outer: int) -> 
     (before,) = ReferenceEvaluator(ir.to_proto(model)).run(None, x)
     merge_unsqueezes(model)
     assert [node.op_type for node in model.graph] == ["Unsqueeze"]
+    # The axes of both are stored as one.
+    assert all(value.uses() for value in model.graph.initializers.values())
     (after,) = ReferenceEvaluator(ir.to_proto(model)).run(None, x)
     np.testing.assert_array_equal(after, before)
 

@@ -11,7 +11,8 @@ from onnx_models import model, network, random
 from spdexport.conv import ConvSite, Skipped
 from spdexport.forms import dense, factorized
 from spdexport.rewrite.onnx_rewrite import place_onnx_forms
-from spdexport.rewrite.onnx_sites import list_onnx_sites, node_keys
+from spdexport.rewrite.onnx_scopes import node_keys
+from spdexport.rewrite.onnx_sites import list_onnx_sites
 from spdexport.sources.svd import svd_source
 
 
@@ -146,7 +147,7 @@ def test_products_of_activations_and_constant_data_are_no_layers() -> None:
     assert list_onnx_sites(ir.from_proto(linear(nodes, {"w": random(4, 4)}))) == ((), ())
 
 
-def test_layers_in_bodies_and_functions_are_reported() -> None:
+def test_layers_in_bodies_are_layers_and_those_in_functions_are_reported() -> None:
     out = helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)
     then = helper.make_graph([helper.make_node("MatMul", ["x", "a.weight"], ["inner"], name="m")], "t", [], [out])
     other = helper.make_graph([helper.make_node("MatMul", ["x", "x"], ["inner"])], "e", [], [out])
@@ -163,10 +164,11 @@ def test_layers_in_bodies_and_functions_are_reported() -> None:
         helper.make_function("mine", "Block", ["p", "q"], ["r"], body, [helper.make_opsetid("", 18)])
     )
     sites, skipped = list_onnx_sites(ir.from_proto(proto))
-    assert sites == ()
+    assert [(s.name, s.kind, s.node, s.inside) for s in sites] == [
+        ("a in choice.then", "linear", "choice.then/m", "choice.then")
+    ]
     assert [(s.name, s.kind, s.reason) for s in skipped] == [
-        ("a", "linear", "it is inside If choice"),
-        ("Block.inside", "linear", "it is inside the function Block"),
+        ("Block.inside", "linear", "it is inside the function Block")
     ]
 
 

@@ -313,4 +313,30 @@ def test_layers_in_control_flow_are_reported() -> None:
 
     sites, skipped = sites_of(Choice(), torch.randn(1, 3, 8, 8))
     assert sites == ()
-    assert [(s.kind, s.reason) for s in skipped] == [("aten.conv2d.default", "it is inside a nested graph")] * 2
+    reason = "torch's cond runs it; with the ONNX file as the source it is decomposed"
+    assert [(s.name, s.kind, s.reason) for s in skipped] == [
+        ("conv in true_graph_0", "conv2d", reason),
+        ("conv in false_graph_0", "conv2d", reason),
+    ]
+
+
+def test_layers_in_graphs_inside_of_graphs_are_reported_by_their_weights() -> None:
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.rare, self.often = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            def step(i: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                return i + 1, torch.cond(z.sum() > 0, lambda t: self.rare(t), lambda t: self.often(t), (z,))
+
+            _, result = torch.while_loop(lambda i, _: i < 3, step, (torch.tensor(0), self.first(x)))
+            found: torch.Tensor = result
+            return found
+
+    sites, skipped = sites_of(Nested(), torch.randn(2, 4))
+    assert [site.name for site in sites] == ["first"]
+    assert [(s.name, s.kind) for s in skipped] == [
+        ("rare in while_loop_body_graph_0/true_graph_0", "linear"),
+        ("often in while_loop_body_graph_0/false_graph_0", "linear"),
+    ]

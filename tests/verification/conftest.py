@@ -9,7 +9,7 @@ from subjects import DIGITS, make_subject
 
 from spdexport.verification import recipes
 from spdexport.verification.check import Check
-from spdexport.verification.run import Subject, verify_subject
+from spdexport.verification.torch_source import Subject, verify_subject
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,7 @@ from spdexport.model_files import write_onnx
 from spdexport.options import Options
 from spdexport.prepare import prepare
 from spdexport.routes import TorchRoute
-from spdexport.verification.run import Subject
+from spdexport.verification.torch_source import Subject
 
 DIGITS = Path(__file__).parents[2] / "examples" / "01_digits"
 

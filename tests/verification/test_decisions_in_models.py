@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from spdexport.verification.result import EdgeResult, Verification
-    from spdexport.verification.run import Subject
+    from spdexport.verification.torch_source import Subject
 
 
 def edge(found: Verification, name: str) -> EdgeResult:

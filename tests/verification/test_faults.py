@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from planting import Edit
 
-    from spdexport.verification.run import Subject
+    from spdexport.verification.torch_source import Subject
 
     Verify = Callable[[Subject, Path], Verification]
 
@@ -270,7 +270,7 @@ def test_a_module_that_is_not_what_was_traced_is_named_by_its_part(change: str, 
     from dataclasses import replace
 
     from spdexport.verification.check import Check
-    from spdexport.verification.run import verify_subject
+    from spdexport.verification.torch_source import verify_subject
 
     module = copy.deepcopy(conv_bn.module)
     assert isinstance(module, torch.nn.Sequential)

@@ -1,14 +1,22 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import ml_dtypes
 import numpy as np
 import pytest
+from onnx import helper
+from onnx_models import model, random, saved
 
+from spdexport import Status, verify
 from spdexport.errors import ExampleInputError
 from spdexport.verification.approximation import Change, approximation
 from spdexport.verification.file_inputs import FOLLOWS_BATCH, SIZES, file_cases, given_by_name, guesses, told
 from spdexport.verification.ports import Port
 from spdexport.verification.recipes import RECIPES, draw, generators
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 X = Port(name="x", dtype=np.dtype(np.float32), shape=("batch", 3, "h", 8))
 IDS = Port(name="ids", dtype=np.dtype(np.int64), shape=("batch", 4))
@@ -53,6 +61,33 @@ def test_states_are_as_long_as_the_batch() -> None:
     assert list(guesses([fixed, state], None))[-1] == (1, {"h:1": FOLLOWS_BATCH})
 
 
+def test_states_of_an_example_may_be_as_long_as_its_batch() -> None:
+    sound = Port(name="x", dtype=np.dtype(np.float32), shape=(None, 8))
+    state = Port(name="h", dtype=np.dtype(np.float32), shape=(1, None, 4))
+    example = {"x": np.zeros((2, 8), np.float32), "h": np.zeros((1, 2, 4), np.float32)}
+    known, tied = (sizes for _, sizes in guesses([sound, state], example))
+    assert (known["h:1"], tied["h:1"]) == (2, FOLLOWS_BATCH)
+    longer = {**example, "h": np.zeros((1, 3, 4), np.float32)}
+    assert [sizes["h:1"] for _, sizes in guesses([sound, state], longer)] == [3]
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_a_recurrent_file_is_checked_at_other_batches_than_its_example(samples: int, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Unsqueeze", ["x", "axis"], ["steps"]),
+        helper.make_node("LSTM", ["steps", "W", "R", "", "", "h", "c"], ["all", "y"], hidden_size=3),
+    ]
+    weights = {"axis": np.int64([0]), "W": random(1, 12, 4), "R": random(1, 12, 3)}
+    states = {"h": [1, None, 3], "c": [1, None, 3]}
+    proto = model(nodes, inputs={"x": [None, 4], **states}, outputs={"y": [1, None, 3]}, weights=weights)
+    given = {"x": random(samples, 4), "h": random(1, samples, 3), "c": random(1, samples, 3, seed=1)}
+    np.savez(tmp_path / "given.npz", **given)
+    found = verify(saved(proto, tmp_path / "m.onnx"), inputs=tmp_path / "given.npz")
+    assert found.verdict is Status.PASS
+    assert {"normal, batch 2", "uniform, batch 1", "sparse, batch 3"} <= set(found.inputs)
+    assert "the batch's size was taken as the size of h:1, c:1" in found.notes
+
+
 def test_inputs_are_matched_by_name_and_position() -> None:
     x, ids = np.zeros((1, 3, 5, 8), np.float32), np.zeros((1, 4), np.int64)
     assert list(given_by_name([X, IDS], [x], {"ids": ids})) == ["x", "ids"]
@@ -66,8 +101,8 @@ def test_inputs_are_matched_by_name_and_position() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64, np.complex64, np.bool_, np.uint8])
 def test_every_dtype_can_be_drawn(dtype: type) -> None:
-    for recipe, random in generators(0):
-        values = draw(recipe, (2, 3), np.dtype(dtype), random)
+    for recipe, generator in generators(0):
+        values = draw(recipe, (2, 3), np.dtype(dtype), generator)
         assert values.dtype == dtype
         assert values.shape == (2, 3)
 

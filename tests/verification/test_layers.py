@@ -16,17 +16,17 @@ from small_nets import two_outputs
 from spdexport import pipeline
 from spdexport.conv import ConvSpec
 from spdexport.verification.check import Check
-from spdexport.verification.per_layer import largest_patch
+from spdexport.verification.layer_errors import largest_patch
 from spdexport.verification.result import Status
-from spdexport.verification.run import verify_subject
 from spdexport.verification.tapping import channel_ratio
+from spdexport.verification.torch_source import verify_subject
 from spdexport.verification.weight_errors import spectral_norm
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from spdexport.verification.result import LayerResult, Verification
-    from spdexport.verification.run import Subject
+    from spdexport.verification.torch_source import Subject
 
 
 def by_name(found: Verification) -> dict[str, LayerResult]:

@@ -17,7 +17,7 @@ from spdexport import pipeline
 from spdexport.ort.providers import CUDA, OPENVINO, Provider, Purpose
 from spdexport.ort.sessions import SessionSettings, open_session, provider_status
 from spdexport.verification.result import EdgeResult, Status
-from spdexport.verification.run import Subject, verify_subject
+from spdexport.verification.torch_source import Subject, verify_subject
 
 if TYPE_CHECKING:
     from pathlib import Path

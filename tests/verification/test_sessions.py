@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from spdexport.conv import Array
-    from spdexport.verification.run import Subject
+    from spdexport.verification.torch_source import Subject
 
 W = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
 X = np.random.default_rng(1).standard_normal((4, 64)).astype(np.float32)

@@ -15,13 +15,13 @@ from spdexport.ort.sessions import SessionSettings, open_session
 from spdexport.verification.check import Check
 from spdexport.verification.compare import Tolerance, compare
 from spdexport.verification.result import Status
-from spdexport.verification.run import verify_subject
+from spdexport.verification.torch_source import verify_subject
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from spdexport.verification.result import Verification
-    from spdexport.verification.run import Subject
+    from spdexport.verification.torch_source import Subject
 
 EXACT = np.array([1.0, 100.0, 0.0])
 

@@ -12,12 +12,12 @@ from spdexport.loading.model import ExampleInputs
 from spdexport.verification import recipes
 from spdexport.verification.check import Check
 from spdexport.verification.result import Status
-from spdexport.verification.run import verify_subject
+from spdexport.verification.torch_source import verify_subject
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from spdexport.verification.run import Subject
+    from spdexport.verification.torch_source import Subject
 
 
 def test_approximation_is_of_the_users_inputs_else_of_ordinary_ones(

@@ -14,8 +14,9 @@ from spdexport.forms import DeltaUse, Role
 from spdexport.names import layer_of_call
 from spdexport.reference.masked_reference import evaluate_masked
 from spdexport.reference.noise import Noise
+from spdexport.rewrite.onnx_scopes import initializer_named
+from spdexport.verification.frame import AnyCase
 from spdexport.verification.result import EdgeResult, Status
-from spdexport.verification.runner import AnyCase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -190,7 +191,7 @@ def factors_fault(file: ir.Model, plan: Plan) -> EdgeResult | None:
         if decision.layer.delta is DeltaUse.KEPT:
             parts["delta"] = delta(decision.site.weight, decision.factors, spec)
         for part, right in parts.items():
-            stored = file.graph.initializers.get(f"{layer}.{part}")
+            stored = initializer_named(file, f"{layer}.{part}")
             if stored is None or stored.const_value is None or (spec.transposed and part != "U"):
                 continue  # under another name it is compared with the export
             mine = stored.const_value.numpy()

@@ -12,8 +12,8 @@ from spdexport.reference.noise import Noise
 from spdexport.verification.check import Check
 from spdexport.verification.compare import Tolerance
 from spdexport.verification.edge import Edge
+from spdexport.verification.frame import NotTakenError, Verifier
 from spdexport.verification.result import Status
-from spdexport.verification.runner import NotTakenError, Runner
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -34,7 +34,7 @@ class Values:
         return len(self.x)
 
 
-class Doubling(Runner[Values]):
+class Doubling(Verifier[Values]):
     """Says that a model doubles its input, and checks that the model gives ``factor`` times its input."""
 
     MACS_BUDGET = 10

@@ -19,21 +19,22 @@ from spdexport.model_files import INLINE_UP_TO
 from spdexport.ort.sessions import RuntimeFailure, Session, SessionSettings, open_session
 from spdexport.reference.noise import Noise
 from spdexport.reference.unavailable import ReferenceUnavailable
-from spdexport.verification.alone import FileRun
+from spdexport.rewrite.onnx_scopes import scopes
 from spdexport.verification.approximation import Change, approximation
 from spdexport.verification.decisions_followed import Following
 from spdexport.verification.decisions_programs import followed_program
 from spdexport.verification.edge import Edge
-from spdexport.verification.inner import Evaluated
+from spdexport.verification.file_alone import FileVerifier
+from spdexport.verification.file_layers import Evaluated
+from spdexport.verification.layer_errors import Patches, layer_results, read_in_model
 from spdexport.verification.layers import layer_of
 from spdexport.verification.masked_models import MaskedFile
 from spdexport.verification.masks import mask_fault
-from spdexport.verification.per_layer import Patches, layer_results, read_in_model
 from spdexport.verification.removed import compare_trimmed
 from spdexport.verification.result import EdgeResult, Meant, Status, Verification
+from spdexport.verification.run_time_masks import factors_fault
 from spdexport.verification.tapping import diverges
 from spdexport.verification.trial import Trial, rounded
-from spdexport.verification.variable import factors_fault
 from spdexport.verification.weight_errors import WeightErrors
 
 if TYPE_CHECKING:
@@ -97,10 +98,10 @@ def verify_against_file(subject: FileSubject, check: Check) -> Verification:
         ExampleInputError: The inputs do not fit the file, or none can be generated for it.
     """
     with scratch_folder() as folder:
-        return _Run(subject, folder, check).verification()
+        return _OnnxVerifier(subject, folder, check).verification()
 
 
-class _Run(FileRun):
+class _OnnxVerifier(FileVerifier):
     """The state of one verification."""
 
     def __init__(
@@ -201,12 +202,10 @@ class _Run(FileRun):
         """The weights edge as a failure, where a weight that is no layer's is not the source's, inside bodies too."""
         trimmed = self._subject.trimmed
         written = self._right if trimmed is None else trimmed.model
-        own, planned = (m.graph.initializers for m in (self._own_model, written))
-        for name, value in self._model.graph.initializers.items():
-            if name not in own or name not in planned:
-                continue
-            mine, right, meant = (v.const_value for v in (value, own[name], planned[name]))
-            if mine is None or right is None or meant is None or not _equal(right, meant):
+        found, own, planned = map(_stored, (self._model, self._own_model, written))
+        for (place, name), mine in found.items():
+            right, meant = own.get((place, name)), planned.get((place, name))
+            if right is None or meant is None or not _equal(right, meant):
                 continue
             if not _equal(mine, right):
                 reason = f"{name} is not what it is in the source, and nothing should have changed it"
@@ -299,7 +298,7 @@ class _Run(FileRun):
         exact: dict[str, Array] = {}
         noisy: dict[str, Array] = {}
         values: dict[str, Array] = {}
-        layers = {v.name: layer_of(node) for node in self._right.graph for v in node.outputs if v.name}
+        layers = {v.name: layer_of(node) for node in self._right.graph.all_nodes() for v in node.outputs if v.name}
         try:
             self._effective.run(case.inputs, watch=exact.__setitem__)
             noise = Noise(seed=0, unit_rounding=self._u)
@@ -307,12 +306,23 @@ class _Run(FileRun):
             self._evaluated.run(case.inputs, watch=values.__setitem__)
         except ReferenceUnavailable:
             return None
-        for name, layer in layers.items():
-            if name in values and name in exact and exact[name].dtype.kind == "f":
-                own = rounded(exact[name], values[name].dtype)
-                if diverges(name, values[name], exact[name], [own, noisy[name]]):
-                    return layer
+        # In the order in which they come: what a body computes is there before what its node gives.
+        for name, value in values.items():
+            if name in layers and name in exact and exact[name].dtype.kind == "f":
+                own = rounded(exact[name], value.dtype)
+                if diverges(name, value, exact[name], [own, noisy[name]]):
+                    return layers[name]
         return None
+
+
+def _stored(model: ir.Model) -> dict[tuple[str, str], ir.TensorProtocol]:
+    """What each graph of a model stores, by the graph's place and the name there."""
+    return {
+        (scope.place, name): value.const_value
+        for scope in scopes(model.graph)
+        for name, value in scope.graph.initializers.items()
+        if value.const_value is not None
+    }
 
 
 def _equal(a: ir.TensorProtocol, b: ir.TensorProtocol) -> bool:

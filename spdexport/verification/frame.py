@@ -1,14 +1,14 @@
 """The frame of every verification: cases come, each gets what is right and a tolerance, and edges take comparisons in.
 
-A kind of subject is a ``Runner`` that says what is its own:
+A kind of subject is a ``Verifier`` that says what is its own:
 
 ``cases``
     Where inputs are drawn: ``inputs.cases`` for programs, ``file_inputs.file_cases`` for files. What a file takes
     beside the model's own inputs, such as masks, is drawn there, as part of the case.
 ``reference``
-    What is right: the float64 evaluation of the intended program (``run.py``), of the file itself or another one
-    (``alone.py``), of the model that the plan makes of an ONNX source (``source_file.py``), or of the program before it
-    was rewritten (``programs.py``); and the same as an honest evaluation in the model's own dtypes gives it.
+    What is right: the float64 evaluation of the intended program (``torch_source.py``), of the file itself or another
+    one (``file_alone.py``), of the model that the plan makes of an ONNX source (``onnx_source.py``), or of the program
+    before it was rewritten (``programs.py``); and the same as an honest evaluation in the model's own dtypes gives it.
 ``perturbed``
     The reference with simulated rounding, which sets the tolerance.
 ``compare``
@@ -74,7 +74,7 @@ class NotTakenError(Exception):
     """The model does not take the inputs of a case; its text says what it says of them."""
 
 
-class Runner(ABC, Generic[C]):
+class Verifier(ABC, Generic[C]):
     """The state of one verification: edges collect comparisons while the cases go by.
 
     Args:

@@ -11,6 +11,9 @@ from spdexport.ort.sessions import SessionSettings
 from spdexport.reference.noise import Noise
 from spdexport.reference.onnx_reference import OnnxReference
 from spdexport.reference.rounding_onnx import PRODUCTS
+from spdexport.rewrite.onnx_graph import read_layer
+from spdexport.rewrite.onnx_scopes import outermost, scopes
+from spdexport.rewrite.stages import ReadStage
 from spdexport.verification.layers import layer_of
 from spdexport.verification.tapping import as_it_is, channel_ratio, diverges, tapped
 from spdexport.verification.trial import NOISE_RUNS, largest_finite, rounded
@@ -34,6 +37,7 @@ class Evaluated:
         macs_per_sample: Multiply-accumulates of the last run without noise, over the size of its batch.
         overflows: Whether an inner value of that run was too large for the dtype that the file has it in.
         hidden: The values that could not be computed in the last run, by the node that hides them.
+        reached: The names of all values that were computed in any run.
     """
 
     def __init__(self, path: Path, model: ir.Model) -> None:
@@ -41,7 +45,7 @@ class Evaluated:
         self._reference: OnnxReference | None = None
         self._limits: dict[str, float] = {}
         self._macs: dict[str, int] = {}
-        for node in model.graph:
+        for node in model.graph.all_nodes():
             for value in node.outputs:
                 if value.name and value.dtype is not None and value.dtype.is_floating_point():
                     self._limits[value.name] = largest_finite(value.dtype.numpy())
@@ -52,6 +56,7 @@ class Evaluated:
         self.macs_per_sample = 0.0
         self.overflows = False
         self.hidden: Mapping[str, ReferenceUnavailable] = {}
+        self.reached: set[str] = set()
 
     def run(
         self,
@@ -76,6 +81,7 @@ class Evaluated:
 
         def see(name: str, value: Array) -> None:
             nonlocal macs, overflows
+            self.reached.add(name)
             macs += value.size * self._macs.get(name, 0)
             if value.dtype.kind == "f" and value.size and name in self._limits:
                 sizes = np.abs(value[np.isfinite(value)])
@@ -93,9 +99,25 @@ class Evaluated:
 
 
 def hidden_layers(model: ir.Model, hidden: Collection[str]) -> list[str]:
-    """Return the layers, in the order of computation, whose outputs are among values that were not computed."""
-    nodes = (node for node in model.graph if node.op_type in PRODUCTS)
-    return list(dict.fromkeys(layer_of(node) for node in nodes if any(v.name in hidden for v in node.outputs)))
+    """Return the layers, in the order of computation, whose outputs are among values that were not computed.
+
+    Of a node with bodies, these are its layers too.
+    """
+    around = outermost(model.graph)
+    nodes = (node for node in around if node.op_type in PRODUCTS)
+    gone = (node for node in nodes if any(v.name in hidden for v in (*node.outputs, *around[node].outputs)))
+    return list(dict.fromkeys(map(layer_of, gone)))
+
+
+def unreached(model: ir.Model, reached: Collection[str]) -> list[str]:
+    """Return the places of the bodies with layers of which no value was computed: no input took that branch."""
+    return [
+        scope.place
+        for scope in scopes(model.graph)
+        if scope.place
+        and any(isinstance(read_layer(node), ReadStage) for node in scope.graph)
+        and not any(value.name in reached for node in scope.graph for value in node.outputs)
+    ]
 
 
 def first_divergent(

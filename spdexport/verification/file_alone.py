@@ -24,13 +24,21 @@ from spdexport.reference.unavailable import ReferenceUnavailable
 from spdexport.verification.compare import failed
 from spdexport.verification.decisions_followed import Following
 from spdexport.verification.edge import not_run
-from spdexport.verification.file_inputs import file_cases, given_tensors, guesses, limits_of, told, varies_in_batch
-from spdexport.verification.inner import Evaluated, first_divergent, hidden_layers, layer_ratios
+from spdexport.verification.file_inputs import (
+    FOLLOWS_BATCH,
+    file_cases,
+    given_tensors,
+    guesses,
+    limits_of,
+    told,
+    varies_in_batch,
+)
+from spdexport.verification.file_layers import Evaluated, first_divergent, hidden_layers, layer_ratios, unreached
+from spdexport.verification.frame import Verifier
 from spdexport.verification.layers import judged
 from spdexport.verification.ports import FileCase, input_ports, output_ports
 from spdexport.verification.precision import file_unit_rounding
 from spdexport.verification.result import EdgeResult, Meant, Status, Verification
-from spdexport.verification.runner import Runner
 from spdexport.verification.sessions import SessionEdges
 from spdexport.verification.tapping import as_it_is, tapping_hides
 from spdexport.verification.trial import rounded
@@ -78,10 +86,10 @@ def verify_files(
     Raises:
         ExampleInputError: The inputs do not fit the file, or none can be generated for it.
     """
-    return FileRun(file, name, reference or file, inputs, own_inputs, check).verification()
+    return FileVerifier(file, name, reference or file, inputs, own_inputs, check).verification()
 
 
-class FileRun(Runner[FileCase]):
+class FileVerifier(Verifier[FileCase]):
     """The state of one verification of a file.
 
     Args:
@@ -163,6 +171,11 @@ class FileRun(Runner[FileCase]):
                 self._settle(Status.INCONCLUSIVE, str(error))
         self._tell_hidden()
         self.judge_still()
+        places = unreached(self._right, self._evaluated.reached) if self._compared else []
+        if places:
+            self._notes.append(
+                f"no input takes {some(places)}: what ONNX Runtime makes of these layers was not compared"
+            )
 
     def _tell_hidden(self) -> None:
         """Name what no reference is known for: the layers before and beside it are compared, and nothing passes."""
@@ -318,13 +331,16 @@ class FileRun(Runner[FileCase]):
         first: ReferenceUnavailable | None = None
         hollow: tuple[int | None, int, dict[str, int]] | None = None
         batches: list[int | None] = [None]
+        own = 1 if given is None else FileCase(name="", inputs=given, own=True).batch
         if varies_in_batch(self._inputs):
-            batches.append(1 if given is None else FileCase(name="", inputs=given, own=True).batch)
+            batches.append(own)
         for batch, (guess, sizes) in itertools.product(batches, guesses(self._inputs, given, self._limits)):
             if guess is None and len(batches) == 1:
                 return sizes, None
+            # With the batch of the example, every size is right that it has.
+            other = own + 1 if batch is None and given is not None and not self._limits else batch
             try:
-                cases = file_cases(self._inputs, sizes, given, seed=self._check.seed, batch=batch)
+                cases = file_cases(self._inputs, sizes, given, seed=self._check.seed, batch=other)
                 maps = EmptyMaps()
                 outputs = self.tried(next(cases).inputs, maps.watch)
             except ReferenceUnavailable as error:
@@ -351,6 +367,8 @@ class FileRun(Runner[FileCase]):
             self._notes.append(f"the batch is {batch}, since with others {first}")
         if guess is not None:
             self._notes.append(f"{told(guess, sizes)}: verify --inputs FILE tells other sizes")
+        elif followers := {key: size for key, size in sizes.items() if size == FOLLOWS_BATCH}:
+            self._notes.append(told(0, followers))
         return sizes, batch
 
     def _refuse_given(self, given: Mapping[str, Array], error: ReferenceUnavailable) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from spdexport.names import layer_of_call
-from spdexport.rewrite.onnx_sites import node_keys
+from spdexport.rewrite.onnx_scopes import node_keys
 from spdexport.verification.inputs import input_names
 from spdexport.verification.layers import judged
 

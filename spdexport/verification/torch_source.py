@@ -24,17 +24,17 @@ from spdexport.verification.compare import Comparison, failed
 from spdexport.verification.decisions_followed import Following
 from spdexport.verification.decisions_programs import followed_program, node_values, steadiness_of
 from spdexport.verification.edge import Edge, not_run
+from spdexport.verification.frame import NOT_TAKEN, NotTakenError, Verifier
 from spdexport.verification.inputs import Case, cases, feeds
+from spdexport.verification.layer_errors import Patches, layer_results, read_in_program
 from spdexport.verification.locate import first_divergent_layer, first_divergent_value, layer_ratios
 from spdexport.verification.masks import mask_fault, ranges_fault
 from spdexport.verification.module_calls import effective_parameters, first_divergent_module
-from spdexport.verification.per_layer import Patches, layer_results, read_in_program
 from spdexport.verification.removed import compare_trimmed
 from spdexport.verification.result import EdgeResult, Status, Verification
-from spdexport.verification.runner import NOT_TAKEN, NotTakenError, Runner
+from spdexport.verification.run_time_masks import factors_fault
 from spdexport.verification.sessions import SessionEdges
 from spdexport.verification.tapping import as_it_is
-from spdexport.verification.variable import factors_fault
 from spdexport.verification.weight_errors import WeightErrors
 
 if TYPE_CHECKING:
@@ -101,10 +101,10 @@ def verify_subject(subject: Subject, check: Check) -> Verification:
         subject: What is checked.
         check: How.
     """
-    return _Run(subject, check).verification()
+    return _TorchVerifier(subject, check).verification()
 
 
-class _Run(Runner[Case]):
+class _TorchVerifier(Verifier[Case]):
     """The state of one verification."""
 
     def __init__(self, subject: Subject, check: Check) -> None:
