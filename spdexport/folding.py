@@ -31,6 +31,7 @@ from spdexport.overwriting import check_overwriting
 from spdexport.rewrite.fold_result import told
 from spdexport.rewrite.onnx_fold import fold_onnx
 from spdexport.verification.check import Check
+from spdexport.verification.computed import with_computed_weights
 from spdexport.verification.file_alone import verify_files
 from spdexport.verification.result import Status, Verification
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from spdexport.conv import Skipped
     from spdexport.rewrite.fold_result import FoldedChain
+    from spdexport.rewrite.onnx_fold import FoldResult
 
 Progress = Callable[[str], None]
 
@@ -226,7 +228,7 @@ def _fold_onnx(request: _Request, unfinished: Pending) -> _Written:
     request.progress("loading")
     model = ir.external_data.load_to_model(load_onnx(request.source))
     request.progress("folding")
-    result = fold_onnx(model, if_cheaper=request.if_cheaper)
+    result = _most_folded(model, if_cheaper=request.if_cheaper)
     folded = result.model
     # What the file was made with still tells which model it is; its content is hashed anew.
     made = {key: value for key, value in read_metadata(folded).items() if key in MADE_WITH}
@@ -251,6 +253,16 @@ def _fold_onnx(request: _Request, unfinished: Pending) -> _Written:
             inputs=None,
         )
     return _Written(data=data, folded=result.folded, declined=result.declined, verification=verification)
+
+
+def _most_folded(model: ir.Model, *, if_cheaper: bool) -> FoldResult:
+    """The folds of a model; weights that it computes are stored where that makes one layer of more."""
+    result, computed = fold_onnx(model, if_cheaper=if_cheaper), with_computed_weights(model)
+    if computed is None:
+        return result
+    stored = fold_onnx(computed, if_cheaper=if_cheaper)
+    nodes = [{node for chain in found.folded for node in chain.nodes} for found in (result, stored)]
+    return stored if len(nodes[1]) > len(nodes[0]) else replace(result, declined=stored.declined)
 
 
 def _fold_program(request: _Request, unfinished: Pending) -> _Written:

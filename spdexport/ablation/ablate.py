@@ -25,7 +25,7 @@ from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import load_onnx
 from spdexport.files.reading import reading
 from spdexport.files.safetensors_header import check_header
-from spdexport.names import did_you_mean
+from spdexport.names import count, did_you_mean
 from spdexport.ort.installed import versions
 from spdexport.ort.sessions import usable_provider
 from spdexport.steps import step
@@ -168,7 +168,7 @@ def ablate(
     def done(number: int) -> None:
         nonlocal samples
         samples += number
-        progress(step(f"ablating {len(live)} times", done=samples, total=opened.samples, unit="sample"))
+        progress(step(f"ablating {count(len(live), 'time')}", done=samples, total=opened.samples, unit="sample"))
 
     with workers.running():
         ((_, running),) = workers.sums(work, samples=opened.samples, unit=work.batch, done=done)

@@ -233,7 +233,7 @@ def compress(
         written = next((path for path in conversion.outputs if path.suffix == ".onnx"), None)
         judged = None
         if written is not None:
-            progress(f"judging the file on {len(sets.test)} samples")
+            progress(f"judging the file on {count(len(sets.test), 'sample')}")
             answers = DenseAnswers(dense, sets.test, Shelf(folder))
             lost = search.judged(written, "judging the file", answers=answers)
             judged = Judged(interval=lost.interval(), samples=len(sets.test), labelled=sets.test.labels is not None)

@@ -11,6 +11,7 @@ import numpy as np
 from spdexport.errors import SourceError
 from spdexport.files.hashing import sha256_file
 from spdexport.loading.factory import users_function
+from spdexport.names import count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,7 +52,7 @@ class UserMetric:
         for values in (before, after):
             if values.shape != (number,) or values.dtype.kind not in "biuf" or not np.isfinite(values).all():
                 raise SourceError(
-                    f"The metric returned {values.dtype} of shape {values.shape} for {number} samples.",
+                    f"The metric returned {values.dtype} of shape {values.shape} for {count(number, 'sample')}.",
                     where=f"--metric {self.spec}",
                     hint="Return one finite number for each sample, of which more is better.",
                 )

@@ -19,6 +19,7 @@ from spdexport.compression.work import DenseMoments, Judging, takes_bias
 from spdexport.cost import dense_shape, shape_macs, shape_parameters
 from spdexport.engine.work import EngineKind
 from spdexport.forms import FormKind
+from spdexport.names import count
 from spdexport.rewrite.onnx_rewrite import place_onnx_forms
 from spdexport.steps import Remark, step
 
@@ -309,7 +310,7 @@ class Search:
         kept = self._cache.trial(self.sites, taken, self._loss.power)
         if kept is None:
             forms = self._fitting.forms(taken, told)
-            self._progress(f"{told}: {len(self._sets.selection)} samples of the selection set")
+            self._progress(f"{told}: {count(len(self._sets.selection), 'sample')} of the selection set")
             lost = self.judged(self.placed(forms), f"{told}, selection set")
             self._cache.keep_trial(self.sites, taken, forms, lost)
         else:

@@ -18,6 +18,7 @@ from spdexport.files.limits import check_limit
 from spdexport.files.onnx_external import check_external
 from spdexport.files.onnx_sizes import check_value
 from spdexport.files.onnx_windows import check_window
+from spdexport.names import count
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -188,11 +189,12 @@ class _Structure:
         further = 1 if node.op_type == "Loop" else 0
         for graph in _graphs(node):
             if len(graph.output) != len(node.output) + further:
-                self._refuse(
-                    f"Its graph gives {len(graph.output)} values, and {len(node.output) + further} are needed.", where
-                )
+                given, wanted = count(len(graph.output), "value"), len(node.output) + further
+                self._refuse(f"Its graph gives {given}, and {wanted} are needed.", where)
             if node.op_type == "Loop" and len(graph.input) != max(len(node.input), 2):
-                self._refuse(f"Its graph takes {len(graph.input)} values, and gets {max(len(node.input), 2)}.", where)
+                self._refuse(
+                    f"Its graph takes {count(len(graph.input), 'value')}, and gets {max(len(node.input), 2)}.", where
+                )
 
     # --- Tensors ---
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import onnx
 
+from spdexport.names import count
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -60,7 +62,8 @@ def _convolution(node: onnx.NodeProto, weight: tuple[int, ...] | None, bias: tup
     if weight is None:
         return _geometry(node, ints, len(kernel)) if kernel else None
     if len(weight) < 3:
-        return f"Its weight has {len(weight)} axes, and a convolution's has at least 3."
+        axes = "1 axis" if len(weight) == 1 else f"{len(weight)} axes"
+        return f"Its weight has {axes}, and a convolution's has at least 3."
     if 0 in weight:
         return f"Its weight of {'x'.join(map(str, weight))} is empty."
     if kernel and kernel != weight[2:]:
@@ -83,7 +86,7 @@ def _geometry(node: onnx.NodeProto, ints: Mapping[str, tuple[int, ...]], axes: i
         values = ints.get(name, ())
         # An empty list is the same as none.
         if values and len(values) != length and not (name == "pads" and automatic not in (b"", b"NOTSET")):
-            return f"Its {name} are {len(values)} numbers, and {length} are needed."
+            return f"Its {name} have {count(len(values), 'number')}, and {length} are needed."
         if name in ("strides", "dilations") and any(not 1 <= value < 2**31 for value in values):
             return f"Its {name} are {list(values)}."
     return None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spdexport.gates.sigmoids import Sigmoid, squash
+from spdexport.names import count
 
 if TYPE_CHECKING:
     from spdexport.conv import Array, FloatArray
@@ -74,7 +75,7 @@ class GateFunction:
             if len(shape) != axes or layer.bias.shape != (*shape[: axes - 2], shape[-1]):
                 raise ValueError(f"map {number} has a weight {shape} and a bias {layer.bias.shape}")
             if size is not None and shape[-2] != size:
-                raise ValueError(f"map {number} takes {shape[-2]} values and is given {size}")
+                raise ValueError(f"map {number} takes {count(shape[-2], 'value')} and is given {size}")
             if axes == 3 and shape[0] != self.layers[0].weight.shape[0]:
                 raise ValueError(f"map {number} is of {shape[0]} components, not {self.layers[0].weight.shape[0]}")
             size = shape[-1]

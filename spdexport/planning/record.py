@@ -17,7 +17,7 @@ from spdexport.files.reading import reading
 from spdexport.files.sniff import read_text
 from spdexport.forms import FAMILIES, DeltaUse, FormKind
 from spdexport.forms.families import NEW
-from spdexport.names import did_you_mean
+from spdexport.names import count, did_you_mean
 from spdexport.planning.choices import Delta, FormChoice, Objective, PlanOptions
 from spdexport.planning.plan import SCHEMA_VERSION, Gain, Weighed
 from spdexport.precision import Precision
@@ -195,7 +195,7 @@ def _layer(entry: object) -> LayerRecord:
         raise ValueError(f"layer {name!r} is recompressed, and its rank is missing")
     ranks = _ranks(layer)
     if form in CHAINS and len(ranks) not in FAMILIES[form].numbers:
-        raise ValueError(f"layer {name!r} is {form}, with {len(ranks)} ranks")
+        raise ValueError(f"layer {name!r} is {form}, with {count(len(ranks), 'rank')}")
     return LayerRecord(
         name=name,
         kind=kind,

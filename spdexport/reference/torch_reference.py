@@ -22,7 +22,7 @@ from spdexport.reference.rounding_torch import (
     operator_of,
     with_rounding,
 )
-from spdexport.rewrite.constants import changed_in_place
+from spdexport.rewrite.constants import ASSERTIONS, changed_in_place
 from spdexport.rewrite.torch_graph import arguments, operands
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ aten = torch.ops.aten
 
 LOW_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 LOW_COMPLEX = (torch.complex64, torch.complex32)
-ASSERTIONS = {aten._assert_tensor_metadata.default}
 
 
 def evaluate(

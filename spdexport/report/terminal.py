@@ -306,7 +306,7 @@ def _left_alone(page: _Page, layers: Sequence[LayerPlan], skipped: Sequence[Skip
     why = sorted([(x.reason, x.name) for x in layers] + [(x.reason, f"{x.name} ({x.kind})") for x in skipped])
     if not why:
         return
-    page.heading(f"{count(len(why), 'layer')} left as they are")
+    page.heading(f"{count(len(why), 'layer')} left as {'it is' if len(why) == 1 else 'they are'}")
     for reason, group in groupby(why, key=lambda pair: pair[0]):
         names = [name for _, name in group]
         page.item(f"{reason}: {some(names, len(names) if page.verbose else _NAMES_SHOWN)}")

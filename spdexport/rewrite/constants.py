@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 
+ASSERTIONS = (torch.ops.aten._assert_tensor_metadata.default,)
+"""Operators that give nothing and only look at the type or the shape of a value, which the program settles."""
+
+
 class Constants:
     """Parameters, buffers and constants of a program, and everything that is computed from them alone.
 

@@ -94,6 +94,11 @@ def chosen(search: Search[NodeT, ValueT], *, if_cheaper: bool) -> list[Match[Nod
     return found
 
 
+def declined_of(search: Search[NodeT, ValueT], nodes: Sequence[NodeT]) -> tuple[Skipped, ...]:
+    """Return the folds with one of these nodes in them that were declined."""
+    return tuple(known.skipped for known in search.declined if not known.nodes.isdisjoint(nodes))
+
+
 def macs_of(fold: Match[NodeT, ValueT], graph: GraphReader[NodeT, ValueT]) -> Macs:
     """Return the cost of a fold's layers and average poolings, and of the layer that it becomes.
 

@@ -223,8 +223,12 @@ class GraphReader(Protocol[NodeT, ValueT]):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Declined(Generic[NodeT]):
-    """A pair of nodes that looks like one layer and is not; ``first`` comes before ``second`` in the graph."""
+    """A pair of nodes that looks like one layer and is not; ``first`` comes before ``second`` in the graph.
+
+    ``nodes`` are those of the match that one of them belongs to.
+    """
 
     first: NodeT
     second: NodeT
     skipped: Skipped
+    nodes: frozenset[NodeT] = frozenset()

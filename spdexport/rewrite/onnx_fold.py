@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from spdexport.forms.compose import appends_pointwise
 from spdexport.names import call_in
-from spdexport.rewrite.fold_result import chosen, folded_chain, name_of, unfit
+from spdexport.rewrite.fold_result import chosen, declined_of, folded_chain, name_of, unfit
 from spdexport.rewrite.onnx_constants import dtype_of
 from spdexport.rewrite.onnx_graph import read_layer
 from spdexport.rewrite.onnx_links import passed
@@ -76,10 +76,12 @@ def fold_onnx(
         return Search(graph=OnnxReader(graph, sizes=sizes), lone=lone, whole=whole, beyond=beyond)
 
     refused: set[tuple[str, Key]] = set()
+    told: list[Skipped] = []
     while True:
         copy = model.clone()
         folded: list[FoldedChain] = []
         declined: list[Skipped] = []
+        lost: list[Skipped] = []
         left: set[tuple[str, Key]] = set()
         for scope in scopes(copy.graph):
             if lone:
@@ -89,11 +91,14 @@ def fold_onnx(
             search = _searched(scope.graph, empty, {key for place, key in refused if place == scope.place}, made)
             inside = _placed(copy.graph, scope, search, folded, if_cheaper=if_cheaper)
             declined += (replace(d, name=call_in(d.name, scope.place)) for d in search.declined_outside(inside))
-            left |= {(scope.place, key) for node, key in made.items() if not any(node in nodes for nodes in inside)}
+            apart = [node for node in made if not any(node in nodes for nodes in inside)]
+            left |= {(scope.place, made[node]) for node in apart}
+            lost += (replace(d, name=call_in(d.name, scope.place)) for d in declined_of(search, apart))
         if not left:
-            return FoldResult(model=copy, folded=tuple(folded), declined=tuple(declined))
-        # A sum is in another order only where that makes a layer of a part of it.
+            return FoldResult(model=copy, folded=tuple(folded), declined=tuple(dict.fromkeys((*told, *declined))))
+        # A sum is in another order only where that makes a layer of a part of it; why it makes none is still told.
         refused |= left
+        told += lost
 
 
 def _searched(

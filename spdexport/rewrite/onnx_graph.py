@@ -237,12 +237,14 @@ def _read_batch_norm(node: ir.Node, channels: int, axes: int) -> OnnxStage | Unr
     if data is None or len(node.inputs) < 5:
         return None
     if node.attributes.get_int("training_mode", 0) or any(extra.uses() for extra in node.outputs[1:]):
-        return Unreadable(reason="the batch norm between is in training mode")
+        return Unreadable(reason="the batch norm between is in training mode", is_norm=True)
     if axes == 0 and rank_of(data, axes) != 2:
-        return Unreadable(reason="the batch norm between does not act on the channels of the linear layer")
+        return Unreadable(
+            reason="the batch norm between does not act on the channels of the linear layer", is_norm=True
+        )
     statistics = [constant(value) for value in node.inputs[1:5]]
     if any(array is None or array.shape != (channels,) for array in statistics):
-        return Unreadable(reason="the batch norm between is not constant")
+        return Unreadable(reason="the batch norm between is not constant", is_norm=True)
     stage = norm_stage(channels, axes, statistics, node.attributes.get_float("epsilon", _EPSILON))
     return ReadStage(node=node, data=data, stage=stage, is_norm=True)
 

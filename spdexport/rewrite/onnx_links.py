@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 
 from spdexport.rewrite.onnx_constants import constant
 from spdexport.rewrite.onnx_graph import is_operator, rank_of, read_affine
-from spdexport.rewrite.stages import ReadStage, Unreadable, negative_stage, padding_stage, pool_stage, zero_padding
+from spdexport.rewrite.stages import (
+    RESHAPED,
+    RETYPED,
+    ReadStage,
+    Unreadable,
+    negative_stage,
+    padding_stage,
+    pool_stage,
+    zero_padding,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,17 +75,20 @@ def read_link(node: ir.Node, channels: int, axes: int) -> OnnxStage | Unreadable
     """Arithmetic with a constant, batch norm, a sign, or a padding with zeros, as a stage.
 
     Args:
-        node: Any node.
+        node: Any node but those that hand a value on unchanged.
         channels: Channels of its output.
         axes: Spatial axes of its output; 0 where the layers around it are linear.
 
     Returns:
-        None for other operators; ``Unreadable`` for one of these that is no affine map of the channels.
+        None for other operators; ``Unreadable`` for one of these that is no affine map of the channels, and for a
+        change of the shape or of the type.
     """
     if is_operator(node, "Neg") and node.inputs[0] is not None:
         return ReadStage(node=node, data=node.inputs[0], stage=negative_stage(channels, axes))
     if is_operator(node, "Pad"):
         return read_pad(node, channels, axes)
+    if is_operator(node, "Cast", *RESHAPING):
+        return Unreadable(reason=RETYPED if node.op_type == "Cast" else RESHAPED)
     return read_affine(node, channels, axes)
 
 

@@ -81,13 +81,15 @@ class OnnxReader:
         return None
 
     def addends(self, node: ir.Node) -> Sequence[Addend[ir.Value]] | None:
-        """Return the operands of an Add, a Sub or a Sum, none of them constant."""
-        if not is_operator(node, "Add", "Sub", "Sum") or len(node.inputs) < 2:
+        """Return the operands of an Add, a Sub, a Sum or a Mean, none of them constant."""
+        if not is_operator(node, "Add", "Sub", "Sum", "Mean") or len(node.inputs) < 2:
             return None
         if any(value is None or constant(value) is not None for value in node.inputs):
             return None
         sign = -1.0 if node.op_type == "Sub" and not self._sizes else 1.0
         first, *rest = (value for value in node.inputs if value is not None)
+        if node.op_type == "Mean":
+            return tuple(Addend(value, 1 / len(node.inputs)) for value in (first, *rest))
         return Addend(first, 1.0), *(Addend(value, sign) for value in rest)
 
     def locations(self, value: ir.Value, axes: int) -> int | None:

@@ -20,13 +20,14 @@ from spdexport.forms import Stage, compose
 from spdexport.forms.base import CannotComposeError
 from spdexport.forms.compose import add, appends_pointwise, times
 from spdexport.rewrite.match import Declined, Match, filled, first_known, template_of
-from spdexport.rewrite.stages import Addend, Filling, NodeT, ReadStage, Unreadable, ValueT
-from spdexport.rewrite.sums import Paths, Regrouping
+from spdexport.rewrite.stages import POOLED, Addend, Filling, NodeT, ReadStage, Unreadable, ValueT
+from spdexport.rewrite.sums import Paths, Regrouping, lead_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
+    from spdexport.conv import ConvSpec
     from spdexport.rewrite.match import Chain, GraphReader
 
 
@@ -38,8 +39,7 @@ class Search(Generic[NodeT, ValueT]):
         graph: Tells what nodes are.
         lone: Whether this is a normal form, in which a layer alone is enough for a sum to be folded.
         whole: Of the normal form, whether everything that composes is composed.
-        beyond: Of the normal form, which rows of layers are composed beside those with a pointwise second one; None
-            for no others.
+        beyond: Of the normal form, which rows of layers are composed beside those with a pointwise second one, if any.
     """
 
     graph: GraphReader[NodeT, ValueT]
@@ -102,7 +102,7 @@ class Search(Generic[NodeT, ValueT]):
         skipped = Skipped(name=name, kind=match.stage.spec.kind, reason=reason)
         last = second if second is not None else match.last
         assert last is not None, "a match with a layer has a last node"
-        self.declined.append(Declined(first=first, second=last, skipped=skipped))
+        self.declined.append(Declined(first=first, second=last, skipped=skipped, nodes=match.nodes))
 
     def _layer(self, layer: ReadStage[NodeT, ValueT]) -> Match[NodeT, ValueT]:
         single = Match(
@@ -127,35 +127,33 @@ class Search(Generic[NodeT, ValueT]):
         """The match composed with the one in front of it, links between them included, or with the links alone."""
         value, nodes = match.data, set(match.nodes)
         between: list[ReadStage[NodeT, ValueT]] = []
-        spec, problem = match.stage.spec, None
+        spec, problem, reason = match.stage.spec, None, None
         while value not in self.matches:
             node = self.graph.producer(value)
             if node is None:
                 return self._led(match, between)
-            link = self.graph.affine(node, spec.in_channels, spec.axes)
+            link = self.graph.affine(node, spec.in_channels, spec.axes) or self._pool(node, spec)
             problem = problem or self.shared(value, nodes)
             if value in self.unreadable:
                 self.decline(match, node, f"of the layer in front, {self.unreadable[value].reason}")
                 return self._led(match, between)
+            ahead: ValueT | None = None
             if isinstance(link, ReadStage):
-                between.append(link)
-                value = self.root(link.data)
+                between += [link] if reason is None else []
+                ahead = self.root(link.data)
             elif isinstance(link, Unreadable) or self.graph.is_product(node):
-                # A mask that is no number per channel. The pair is still named, if a layer is in front of the mask.
+                # No number per channel. The pair is still named, if a layer is in front of it.
                 reason = link.reason if isinstance(link, Unreadable) else "the mask between is not constant"
                 problem = problem or reason
-                operands = [self.root(v) for v in self.graph.operands(node)]
-                layers = [v for v in operands if v in self.matches and not self.shared(v, {node})]
-                if not layers:
-                    return self._led(match, between)
-                value = layers[0]
-            else:
+                ahead = self._ahead(node, through=isinstance(link, Unreadable))
+            if ahead is None:
                 return self._led(match, between)
+            value = ahead
             nodes.add(node)
         earlier = self._begun(value, match)
-        if earlier.stage.spec.axes != spec.axes:
-            return match  # a matrix product over the last axis of a feature map
-        problem = problem or self.shared(value, nodes)
+        # A matrix product over the last axis of a feature map, or behind a view that is not seen through.
+        other = "the two map other axes" if earlier.stage.spec.axes != spec.axes else None
+        problem = problem or other or self.shared(value, nodes)
         if problem is None:
             try:
                 stage = self._composed(earlier, [link.stage for link in reversed(between)], match)
@@ -166,8 +164,23 @@ class Search(Generic[NodeT, ValueT]):
                 joined = replace(match, nodes=frozenset(nodes), bias=bias).behind(earlier, stage)
                 return replace(joined, parts=(earlier, match))
         assert earlier.last is not None, "the input itself is not among the matches"
-        self.decline(match, earlier.last, problem)
+        self.declined = [known for known in self.declined if known.second not in nodes - match.nodes]
+        self.decline(match, earlier.last, problem)  # and no word of a norm between the two
         return match
+
+    def _ahead(self, node: NodeT, *, through: bool) -> ValueT | None:
+        """The layer's output, or with ``through`` what else is computed, that a node between layers reads."""
+        operands = [self.root(value) for value in self.graph.operands(node)]
+        layers = [value for value in operands if value in self.matches and not self.shared(value, {node})]
+        others = [value for value in operands if through and self.graph.producer(value) is not None]
+        return first_known((*layers, *others))
+
+    def _pool(self, node: NodeT, spec: ConvSpec) -> ReadStage[NodeT, ValueT] | Unreadable | None:
+        """A pooling of one number as a link; ``Unreadable`` for another one."""
+        pool = None if self.only_undoes else self.graph.pool(node, spec.in_channels, spec.axes)
+        if isinstance(pool, ReadStage) and any(size > 1 for size in pool.stage.spec.kernel):
+            return Unreadable(reason=POOLED)
+        return pool
 
     def _begun(self, value: ValueT, match: Match[NodeT, ValueT]) -> Match[NodeT, ValueT]:
         """The match in front of another one, parted again where only its last layer begins a chain with that one.
@@ -195,13 +208,20 @@ class Search(Generic[NodeT, ValueT]):
     def _led(self, match: Match[NodeT, ValueT], links: Sequence[ReadStage[NodeT, ValueT]]) -> Match[NodeT, ValueT]:
         """The match with those of the links in front of it that are part of the same map, the nearest first."""
         for link in () if self.only_undoes else links:
+            # A pooling of a layer's own stays: what it leaves out need not be gone through.
+            if any(step > 1 for step in link.stage.spec.stride):
+                return match
             # What is in front of a fold stays, so that nothing may be written to it.
-            if self.shared(match.data, match.nodes) or self.graph.writes(link.node):
-                return match
-            try:
-                match = match.behind(self.link_match(link), compose(link.stage, match.stage))
-            except CannotComposeError:
-                return match
+            problem = self.shared(match.data, match.nodes)
+            if problem is None and not self.graph.writes(link.node):
+                try:
+                    match = match.behind(self.link_match(link), compose(link.stage, match.stage))
+                    continue
+                except CannotComposeError as error:
+                    problem = str(error)
+            if problem is not None and link.is_norm:
+                self.decline(match, link.node, problem)
+            return match
         return match
 
     def link_match(self, link: ReadStage[NodeT, ValueT]) -> Match[NodeT, ValueT]:
@@ -223,20 +243,25 @@ class Search(Generic[NodeT, ValueT]):
             return self._filled(filling) if isinstance(filling, Filling) else None
         for value in map(self.root, self.graph.operands(node)):
             match = self.matches.get(value)
-            if match is None or self.shared(value, {node}):
+            if match is None:
                 continue
-            spec = match.stage.spec
+            spec, problem = match.stage.spec, self.shared(value, {node})
+            if problem is not None and self.only_undoes:
+                continue
             link = (
                 self.graph.behind(node, match)
                 if self.only_undoes
                 else self.graph.affine(node, spec.out_channels, spec.axes)
             )
-            if not isinstance(link, ReadStage) or self.root(link.data) is not value:
-                continue
-            try:
-                return self.link_match(link).behind(match, compose(match.stage, link.stage))
-            except CannotComposeError:
-                continue  # what comes behind it will tell, if that is a layer
+            if isinstance(link, ReadStage) and self.root(link.data) is value and problem is None:
+                try:
+                    return self.link_match(link).behind(match, compose(match.stage, link.stage))
+                except CannotComposeError:
+                    continue  # what comes behind it will tell, if that is a layer
+            if link is not None and link.is_norm and match.layers and match.last is not None:
+                problem = link.reason if isinstance(link, Unreadable) else problem
+                if problem is not None:
+                    self.decline(match, match.last, problem, second=node)
         return None
 
     def _filled(self, filling: Filling[NodeT, ValueT]) -> Match[NodeT, ValueT] | None:
@@ -253,10 +278,9 @@ class Search(Generic[NodeT, ValueT]):
         factors: dict[ValueT, float] = {}
         for term in self._terms(node, 1.0, adds):
             factors[term.value] = factors.get(term.value, 0.0) + term.factor
-        known = [self.matches[value] for value in factors if value in self.matches]
-        if not known or len(factors) < 2:
+        lead = lead_of(self, factors)
+        if lead is None or len(factors) < 2:
             return None
-        lead = next((match for match in known if match.is_fold), known[-1])
         paths = Paths(search=self, like=lead.stage.spec, adds=adds)
         whole = self._added(node, factors, paths, lead)
         if whole is None and not self.only_undoes and (part := paths.together(factors)):

@@ -20,6 +20,9 @@ NodeT = TypeVar("NodeT")
 ValueT = TypeVar("ValueT")
 
 
+RESHAPED = "what is between changes its shape"
+RETYPED = "the type changes between the layers"
+POOLED = "an average pooling is between, and stays one, which is cheaper"
 ODD_BORDER = "what is written into the padding between is not one number per channel, all around"
 
 
@@ -36,9 +39,11 @@ class Unreadable:
 
     Attributes:
         reason: One clause.
+        is_norm: Whether it is a batch norm.
     """
 
     reason: str
+    is_norm: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

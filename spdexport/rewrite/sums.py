@@ -9,16 +9,17 @@ from spdexport.forms import compose
 from spdexport.forms.base import CannotComposeError
 from spdexport.forms.compose import add, times
 from spdexport.rewrite.match import Match
-from spdexport.rewrite.stages import Addend, NodeT, OddBorder, Unreadable, ValueT, affine_stage
+from spdexport.rewrite.stages import Addend, NodeT, OddBorder, ReadStage, Unreadable, ValueT, affine_stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from spdexport.conv import ConvSpec
     from spdexport.rewrite.match import Declined, GraphReader
-    from spdexport.rewrite.stages import ReadStage
 
+_FARTHEST = 256
+"""Values that are looked at for what a node comes from."""
 
 Key: TypeAlias = "tuple[str, ...]"
 
@@ -54,13 +55,13 @@ class Obstacle(Generic[NodeT, ValueT]):
 
     Attributes:
         first: The node that is none.
-        data: The value in front of it.
         reason: One clause.
+        data: What it is a map of but for that; None where it has to be looked for.
     """
 
     first: NodeT
-    data: ValueT | None
     reason: str
+    data: ValueT | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -113,6 +114,29 @@ class OrderedSum(Generic[ValueT]):
     inner: tuple[Addend[ValueT], ...]
     sign: float
     others: tuple[Addend[ValueT], ...]
+
+
+def lead_of(search: KnownGraph[NodeT, ValueT], values: Iterable[ValueT]) -> Match[NodeT, ValueT] | None:
+    """Return the match that the others of a sum are like: a fold if there is one, else the last of its terms.
+
+    Where none of the terms is one, what a term scales, shifts or pools.
+    """
+    known = [search.matches[value] for value in values if value in search.matches]
+    folds = (match for match in known if match.is_fold)
+    if known or search.only_undoes:
+        return next(folds, known[-1] if known else None)
+    for value in values:
+        inner: ValueT | None = value
+        for _ in range(_FARTHEST):
+            node = None if inner is None else search.graph.producer(inner)
+            if inner in search.matches or node is None:
+                break
+            # Any channels will do to see what it acts on.
+            link = search.graph.affine(node, 1, 1) or search.graph.pool(node, 1, 1)
+            inner = None if link is None else search.root(search.graph.operands(node)[0])
+        if inner is not None and inner in search.matches:
+            return search.matches[inner]
+    return None
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -174,9 +198,10 @@ class Paths(Generic[NodeT, ValueT]):
     def why_none(self) -> Obstacle[NodeT, ValueT] | None:
         """Return what keeps terms that look like maps of the same value from it; None where nothing looks so."""
         reached = {match.data for path in self.found for match in path}
-        ahead = [obstacle for obstacle in self.obstacles if obstacle.data in reached]
-        if ahead:
-            return ahead[0]
+        for obstacle in self.obstacles:
+            origins = self._origins(obstacle.first) if obstacle.data is None else (obstacle.data,)
+            if any(value in reached for value in origins):
+                return obstacle
         ends = [path[1] for path in self.found if len(path) > 1 and path[1].layers]
         alike = [match for match in ends if sum(match.data is other.data for other in ends) > 1]
         if not alike or alike[0].last is None or any(known.second in self.adds for known in self.search.declined):
@@ -190,14 +215,14 @@ class Paths(Generic[NodeT, ValueT]):
         match: Match[NodeT, ValueT] = Match(data=value, stage=affine_stage(self.like.out_channels, self.like.axes))
         if not search.only_undoes:
             yield match
-        unread, node = search.unreadable.get(value), search.graph.producer(value)
-        if unread is not None and node is not None:
-            data = search.root(search.graph.operands(node)[0])
-            self.obstacles.append(Obstacle(first=node, data=data, reason=f"of a layer beside it, {unread.reason}"))
         if value in search.matches:
             match = search.matches[value]
             yield match
-        while not search.only_undoes and not search.shared(match.data, match.nodes | self.adds):
+        while not search.only_undoes:
+            problem = search.shared(match.data, match.nodes | self.adds)
+            if problem is not None:
+                self._stop(match.data, problem)
+                break
             further = self._further(match)
             if further is None:
                 break
@@ -214,15 +239,49 @@ class Paths(Generic[NodeT, ValueT]):
             return
         earlier = search.matches.get(search.root(filling.data))
         reason = filling.reason if isinstance(filling, OddBorder) else "its border is filled with other than its bias"
-        self.obstacles.append(Obstacle(first=node, data=earlier.data if earlier else None, reason=reason))
+        if earlier is not None:
+            self.obstacles.append(Obstacle(first=node, data=earlier.data, reason=reason))
 
-    def _look_at_product(self, node: NodeT) -> None:
-        """Note a map that is multiplied with what is not constant."""
-        search = self.search
-        factors = (search.root(value) for value in search.graph.operands(node)) if search.graph.is_product(node) else ()
-        for match in (search.matches[value] for value in factors if value in search.matches):
-            reason = "what it, or a layer beside it, is multiplied with is not constant"
-            self.obstacles.append(Obstacle(first=node, data=match.data, reason=reason))
+    def _stop(self, value: ValueT, reason: str) -> None:
+        """Note why a value is the last of a path."""
+        node = self.search.graph.producer(value)
+        if node is not None:
+            self.obstacles.append(Obstacle(first=node, reason=reason))
+
+    def _origins(self, node: NodeT) -> Iterator[ValueT]:
+        """What a node comes from, whatever is in between, as long as that looks like a map.
+
+        Behind a product with what is not constant, nothing that is used elsewhere too: that is an activation.
+        """
+        search, seen = self.search, set[ValueT]()
+        pending = [(node, False)]
+        own = search.matches.get(search.graph.result(node))
+        if own is not None:
+            yield own.data
+            before = search.graph.producer(own.data)
+            pending = [] if before is None else [(before, False)]
+        while pending and len(seen) < _FARTHEST:
+            node, multiplied = pending.pop()
+            is_layer, link = search.graph.layer(node) is not None, self._link(node)
+            is_product = not is_layer and link is None and search.graph.is_product(node)
+            if not is_layer and not is_product and link is None:
+                continue
+            operands = search.graph.operands(node)[: 1 if is_layer else None]
+            for value in {search.root(operand) for operand in operands} - seen:
+                shared = search.shared(value, {node}) is not None
+                if is_product and shared:
+                    continue
+                inner = search.matches[value].data if value in search.matches else value
+                seen |= {value, inner}
+                yield from dict.fromkeys((value, inner))
+                further = search.graph.producer(inner)
+                if further is not None and not (shared and (multiplied or is_product)):
+                    pending.append((further, multiplied or is_product))
+
+    def _link(self, node: NodeT) -> ReadStage[NodeT, ValueT] | Unreadable | None:
+        """A node as a link or a pooling between maps of the channels of the sum."""
+        graph, spec = self.search.graph, self.like
+        return graph.affine(node, spec.out_channels, spec.axes) or graph.pool(node, spec.out_channels, spec.axes)
 
     def _further(self, match: Match[NodeT, ValueT]) -> Match[NodeT, ValueT] | None:
         """The match and the node, or match, in front of it; None where that is no part of one map."""
@@ -234,18 +293,18 @@ class Paths(Generic[NodeT, ValueT]):
         if earlier is None:
             link = search.graph.affine(node, spec.in_channels, spec.axes)
             link = link or search.graph.pool(node, spec.in_channels, spec.axes)
-            if isinstance(link, Unreadable):
-                operands = search.graph.operands(node)
-                data = search.root(operands[0]) if operands else None
-                self.obstacles.append(Obstacle(first=node, data=data, reason=link.reason))
-            if link is None or isinstance(link, Unreadable):
-                self._look_at_product(node)
+            if not isinstance(link, ReadStage):
+                reason = "what it, or a layer beside it, is multiplied with is not constant"
+                if match.data in search.unreadable:
+                    self._stop(match.data, f"of a layer beside it, {search.unreadable[match.data].reason}")
+                elif link is not None or search.graph.is_product(node):
+                    self._stop(match.data, reason if link is None else link.reason)
                 return None
             earlier = search.link_match(link)
         try:
             return match.behind(earlier, compose(earlier.stage, match.stage))
         except CannotComposeError as error:
-            self.obstacles.append(Obstacle(first=node, data=earlier.data, reason=str(error)))
+            self._stop(match.data, str(error))
             return None
 
 

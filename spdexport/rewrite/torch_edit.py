@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
 
 from spdexport.arrays import to_torch
+from spdexport.rewrite.constants import ASSERTIONS
 from spdexport.rewrite.torch_graph import operands
 from spdexport.rewrite.torch_ports import NewInput, input_spec, output_specs, with_examples, with_ports
 
@@ -208,9 +209,15 @@ class ProgramEdit:
         return copies.get(value, value)
 
     def drop_unused(self, node: torch.fx.Node) -> None:
-        """Remove a node that nothing uses, and what only it used; placeholders go when the edit is finished."""
-        if node.users or node.op == "placeholder" or node in self._dropped:
+        """Remove a node that nothing uses but assertions, and what only it used.
+
+        Placeholders go when the edit is finished.
+        """
+        users = list(node.users)
+        if node.op == "placeholder" or node in self._dropped or any(user.target not in ASSERTIONS for user in users):
             return
+        for user in users:
+            self.graph.erase_node(user)
         inputs = node.all_input_nodes
         self._dropped.add(node)
         self.graph.erase_node(node)

@@ -11,7 +11,7 @@ from torch.export.graph_signature import InputKind
 
 from spdexport.conv import stored_weight
 from spdexport.rewrite.constants import is_in_place
-from spdexport.rewrite.fold_result import chosen, folded_chain, name_of, unfit
+from spdexport.rewrite.fold_result import chosen, declined_of, folded_chain, name_of, unfit
 from spdexport.rewrite.search import Search
 from spdexport.rewrite.torch_builder import convolution, has_padding
 from spdexport.rewrite.torch_edit import ProgramEdit
@@ -59,14 +59,18 @@ def fold_program(program: ExportedProgram, *, if_cheaper: bool = False) -> Progr
         if_cheaper: Whether to leave a chain that has fewer multiply-accumulates than its fold, with that reason.
     """
     refused: set[Key] = set()
+    told: tuple[Skipped, ...] = ()
     while True:
         made: dict[str, Key] = {}
         ordered, search = _searched(program, refused, made)
         result, left = _placed(ordered, search, made, if_cheaper=if_cheaper)
         if not left:
+            result = replace(result, declined=tuple(dict.fromkeys((*told, *result.declined))))
             return result if result.folded else replace(result, program=program)
-        # A sum is in another order only where that makes a layer of a part of it.
+        # A sum is in another order only where that makes a layer of a part of it; why it makes none is still told.
         refused |= left
+        names = {name for name, key in made.items() if key in left}
+        told += declined_of(search, [node for node in ordered.graph.nodes if node.name in names])
 
 
 def _searched(

@@ -13,6 +13,8 @@ from torch.fx import Node
 
 from spdexport.rewrite.stages import (
     ODD_BORDER,
+    RESHAPED,
+    RETYPED,
     Filling,
     OddBorder,
     ReadStage,
@@ -81,6 +83,14 @@ def passed(node: Node) -> Node | None:
     # As texts, for a comparison of symbols would leave a guard.
     same = before.dtype == after.dtype and [str(size) for size in before.shape] == [str(size) for size in after.shape]
     return data if same else None
+
+
+def read_changed(node: Node) -> Unreadable | None:
+    """Return why a node that may hand its input on unchanged does not; None where that is not known."""
+    before, after = (value.meta.get("val") if isinstance(value, Node) else None for value in (node.args[0], node))
+    if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor):
+        return None
+    return Unreadable(reason=RESHAPED if before.dtype == after.dtype else RETYPED)
 
 
 def read_pad(node: Node, channels: int, axes: int) -> ReadStage[Node, Node] | Unreadable:

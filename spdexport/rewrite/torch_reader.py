@@ -14,8 +14,9 @@ from spdexport.arrays import to_numpy
 from spdexport.conv import canonical_weight
 from spdexport.forms import Stage
 from spdexport.names import layer_of_parameter
-from spdexport.rewrite.constants import Constants, is_in_place
+from spdexport.rewrite.constants import ASSERTIONS, Constants, is_in_place
 from spdexport.rewrite.stages import (
+    RETYPED,
     Addend,
     ReadStage,
     Unreadable,
@@ -37,7 +38,7 @@ from spdexport.rewrite.torch_graph import (
     operands,
     spatial_axes,
 )
-from spdexport.rewrite.torch_links import PADDINGS, passed, read_filling, read_pad, read_pool
+from spdexport.rewrite.torch_links import HANDING_ON, PADDINGS, passed, read_changed, read_filling, read_pad, read_pool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -136,6 +137,8 @@ class TorchReader:
             return self._norm(node, channels, axes)
         if node.target in PADDINGS:
             return read_pad(node, channels, axes)
+        if node.target in HANDING_ON:
+            return read_changed(node)
         if node.target in NEGATIONS:
             data = cast("Node", node.args[0])
             return ReadStage(node=node, data=data, stage=negative_stage(channels, axes))
@@ -158,7 +161,7 @@ class TorchReader:
             return None
         before, after = data.meta["val"], node.meta["val"]
         if before.dtype != after.dtype:
-            return Unreadable(reason="the type changes between the layers")
+            return Unreadable(reason=RETYPED)
         numbers = per_channel(values, channels, axes=axes, rank=before.ndim)
         if numbers is None:
             return not_per_channel(product=is_product)
@@ -170,13 +173,15 @@ class TorchReader:
         args = arguments(node)
         data = args["input"]
         if args.get("training"):
-            return Unreadable(reason="the batch norm between is in training mode")
+            return Unreadable(reason="the batch norm between is in training mode", is_norm=True)
         if axes == 0 and data.meta["val"].ndim != 2:
-            return Unreadable(reason="the batch norm between does not act on the channels of the linear layer")
+            return Unreadable(
+                reason="the batch norm between does not act on the channels of the linear layer", is_norm=True
+            )
         given = [args[name] for name in ("weight", "bias", "running_mean", "running_var")]
         arrays = [None if value is None else self.array(value) for value in given]
         if any(value is not None and array is None for value, array in zip(given, arrays, strict=True)):
-            return Unreadable(reason="the batch norm between is not constant")
+            return Unreadable(reason="the batch norm between is not constant", is_norm=True)
         stage = norm_stage(channels, axes, arrays, args["eps"])
         return ReadStage(node=node, data=data, stage=stage, is_norm=True)
 
@@ -236,8 +241,8 @@ class TorchReader:
         return value if value.op == "call_function" else None
 
     def users(self, value: Node) -> Sequence[Node]:
-        """Return the nodes that use it."""
-        return list(value.users)
+        """Return the nodes that use it; those that only look at its type do not."""
+        return [user for user in value.users if user.target not in ASSERTIONS]
 
     def is_output(self, value: Node) -> bool:
         """Return whether the program gives it out, or writes it into a buffer or an input."""

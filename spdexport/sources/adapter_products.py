@@ -26,7 +26,7 @@ from spdexport.conv import ConvSpec
 from spdexport.errors import ComponentsError
 from spdexport.forms import Form, Stage, compose, dense
 from spdexport.forms.base import CannotComposeError
-from spdexport.names import shape_of
+from spdexport.names import count, shape_of
 from spdexport.sources.adapters import NAMES
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from spdexport.conv import ConvSite, FloatArray
+    from spdexport.conv import Array, ConvSite, FloatArray
     from spdexport.sources.adapters import RawAdapter
 
 
@@ -71,15 +71,45 @@ def added_form(raw: RawAdapter, site: ConvSite, where: str) -> Form:
             where=where,
             hint=f"Merge the adapter first, or leave the layer out with --exclude {site.name}.",
         ) from error
+    weight = _rounded(exact, site.weight.dtype, f"The weight of {about}", site, where)
+    bias = site.bias
+    if "bias" in raw.parts:
+        bias = _rounded(_added_bias(raw, site, where), weight.dtype, f"The bias of {about}", site, where)
+    return dense(site.spec, weight, bias)
+
+
+def _rounded(exact: FloatArray, dtype: np.dtype, what: str, site: ConvSite, where: str) -> Array:
+    """The layer's own dtype.
+
+    Raises:
+        ComponentsError: It is beyond its range.
+    """
     with np.errstate(over="ignore"):
-        weight = exact.astype(site.weight.dtype)
-    if not np.isfinite(weight.astype(np.float64)).all():
+        rounded = exact.astype(dtype)
+    if not np.isfinite(rounded.astype(np.float64)).all():
         raise ComponentsError(
-            f"The weight of {about} with the adapter is beyond the range of {site.weight.dtype}.",
+            f"{what} with the adapter is beyond the range of {dtype}.",
             where=where,
             hint=f"Convert the model in a wider dtype, or leave the layer out with --exclude {site.name}.",
         )
-    return dense(site.spec, weight, site.bias)
+    return rounded
+
+
+def _added_bias(raw: RawAdapter, site: ConvSite, where: str) -> FloatArray:
+    """The layer's bias, with what peft adds to it (``lora_bias``).
+
+    Raises:
+        ComponentsError: The layer has none, or it is of another size.
+    """
+    added = _f64(raw.parts["bias"])
+    if site.bias is None or added.shape != site.bias.shape:
+        has = "no bias" if site.bias is None else f"a bias of {count(len(site.bias), 'number')}"
+        raise ComponentsError(
+            f"The LoRA adds a bias of shape {shape_of(added.shape)} to {site.name}, which has {has}.",
+            where=where,
+            hint=f"Give the model that it was trained on, or leave the layer out with --exclude {site.name}.",
+        )
+    return np.asarray(site.bias, dtype=np.float64) + scale_of(raw) * added
 
 
 class _RefusedError(Exception):

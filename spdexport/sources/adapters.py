@@ -15,6 +15,7 @@ from spdexport.arrays import to_numpy
 from spdexport.errors import ComponentsError
 from spdexport.factors import Factors
 from spdexport.names import shape_of
+from spdexport.sources.adapter_config import AdapterConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -42,7 +43,9 @@ _NEEDED = {
 }
 """The parts that an adapter has to have, each under one of these names."""
 
-_KEY = re.compile(rf"(?P<layer>.+)\.(?P<part>{'|'.join(_PARTS)})(\.(?P<adapter>\w+))??(\.weight)?", re.DOTALL)
+_KEY = re.compile(
+    rf"(?P<layer>.+)\.(?P<part>{'|'.join(_PARTS)})(\.(?P<adapter>\w+))??(\.(?P<of>weight|bias))?", re.DOTALL
+)
 _PEFT = "base_model.model."
 _KOHYA = ("lora_unet_", "lora_te1_", "lora_te2_", "lora_te_", "lycoris_")
 """What stands in front of a layer's name; kohya's scripts and LyCORIS then write ``_`` for each dot."""
@@ -113,8 +116,9 @@ def read_adapters(
             alphas[layer] = tensor
         elif last == "dora_scale" and layer:
             magnitudes[layer] = tensor
-        elif match := _KEY.fullmatch(key):
+        elif (match := _KEY.fullmatch(key)) and (match["of"] != "bias" or match["part"] == "lora_B"):
             kind, part = _PARTS[match["part"]]
+            part = "bias" if match["of"] == "bias" else part
             if kinds.setdefault(match["layer"], kind) != kind or part in found.get(match["layer"], ()):
                 raise _fault(f"{match['layer']} has two adapters.", match["layer"], where)
             found.setdefault(match["layer"], {})[part] = tensor
@@ -129,6 +133,8 @@ def read_adapters(
         not names and not all({"A", "B"} == set(found[x]) or {"U", "S", "V"} == set(found[x]) for x in paired)
     ):
         return None
+    is_peft = bool(names & {"lora_A", "lora_B"}) or any(layer.startswith(_PEFT) for layer in found)
+    settings = AdapterConfig(settings=config, where=where) if is_peft and config is not None else None
     rest += [f"{layer}.alpha" for layer in alphas if layer not in found]
     rest += [f"{layer}.dora_scale" for layer in magnitudes if layer not in found or layer in paired]
     if rest:
@@ -139,26 +145,18 @@ def read_adapters(
             hint="Known are LoRA, DoRA, LoHa and LoKr as peft, kohya's scripts and LyCORIS write them; merge others.",
         )
     layers: dict[str, RawAdapter] = {}
-    is_peft = bool(names & {"lora_A", "lora_B"}) or any(layer.startswith(_PEFT) for layer in found)
     for layer, parts in found.items():
+        name, kind = _bare(layer), kinds[layer]
         if layer in magnitudes:
             parts["dora_scale"] = magnitudes[layer]
-        _check_parts(layer, kinds[layer], parts, where)
-        scale = None
-        if is_peft and kinds[layer] in _NEEDED:
-            scale = _peft_scale(layer, kinds[layer], config, layer in alphas, where)
-            if config is not None and config.get("use_dora") and "magnitude" not in parts:
-                raise _fault(
-                    f"The configuration has use_dora, and {layer} has no lora_magnitude_vector.",
-                    layer,
-                    where,
-                    hint="Give the file that peft saved, or merge the adapter with peft first.",
-                )
+        _check_parts(layer, kind, parts, where)
         alpha = float(alphas[layer]) if layer in alphas and alphas[layer].numel() == 1 else None
-        name = _bare(layer)
+        scale = None
+        if is_peft and kind in _NEEDED:
+            scale = _peft_scale(layer, RawAdapter(kind=kind, parts=parts, alpha=alpha), settings, where)
         if name in layers:
             raise _fault(f"{name} is named twice, with other prefixes.", layer, where)
-        layers[name] = RawAdapter(kind=kinds[layer], parts=parts, alpha=alpha, scale=scale)
+        layers[name] = RawAdapter(kind=kind, parts=parts, alpha=alpha, scale=scale)
     return RawAdapters(layers=layers, underscored=any(layer.startswith(_KOHYA) for layer in found))
 
 
@@ -187,38 +185,20 @@ def _check_parts(layer: str, kind: str, parts: Mapping[str, torch.Tensor], where
             raise _fault(f"{name} of {layer}, {tensor.dtype} of shape {shape}, holds no finite floats.", layer, where)
 
 
-def _peft_scale(
-    layer: str,
-    kind: str,
-    config: Mapping[str, object] | None,
-    has_alpha: bool,
-    where: str,
-) -> float | None:
+def _peft_scale(layer: str, raw: RawAdapter, settings: AdapterConfig | None, where: str) -> float | None:
     """What peft multiplies with, which its files of weights do not hold; None where an alpha is there all the same."""
-    if has_alpha:
+    if settings is None and raw.alpha is not None:
         return None
-    key = "lora_alpha" if kind == "lora" else "alpha"
-    alpha, rank = (None if config is None else config.get(name) for name in (key, "r"))
-    if (
-        not all(isinstance(number, int | float) and not isinstance(number, bool) for number in (alpha, rank))
-        or not rank
-    ):
+    if settings is None:
+        key = "lora_alpha" if raw.kind == "lora" else "alpha"
         raise _fault(
             f"What the adapter of {layer} is multiplied with is not known: it has no alpha.",
             layer,
             where,
             hint=f"Put adapter_config.json, with {key} and r, beside the file, or write {layer}.alpha into it.",
         )
-    assert config is not None and isinstance(alpha, int | float) and isinstance(rank, int | float)  # noqa: PT018
-    for name in ("rank_pattern", "alpha_pattern"):
-        if config.get(name):
-            raise _fault(
-                f"The configuration has {name}, which is not read.",
-                layer,
-                where,
-                hint="Merge the adapter with peft first.",
-            )
-    return float(alpha) / float(rank) ** (0.5 if config.get("use_rslora") else 1)
+    settings.check_parts(layer, raw.parts)
+    return settings.scale(_bare(layer), raw.kind, raw.parts, raw.alpha)
 
 
 def read_factors(raw: RawAdapter, site: ConvSite, where: str) -> Factors:

@@ -126,13 +126,15 @@ def from_state_dict(state: Mapping[str, torch.Tensor], path: Path | None) -> Com
 
 def _from_adapter_file(tensors: Mapping[str, torch.Tensor], path: Path) -> ComponentSet | None:
     """The adapters of a file; None where no name is one of an adapter's. peft's configuration is read beside it."""
-    config: object = None
+    config: dict[str, object] | None = None
     beside = path.with_name("adapter_config.json")
     if beside.is_file():
         text = read_text(beside, error=ComponentsError, what="The configuration cannot be read", hint="Write it again.")
         with reading(beside, error=ComponentsError):
             config = json.loads(text)
-    adapters = read_adapters(tensors, config if isinstance(config, dict) else None, str(path))
+        if not isinstance(config, dict):
+            raise ComponentsError("The configuration is no JSON object.", where=str(beside), hint="Write it again.")
+    adapters = read_adapters(tensors, config, str(path))
     if adapters is None:
         return None
     return ComponentSet(kind="file", components={}, adapters=adapters, path=path, sha256=sha256_file(path))

@@ -17,6 +17,7 @@ import numpy as np
 
 from spdexport.content import graph_hash
 from spdexport.factors import unit_rounding
+from spdexport.names import count
 from spdexport.reference.unavailable import ReferenceUnavailable
 from spdexport.rewrite.onnx_scopes import bodies
 from spdexport.verification.channel_draws import (
@@ -150,7 +151,9 @@ class ChannelProof:
             if relation is None or not relation.is_whole or relation.after != other.name:
                 return Wrong(layer=name, what=f"of the output {name} channels are gone")
         if len(before) != len(after):
-            return Wrong(layer="output", what=f"there are {len(after)} outputs where {len(before)} is right")
+            return Wrong(
+                layer="output", what=f"the file has {count(len(after), 'output')} where {len(before)} is right"
+            )
         return None
 
     def _node(self, node: ir.Node) -> Wrong | None:

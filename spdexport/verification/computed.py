@@ -18,10 +18,12 @@ from spdexport.factors import unit_rounding
 from spdexport.reference.onnx_reference import RANDOM
 from spdexport.reference.rounding_onnx import EXACT, SHAPES
 from spdexport.reference.unavailable import ReferenceUnavailable
+from spdexport.rewrite.onnx_constants import constant
+from spdexport.rewrite.onnx_graph import is_operator
 from spdexport.verification.one_node import OneNode, widened
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from spdexport.conv import Array, FloatArray
 
@@ -36,6 +38,9 @@ ONCE = frozenset(("Cast", "CastLike", "DequantizeLinear"))
 
 NORMS = ("BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "LpNormalization")
 """Operators whose result is as large as their input, and has sums over parts of it."""
+
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization")
+"""Operators that have weights."""
 
 _READABLE = {"value", "value_float", "value_floats", "value_int", "value_ints"}
 
@@ -81,13 +86,56 @@ def with_computed(model: ir.Model) -> ir.Model:
     return model
 
 
-def _replace(graph: ir.Graph, model: ir.Model) -> None:
+def with_computed_weights(model: ir.Model) -> ir.Model | None:
+    """Return the model with a stored constant in the place of each weight that it computes from weights alone.
+
+    None where there is none.
+
+    A LoHa beside a layer is one, whose factors are multiplied in the graph. Weights that can be read as they are stay,
+    and so does all that is no weight of a convolution, a product or a batch norm.
+
+    Args:
+        model: The model; it is not changed.
+    """
+    model, constants = model.clone(), set[ir.Value]()
+    for node in model.graph:
+        if _reads_constants(node, constants):
+            constants.update(node.outputs)
+    layers = (node for node in model.graph if is_operator(node, *LAYERS) and not constants.issuperset(node.outputs))
+    weights = {value for node in layers for value in node.inputs if value in constants and constant(value) is None}
+    needed, pending = set[ir.Value](), list(weights)
+    while pending:
+        value = pending.pop()
+        maker = None if value in needed else value.producer()
+        needed.add(value)
+        pending += (
+            [] if maker is None else [given for given in maker.inputs if given is not None and given in constants]
+        )
+    if not weights:
+        return None
+    _replace(model.graph, model, needed=needed, stored=weights)
+    return model
+
+
+def _replace(
+    graph: ir.Graph,
+    model: ir.Model,
+    *,
+    needed: Collection[ir.Value] | None = None,
+    stored: Collection[ir.Value] | None = None,
+) -> None:
+    """Evaluate the nodes that give needed values, and store what others read, or what is to be stored, without floors.
+
+    All of them with their floors where nothing is named.
+    """
     known: dict[ir.Value, _Known] = {}
     replaced = []
     for node in list(graph):
-        if not _reads_constants(node, known):
+        if (needed is not None and not any(value in needed for value in node.outputs)) or not _reads_constants(
+            node, known
+        ):
             continue
-        results = _evaluated(node, known, model)
+        results = _evaluated(node, known, model, floors=needed is None)
         if results is None:
             continue
         known.update(zip(node.outputs, results, strict=False))
@@ -95,7 +143,7 @@ def _replace(graph: ir.Graph, model: ir.Model) -> None:
     gone = set(replaced)
     for node in replaced:
         for index, value in enumerate(node.outputs):
-            if value not in known:
+            if value not in known or (stored is not None and value not in stored):
                 continue
             if value.is_graph_output() or any(use.node not in gone for use in value.uses()):
                 _store(graph, node, index, known[value])
@@ -137,7 +185,7 @@ def is_stored(value: ir.Value | None) -> bool:
     )
 
 
-def _reads_constants(node: ir.Node, known: dict[ir.Value, _Known]) -> bool:
+def _reads_constants(node: ir.Node, known: Collection[ir.Value]) -> bool:
     """Whether a node is one that gives constants."""
     if node.domain not in ("", "ai.onnx") or node.op_type in RANDOM:
         return False
@@ -149,7 +197,7 @@ def _reads_constants(node: ir.Node, known: dict[ir.Value, _Known]) -> bool:
     return bool(given) and all(value in known or is_stored(value) for value in given)
 
 
-def _evaluated(node: ir.Node, known: dict[ir.Value, _Known], model: ir.Model) -> list[_Known] | None:
+def _evaluated(node: ir.Node, known: dict[ir.Value, _Known], model: ir.Model, *, floors: bool) -> list[_Known] | None:
     """What a node gives; None where that cannot be evaluated."""
     operands = [None if value is None else known.get(value) or _read(value) for value in node.inputs]
     if any(o is not None and (o.exact.dtype.kind not in "biuf" or o.exact.size > ELEMENTS) for o in operands):
@@ -166,7 +214,7 @@ def _evaluated(node: ir.Node, known: dict[ir.Value, _Known], model: ir.Model) ->
     dtypes = [d if d is not None else v.dtype for d, v in zip(function.dtypes, exact, strict=True)]
     if node.op_type in ONCE:
         exact = [_rounded(v, d).astype(v.dtype) for v, d in zip(exact, dtypes, strict=True)]
-    noisy = _drawn(node, function, feeds, exact, dtypes)
+    noisy = _drawn(node, function, feeds, exact, dtypes) if floors else []
     return [
         _Known(exact=value, noisy=tuple(draw[i] for draw in noisy), dtype=dtype, parameters=parameters)
         for i, (value, dtype) in enumerate(zip(exact, dtypes, strict=True))

@@ -12,7 +12,7 @@ from spdexport.files.limits import limit
 from spdexport.files.npz import read_npz
 from spdexport.files.onnx_sizes import GIB
 from spdexport.files.sniff import FileKind, sniff
-from spdexport.names import CLASSES
+from spdexport.names import CLASSES, count
 from spdexport.ort.installed import require_torch
 from spdexport.ranges import SizeRange, ends
 from spdexport.verification.ports import FileCase, Port
@@ -47,7 +47,9 @@ def given_by_name(ports: Sequence[Port], args: Sequence[Array], kwargs: Mapping[
     hint = f"The file takes {declared or 'no inputs'}."
     names = [port.name for port in ports]
     if len(args) > len(ports):
-        raise ExampleInputError(f"There are {len(args)} inputs.", where="--inputs", hint=hint)
+        raise ExampleInputError(
+            f"{count(len(args), 'input')} for a file that takes {len(ports)}.", where="--inputs", hint=hint
+        )
     given = dict(zip(names, args, strict=False)) | dict(kwargs)
     unknown, missing = [n for n in given if n not in names], [n for n in names if n not in given]
     if unknown or missing:

@@ -136,7 +136,7 @@ class Comparison:
         if len(level.file.outputs) != len(level.plain.outputs):
             if is_main:
                 return None  # told of the ports
-            what = f"a body gives {len(level.file.outputs)} values where {len(level.plain.outputs)} is right"
+            what = f"a body gives {count(len(level.file.outputs), 'value')} where {len(level.plain.outputs)} is right"
             return _at(Mismatch(layer=level.where, what=what, structural=True), level)
         ends = zip(level.file.outputs, level.plain.outputs, level.size.outputs, level.plain_size.outputs, strict=True)
         for value, target, size, other_size in ends:
@@ -188,7 +188,7 @@ class Comparison:
             return fault(f"is of {mine} where {theirs} is right")
         inputs, wanted = _given(node), _given(other)
         if len(inputs) != len(wanted):
-            return fault(f"has {len(inputs)} inputs where {len(wanted)} is right")
+            return fault(f"has {count(len(inputs), 'input')} where {len(wanted)} is right")
         for index, (value, target) in enumerate(zip(inputs, wanted, strict=True)):
             if (stored(value) is None or stored(target) is None) and self._partner(value) is not target:
                 return fault(f"reads {origin(value)} at input {index} where {origin(target)} is right")
@@ -271,7 +271,8 @@ class Comparison:
                 return _opset(domain, mine[domain], theirs[domain], where)
         for what in ("inputs", "outputs"):
             if len(getattr(function, what)) != len(getattr(right, what)):
-                reason = f"{where} has {len(getattr(function, what))} {what}, and {len(getattr(right, what))} is right"
+                has, wants = (count(len(getattr(each, what)), what.removesuffix("s")) for each in (function, right))
+                reason = f"{where} has {has}, and {wants} is right"
                 return Mismatch(layer=function.name, what=reason, structural=True)
         taken, wanted = (
             {n: None if a.value is None else described(_holder(a), n, {}) for n, a in f.attributes.items()}

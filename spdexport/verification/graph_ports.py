@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from spdexport.names import shape_of
+from spdexport.names import count, shape_of
 from spdexport.verification.layers import layer_at, layer_of
 from spdexport.verification.weight_values import Mismatch
 
@@ -44,7 +44,7 @@ def compare_ports(file: ir.Graph, plain: ir.Graph, *, named: bool) -> Mismatch |
 def compare_body_ports(file: ir.Graph, plain: ir.Graph, index: int) -> Mismatch | None:
     """Return the first difference of what two bodies take and give; types count where both have one."""
     if len(file.inputs) != len(plain.inputs):
-        what = f"body {index} takes {len(file.inputs)} values where {len(plain.inputs)} is right"
+        what = f"body {index} takes {count(len(file.inputs), 'value')} where {len(plain.inputs)} is right"
         return Mismatch(layer="", what=what, structural=True)
     for mine, right in (*zip(file.inputs, plain.inputs, strict=True), *zip(file.outputs, plain.outputs, strict=False)):
         if mine.type is not None and right.type is not None and mine.type != right.type:

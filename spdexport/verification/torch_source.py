@@ -17,6 +17,7 @@ from spdexport.errors import first_line
 from spdexport.factors import unit_rounding
 from spdexport.files.hashing import sha256_file
 from spdexport.files.onnx_reading import reload_onnx
+from spdexport.names import count
 from spdexport.reference.torch_reference import evaluate
 from spdexport.verification.approximation import Change, approximation
 from spdexport.verification.compare import Comparison, failed
@@ -301,7 +302,7 @@ class _TorchVerifier(Verifier[Case]):
         leaves = torch.utils._pytree.tree_leaves(result)
         values = [to_numpy(v) for v in leaves if isinstance(v, torch.Tensor)]
         if len(values) != len(self._own):
-            found = failed(f"the module gives {len(values)} tensors and the program {len(self._own)}")
+            found = failed(f"the module gives {count(len(values), 'tensor')} and the program {len(self._own)}")
         else:
             outputs = dict(zip(self._own, values, strict=True))
             found = trial.compare(outputs, effective)

@@ -112,6 +112,7 @@ def test_layers_left_alone_are_grouped_by_reason():
     assert "9 layers left as they are" in text
     assert "it has no components: fc0, fc1, fc2, fc3 and 4 more" in text
     assert "no convolution: emb (embedding)" in text
+    assert "1 layer left as it is\n" in shown(conversion(layer(), left("fc", "it has no components")))
     assert "fc7" in shown(conversion(layer(), *many), verbose=True)
 
 

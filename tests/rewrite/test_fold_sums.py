@@ -209,6 +209,20 @@ def test_a_sum_that_is_no_layer_is_left_with_its_reason(name: str) -> None:
     assert close(after, before)
 
 
+def test_a_norm_that_names_no_epsilon_adds_that_of_a_single_float() -> None:
+    """Attributes are single floats, the default too: 1e-5 is none. The variance is small, so that it shows."""
+    norm = node("BatchNormalization", "x g b m v", "n")
+    gamma, shift, mean, variance = (np.array(pair) for pair in ([1.5, 2.0], [0.5, 1.0], [0.25, 0.5], [1e-9, 2e-6]))
+    model = sum_of([SQUARE, norm, node("Add", "a n", "y")], g=gamma, b=shift, m=mean, v=variance)
+    (layer,) = (read_layer(each) for each in fold_onnx(model).model.graph)
+    scale = gamma / np.sqrt(variance + 9.999999747378752e-06)
+    right = np.ones((2, 2, 3, 3))
+    right[[0, 1], [0, 1], 1, 1] += scale
+    np.testing.assert_allclose(layer.stage.weight, right, rtol=1e-13)
+    np.testing.assert_allclose(layer.stage.bias, shift - mean * scale, rtol=1e-13)
+    assert np.abs(gamma / np.sqrt(variance + 1e-5) / scale - 1).min() > 1e-9
+
+
 @pytest.mark.parametrize(("value", "folds"), [(0.0, True), (0.5, False)])
 def test_a_padding_of_an_old_file(value: float, folds: bool) -> None:
     """Before opset 11, what and how much is padded are attributes."""

@@ -93,7 +93,7 @@ def test_inputs_are_matched_by_name_and_position() -> None:
     assert list(given_by_name([X, IDS], [x], {"ids": ids})) == ["x", "ids"]
     with pytest.raises(ExampleInputError, match="The input 'ids' is not given"):
         given_by_name([X, IDS], [x], {})
-    with pytest.raises(ExampleInputError, match="There are 3 inputs"):
+    with pytest.raises(ExampleInputError, match="3 inputs for a file that takes 2"):
         given_by_name([X, IDS], [x, ids, ids], {})
     with pytest.raises(ExampleInputError, match=r"have ids float32 \(1, 4\)"):
         given_by_name([X, IDS], [x, ids.astype(np.float32)], {})

@@ -107,6 +107,34 @@ def main(names: list[str]) -> None:
         "dora_convs": peft.LoraConfig(r=2, lora_alpha=3, use_dora=True, target_modules=targets),
         "lora_groups": peft.LoraConfig(r=6, lora_alpha=3, target_modules=["body.0", "body.1"]),
         "loha_groups": peft.LoHaConfig(r=2, alpha=3, target_modules=["body.0"], use_effective_conv2d=True),
+        "patterns": peft.LoraConfig(
+            r=2,
+            lora_alpha=3,
+            target_modules=targets,
+            rank_pattern={"0": 3, r"body\.\d": 4, "ody.2": 1},
+            alpha_pattern={"^body.0": 5, "(head|tail)": 7},
+        ),
+        "patterns_rslora": peft.LoraConfig(
+            r=2, lora_alpha=3, use_rslora=True, target_modules=targets, rank_pattern={"^head": 3, "bo.*": 4}
+        ),
+        "patterns_loha": peft.LoHaConfig(
+            r=2,
+            alpha=3,
+            target_modules=targets,
+            use_effective_conv2d=True,
+            rank_pattern={"head": 3},
+            alpha_pattern={".*2": 5},
+        ),
+        "patterns_lokr": peft.LoKrConfig(
+            r=2,
+            alpha=3,
+            target_modules=targets,
+            use_effective_conv2d=True,
+            decompose_both=True,
+            rank_pattern={"body.0": 1},
+            alpha_pattern={"head": 5},
+        ),
+        "biased": peft.LoraConfig(r=2, lora_alpha=3, lora_bias=True, target_modules=targets),
     }
     grouped = Grouped().eval()
     if not names or "peft_lora_groups" in names:
