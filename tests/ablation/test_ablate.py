@@ -214,10 +214,10 @@ def bad_data(tmp_path):
 
 
 REFUSED = [
-    ({"inputs": "bad.npz"}, ExampleInputError, "The file does not run on the data"),
-    ({"inputs": "two.npz"}, ExampleInputError, "The data hold x, y"),
-    ({"inputs": "double.npz"}, ExampleInputError, "The data have float64 for x"),
-    ({"inputs": "missing.npz"}, ExampleInputError, "There is no such file"),
+    ({"data": "bad.npz"}, ExampleInputError, "The file does not run on the data"),
+    ({"data": "two.npz"}, ExampleInputError, "The data hold x, y"),
+    ({"data": "double.npz"}, ExampleInputError, "The data have float64 for x"),
+    ({"data": "missing.npz"}, ExampleInputError, "There is no such file"),
     ({"layers": ["conv9"]}, UsageError, "'conv9' matches no layer with a run-time mask"),
     ({"output": "scores"}, UsageError, "'scores' is no float output of the file"),
     ({"provider": "rocm"}, UsageError, "no provider 'rocm'"),
@@ -231,9 +231,9 @@ REFUSED = [
 
 @pytest.mark.parametrize(("options", "error", "what"), REFUSED, ids=[what for *_, what in REFUSED])
 def test_refusals(folder, bad_data, options, error, what):
-    paths = {k: bad_data / v if k in ("inputs", "baseline", "sets") else v for k, v in options.items()}
+    paths = {k: bad_data / v if k in ("data", "baseline", "sets") else v for k, v in options.items()}
     with pytest.raises(error, match=what):
-        ablate(folder / "m.onnx", **{"inputs": folder / "x.npz", **paths})
+        ablate(folder / "m.onnx", **{"data": folder / "x.npz", **paths})
 
 
 def test_a_file_without_masks(folder, tmp_path):
