@@ -221,8 +221,10 @@ class Paths(Generic[NodeT, ValueT]):
         while not search.only_undoes:
             problem = search.shared(match.data, match.nodes | self.adds)
             if problem is not None:
-                self._stop(match.data, problem)
-                break
+                # What is written into a padding uses it too: then the border is the reason.
+                if not self._look_at_border(match):
+                    self._stop(match.data, problem)
+                return
             further = self._further(match)
             if further is None:
                 break
@@ -230,17 +232,18 @@ class Paths(Generic[NodeT, ValueT]):
             match = further
         self._look_at_border(match)
 
-    def _look_at_border(self, match: Match[NodeT, ValueT]) -> None:
-        """Note a padding in front of a map whose border is filled with what is no bias."""
+    def _look_at_border(self, match: Match[NodeT, ValueT]) -> bool:
+        """Note a padding in front of a map whose border is filled with what is no bias; return whether one is."""
         search = self.search
         node = search.graph.producer(match.data)
         filling = None if node is None else search.graph.filled(node)
         if node is None or filling is None:
-            return
+            return False
         earlier = search.matches.get(search.root(filling.data))
         reason = filling.reason if isinstance(filling, OddBorder) else "its border is filled with other than its bias"
         if earlier is not None:
             self.obstacles.append(Obstacle(first=node, data=earlier.data, reason=reason))
+        return earlier is not None
 
     def _stop(self, value: ValueT, reason: str) -> None:
         """Note why a value is the last of a path."""

@@ -155,10 +155,10 @@ def test_batch_norm_that_trains_or_is_computed_is_refused() -> None:
     parts = [weight(4) for _ in range(4)]
     training = read_affine(node("BatchNormalization", value(2, 4, 9), *parts, training_mode=1), 4, 1)
     computed = read_affine(node("BatchNormalization", value(2, 4, 9), *parts[:3], value(4)), 4, 1)
-    assert training == Unreadable(reason="the batch norm between is in training mode")
+    assert training == Unreadable(reason="the batch norm between is in training mode", is_norm=True)
     zeros = read_affine(node("Div", value(2, 3, 4), np.float32([[1], [0], [2]])), 3, 1)
     assert zeros == Unreadable(reason="what comes between is divided by zero")
-    assert computed == Unreadable(reason="the batch norm between is not constant")
+    assert computed == Unreadable(reason="the batch norm between is not constant", is_norm=True)
 
 
 def test_a_sum_of_computed_values_is_no_shift() -> None:
