@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
     parser.add_argument("--only", metavar="TEXT", help="files with this in their name alone")
     parser.add_argument("--place", metavar="TEXT", help="places with this in their name alone")
-    parser.add_argument("--fast", action="store_true", help="few places for each file, and none that takes long")
+    parser.add_argument("--fast", action="store_true", help="one place for each file, and none that takes long")
     parser.add_argument("--show", action="store_true", help="print what each command said")
     options = parser.parse_args()
     from fuzz_workers import prepared_material, run_jobs

@@ -220,6 +220,7 @@ def colours(tmp_path_factory):
 
 
 @pytest.mark.parametrize("static", [False, True])
+@pytest.mark.sampled(1)
 def test_components_of_the_svd(colours, static):
     net, data = colours
     found = atlas(net, data=data, form="factorized", dynamic_batch=not static, effect_samples=5)
@@ -249,6 +250,7 @@ def test_ranks_of_a_torch_model_and_the_most_important_alone(colours, tmp_path):
     assert "1 component of less importance not shown" in (tmp_path / "a.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 def test_thumbnails_become_smaller_to_keep_the_page_small(colours):
     net, data = colours
     found = atlas(net, data=data, form="factorized", effect_samples=0, max_size=0.009)
@@ -262,6 +264,7 @@ def test_thumbnails_become_smaller_to_keep_the_page_small(colours):
     ("run", "factory"),
     [("embed", "Emb"), *(pytest.param(run, "MLP", marks=pytest.mark.long) for run in ("shared_seq", "ident"))],
 )
+@pytest.mark.sampled(1)
 def test_runs_without_images(run, factory, tmp_path):
     data = KINDS / f"{run}.x.npz"
     found = atlas(KINDS / run, tmp_path / "a.html", data=data, factory=f"{KINDS / 'targets.py'}:{factory}")

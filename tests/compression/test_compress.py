@@ -115,6 +115,7 @@ def test_a_budget_of_accuracy_is_kept_on_data_of_its_own(folder):
 
 
 @pytest.mark.parametrize("cost", ["macs", "size"])
+@pytest.mark.sampled(1)
 def test_a_budget_of_cost_is_reached(folder, cost):
     found = spdexport.compress(
         None, folder / "half.onnx", factory=factory("Full"), data=folder / "x.npz", verify=False, **{cost: 0.5}
@@ -125,6 +126,7 @@ def test_a_budget_of_cost_is_reached(folder, cost):
     assert found.plan.macs_after < found.plan.macs_before
 
 
+@pytest.mark.long
 def test_refitting_makes_good_what_earlier_layers_lose(folder, monkeypatch):
     def lost():
         found = spdexport.compress(
@@ -140,6 +142,7 @@ def test_refitting_makes_good_what_earlier_layers_lose(folder, monkeypatch):
     assert fitted < 0.985 * lost()
 
 
+@pytest.mark.long
 def test_tokens_take_biases_and_shared_weights_are_left_alone(tmp_path):
     tokens = np.random.default_rng(0).standard_normal((200, 5, 32)).astype(np.float32)
     spdexport.convert(
@@ -172,6 +175,7 @@ def test_a_file_of_fixed_batch_is_filled_up(folder, tmp_path):
     assert {layer.name for layer in found.search.layers} >= {"pair", "split"}
 
 
+@pytest.mark.long
 def test_your_own_metric_is_the_budget(folder, tmp_path):
     (tmp_path / "m.py").write_text("def right(logits, labels):\n    return logits.argmax(1) == labels\n")
     found = spdexport.compress(

@@ -142,6 +142,7 @@ def test_a_layer_makes_up_for_what_is_added_to_it(data, tmp_path, monkeypatch):
     assert with_sums < 0.97 * lost()
 
 
+@pytest.mark.long
 def test_what_loses_nothing_leaves_dense_layers_as_they_are(data, tmp_path, fits):
     spdexport.compress(
         None, tmp_path / "exact.onnx", factory=factory("Planted"), data=data, max_relative_l2=1e-4, verify=False
@@ -149,6 +150,7 @@ def test_what_loses_nothing_leaves_dense_layers_as_they_are(data, tmp_path, fits
     assert all(forms.keys() <= {"pair", "split"} for forms, _ in fits)
 
 
+@pytest.mark.long
 def test_few_samples_leave_dense_layers_as_they_are(data, tmp_path, fits):
     few = tmp_path / "few.npz"
     np.savez(few, x=nets.images(60, seed=3))

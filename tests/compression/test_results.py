@@ -49,6 +49,7 @@ def of_rank(form, ranks):
         pytest.param("tucker2", (12, 20), marks=pytest.mark.long),
     ],
 )
+@pytest.mark.sampled(1)
 def test_exact_low_rank_of_every_form_is_found_and_loses_nothing(tmp_path, form, ranks):
     found = spdexport.compress(
         OneLayer(of_rank(form, ranks)),

@@ -9,6 +9,7 @@ import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -246,9 +247,8 @@ FEW = {
 
 
 def jobs(chosen: Sequence[Hostile], *, few: bool = False) -> list[HostileJob]:
-    """Return every hostile file at every place, or at the few that read it as what it is."""
-    return [
-        HostileJob(hostile, place)
-        for hostile in chosen
-        for place in (FEW[Path(hostile.file).suffix or hostile.file] if few else PLACES)
-    ]
+    """Return every hostile file at every place; with ``few`` at one that reads it as what it is, each in its turn."""
+    if not few:
+        return [HostileJob(hostile, place) for hostile in chosen for place in PLACES]
+    turns = {ending: cycle(places) for ending, places in FEW.items()}
+    return [HostileJob(hostile, next(turns[Path(hostile.file).suffix or hostile.file])) for hostile in chosen]

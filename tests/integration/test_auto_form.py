@@ -88,6 +88,7 @@ def source_of(kind: str, folder: Path) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["torch", "onnx"])
+@pytest.mark.sampled(1)
 def test_auto_computes_what_the_literal_form_computes(tmp_path: Path, given: dict[str, Any], kind: str) -> None:
     source, inputs = source_of(kind, tmp_path), {"inputs": torch.randn(2, 32, 8, 8)}
     literal = spdexport.convert(source, tmp_path / "literal.onnx", **inputs, **given)
@@ -142,6 +143,7 @@ def test_a_file_that_lies_about_its_forms_fails(tmp_path: Path, given: dict[str,
     ("form", "options"),
     [("auto", {"energy": 0.6}), ("factorized", {"max_error": 0.5}), ("dense", {"rank": ["3", "few=2"]})],
 )
+@pytest.mark.sampled(1)
 def test_a_truncated_model_is_equivalent_to_the_truncated_weights(
     tmp_path: Path, given: dict[str, Any], form: str, options: dict[str, Any]
 ) -> None:

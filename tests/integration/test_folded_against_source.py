@@ -65,6 +65,7 @@ def test_a_weight_that_is_off_is_still_found(tmp_path: Path, factory: str) -> No
     assert edge.first_divergence == "3"
 
 
+@pytest.mark.long
 def test_an_spd_run_with_masks(tmp_path: Path) -> None:
     source = {"factory": f"{DIGITS / 'digits_cnn.py'}:DigitsCNN", "input_shape": "2x1x16x16"}
     folded = both(tmp_path, lambda path: convert(DIGITS / "run", path, verify=False, masks=MASKS, **source))

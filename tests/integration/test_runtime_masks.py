@@ -156,6 +156,7 @@ def test_a_fixed_mask_of_other_locations_is_refused(tmp_path: Path) -> None:
         converted(tmp_path, masks=tmp_path / "m.safetensors")
 
 
+@pytest.mark.long
 def test_the_graph_stays_readable(tmp_path: Path) -> None:
     def operators(**options: Any) -> list[str]:
         converted(tmp_path, **options)
