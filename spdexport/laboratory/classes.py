@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from typing import TYPE_CHECKING
 
 from spdexport.errors import InputError
@@ -22,6 +23,8 @@ def read_classes(path: Path) -> tuple[str, ...]:
         InputError: The file cannot be read, or holds something else.
     """
     text = read_text(path, error=InputError, what=_WHAT, hint=_HINT)
+    if any(unicodedata.category(character) == "Cc" and character not in "\t\n\r\f" for character in text):
+        raise InputError(f"{_WHAT}: it holds control characters, and is no text.", where=str(path), hint=_HINT)
     if not text.lstrip().startswith(("[", "{")):
         return tuple(line.strip() for line in text.splitlines() if line.strip())
     with reading(path, error=InputError, what=_WHAT, hint=_HINT):

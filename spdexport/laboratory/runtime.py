@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING
 
 from spdexport.errors import InputError, RuntimeMissingError
 from spdexport.files.reading import reading
+from spdexport.files.sniff import read_head
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -114,6 +115,7 @@ def _from_folder(folder: Path) -> dict[str, bytes]:
 def _from_archive(path: Path) -> dict[str, bytes]:
     members = {f"package/{_wanted(name)}": name for name in ("package.json", *FILES)}
     found: dict[str, bytes] = {}
+    read_head(path, error=InputError)  # a pipe would never end
     with (
         reading(path, error=InputError, what="The archive cannot be read", hint=f"Get it again: {GET}."),
         gzip.open(path) as unpacked,

@@ -117,7 +117,7 @@ def test_names_of_classes(folder, text):
     assert described(folder)["classes"] == ["no", "yes"]
 
 
-@pytest.mark.parametrize("text", ['{"no": 1}', "[1, 2]", "[", b"\xff\xfe"])
+@pytest.mark.parametrize("text", ['{"no": 1}', "[1, 2]", "[", b"\xff\xfe", "\x00\x00no", "no\x1b[31m"])
 def test_names_of_classes_that_are_none(folder, text):
     Path("names").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(InputError, match="names of the classes cannot be read") as caught:

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import tarfile
 
 import lab_files
@@ -56,6 +57,13 @@ def test_where_there_is_none_the_command_is_told(here):
     with pytest.raises(RuntimeMissingError, match="none at this path") as caught:
         find_runtime(here / "nothing")
     assert caught.value.where == f"--runtime {here / 'nothing'}"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are those of Unix")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.tgz")
+    with pytest.raises(InputError, match="is a pipe"):
+        find_runtime(tmp_path / "x.tgz")
 
 
 @pytest.mark.parametrize("missing", ["package.json", *(f"dist/{name}" for name in FILES)])
