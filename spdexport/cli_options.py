@@ -200,24 +200,26 @@ live_mask_options = together(
 )
 """What of the masks is known only at run time."""
 
+
+def objective_option(help: str) -> Decorator:  # noqa: A002  (as click's)
+    """Return ``--optimize-for``, which says ``help``."""
+    return keyword("--optimize-for", type=click.Choice(OBJECTIVES), default="macs", show_default=True, help=help)
+
+
+lane_width_option = keyword(
+    "--lane-width",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="Channels that the target computes together, for counting MACs.",
+)
+
 plan_options = together(
     "The form of each layer",
     form_option,
     live_mask_options,
-    keyword(
-        "--optimize-for",
-        type=click.Choice(OBJECTIVES),
-        default="macs",
-        show_default=True,
-        help="What --form auto makes least; latency is measured.",
-    ),
-    keyword(
-        "--lane-width",
-        type=click.IntRange(min=1),
-        default=16,
-        show_default=True,
-        help="Channels that the target computes together, for counting MACs.",
-    ),
+    objective_option("What --form auto makes least; latency is measured."),
+    lane_width_option,
     keyword("--rank", multiple=True, metavar="[LAYER=]N", help="Truncate effective weights to rank N. Repeatable."),
     keyword("--energy", type=float, metavar="E", help="Truncate, keeping E of the squared singular values."),
     keyword("--max-error", type=float, metavar="E", help="Truncate, with a relative error of E at most."),

@@ -166,8 +166,8 @@ def _known(module: torch.nn.Module, inputs: ExampleInputs) -> str:
 def _other_dtype(module: torch.nn.Module, inputs: ExampleInputs) -> str | None:
     """What to do about inputs of another type of numbers than the weights'; None where there are none.
 
-    Images are stored as whole numbers, and numpy's own numbers are float64. Whole numbers may be indices as well: they
-    are those of a file whose model fails on them, and are told apart by their width.
+    Images are stored as whole numbers of a byte, and numpy's own numbers are float64. Wider whole numbers may be
+    indices, which are right.
     """
     weights = {parameter.dtype for parameter in module.parameters() if parameter.dtype.is_floating_point}
     if len(weights) != 1:

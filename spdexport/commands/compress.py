@@ -11,10 +11,11 @@ import click
 from spdexport.cli_help import command, together
 from spdexport.cli_kinds import Share, keyword
 from spdexport.cli_options import (
-    OBJECTIVES,
     data_option,
     engine_option,
+    lane_width_option,
     model_options,
+    objective_option,
     opset_option,
     report_options,
     save_plan_option,
@@ -80,20 +81,8 @@ _weighed_options = together(
     keyword("--mask-threshold", type=float, metavar="T", help="Keep components whose mask is above T."),
     keyword("--layers", multiple=True, metavar="PATTERN", help="Compress these layers only. Repeatable."),
     keyword("--exclude", multiple=True, metavar="PATTERN", help="Leave these layers alone. Repeatable."),
-    keyword(
-        "--optimize-for",
-        type=click.Choice(OBJECTIVES),
-        default="macs",
-        show_default=True,
-        help="What is to be least within a budget of loss; latency is measured.",
-    ),
-    keyword(
-        "--lane-width",
-        type=click.IntRange(min=1),
-        default=16,
-        show_default=True,
-        help="Channels that the target computes together.",
-    ),
+    objective_option("What is to be least within a budget of loss; latency is measured."),
+    lane_width_option,
 )
 """Forms and layers."""
 

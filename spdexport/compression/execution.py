@@ -10,6 +10,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +20,7 @@ from spdexport.errors import SourceError
 from spdexport.files.scratch import writing_scratch
 from spdexport.ort.sessions import RuntimeFailure, Session, SessionSettings, open_session
 from spdexport.rewrite.onnx_rewrite import place_onnx_forms
-from spdexport.rewrite.onnx_scopes import node_keys
+from spdexport.rewrite.onnx_scopes import bodies, node_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -249,12 +250,9 @@ def _used(nodes: Iterable[ir.Node]) -> list[ir.Value]:
         for value in node.inputs:
             if value is not None:
                 found[value] = None
-        for attribute in node.attributes.values():
-            graphs = [attribute.value] if attribute.type is ir.AttributeType.GRAPH else []
-            graphs += attribute.value if attribute.type is ir.AttributeType.GRAPHS else []
-            for graph in graphs:
-                inner = _made(graph) | set(graph.inputs) | set(graph.initializers.values())
-                found.update(dict.fromkeys(value for value in _used(graph) if value not in inner))
+        for graph in chain.from_iterable(bodies(node).values()):
+            inner = _made(graph) | set(graph.inputs) | set(graph.initializers.values())
+            found.update(dict.fromkeys(value for value in _used(graph) if value not in inner))
     return list(found)
 
 

@@ -52,10 +52,6 @@ class Search(Generic[NodeT, ValueT]):
     declined: list[Declined[NodeT]] = field(default_factory=list)
     regroupings: list[Regrouping[NodeT, ValueT]] = field(default_factory=list)
 
-    def anew(self) -> Search[NodeT, ValueT]:
-        """Return a search of the same kind that has found nothing yet."""
-        return Search(graph=self.graph, lone=self.lone, whole=self.whole, beyond=self.beyond)
-
     @property
     def only_undoes(self) -> bool:
         """Whether only what undoes a factorization is composed."""

@@ -20,6 +20,8 @@ from spdexport.reference.rounding_onnx import EXACT, SHAPES
 from spdexport.reference.unavailable import ReferenceUnavailable
 from spdexport.rewrite.onnx_constants import constant
 from spdexport.rewrite.onnx_graph import is_operator
+from spdexport.rewrite.onnx_scopes import GRAPHS
+from spdexport.rewrite.onnx_sites import LAYERS
 from spdexport.verification.one_node import OneNode, widened
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ ONCE = frozenset(("Cast", "CastLike", "DequantizeLinear"))
 NORMS = ("BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "LpNormalization")
 """Operators whose result is as large as their input, and has sums over parts of it."""
 
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization")
+WEIGHTED = (*LAYERS, "BatchNormalization")
 """Operators that have weights."""
 
 _READABLE = {"value", "value_float", "value_floats", "value_int", "value_ints"}
@@ -101,7 +103,7 @@ def with_computed_weights(model: ir.Model) -> ir.Model | None:
     for node in model.graph:
         if _reads_constants(node, constants):
             constants.update(node.outputs)
-    layers = (node for node in model.graph if is_operator(node, *LAYERS) and not constants.issuperset(node.outputs))
+    layers = (node for node in model.graph if is_operator(node, *WEIGHTED) and not constants.issuperset(node.outputs))
     weights = {value for node in layers for value in node.inputs if value in constants and constant(value) is None}
     needed, pending = set[ir.Value](), list(weights)
     while pending:
@@ -191,7 +193,7 @@ def _reads_constants(node: ir.Node, known: Collection[ir.Value]) -> bool:
         return False
     if node.op_type == "Constant":
         return node.attributes.keys() <= _READABLE and not any(a.is_ref() for a in node.attributes.values())
-    if any(a.is_ref() or a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+    if any(a.is_ref() or a.type in GRAPHS for a in node.attributes.values()):
         return False
     given = [value for value in node.inputs if value is not None]
     return bool(given) and all(value in known or is_stored(value) for value in given)
