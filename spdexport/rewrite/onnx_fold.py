@@ -116,12 +116,8 @@ def _searched(
         taken: set[ir.Node] = set()
         for found in reversed(search.regroupings):
             if taken.isdisjoint(found.adds) and found.key not in refused:
-                inner = regroup(found)
-                if inner is None:
-                    refused = {*refused, found.key}
-                else:
-                    made[inner] = found.key
-                    taken |= found.adds
+                made[regroup(found)] = found.key
+                taken |= found.adds
         if not taken:
             return search
 

@@ -15,6 +15,7 @@ from spdexport.forms import Stage
 from spdexport.forms.deferred import changed
 from spdexport.rewrite.onnx_constants import constant, dtype_of, numbers
 from spdexport.rewrite.stages import (
+    OTHER_CHANNELS,
     ReadStage,
     Unreadable,
     arithmetic_stage,
@@ -243,8 +244,10 @@ def _read_batch_norm(node: ir.Node, channels: int, axes: int) -> OnnxStage | Unr
             reason="the batch norm between does not act on the channels of the linear layer", is_norm=True
         )
     statistics = [constant(value) for value in node.inputs[1:5]]
-    if any(array is None or array.shape != (channels,) for array in statistics):
+    if any(array is None for array in statistics):
         return Unreadable(reason="the batch norm between is not constant", is_norm=True)
+    if any(array is not None and array.shape != (channels,) for array in statistics):
+        return Unreadable(reason=OTHER_CHANNELS, is_norm=True)
     stage = norm_stage(channels, axes, statistics, node.attributes.get_float("epsilon", _EPSILON))
     return ReadStage(node=node, data=data, stage=stage, is_norm=True)
 

@@ -13,18 +13,17 @@ if TYPE_CHECKING:
     from spdexport.rewrite.sums import Regrouping
 
 
-def regroup(found: Regrouping[ir.Node, ir.Value]) -> ir.Node | None:
+def regroup(found: Regrouping[ir.Node, ir.Value]) -> ir.Node:
     """Add up the terms that are one map first, in nodes in front of the one that gives the sum, which stays.
 
     Args:
         found: The sum, whose graph is changed.
 
     Returns:
-        The node that adds up the last of those terms; None, and no change, where the terms cannot be put in order.
+        The node that adds up the last of those terms.
     """
     order = found.ordered()
-    if order is None:
-        return None
+    assert order is not None, "a sum that cannot be put in order is declined by the search"
     last = found.last
     like = order.inner[0].value
     first, *rest = order.inner

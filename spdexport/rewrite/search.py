@@ -20,8 +20,8 @@ from spdexport.forms import Stage, compose
 from spdexport.forms.base import CannotComposeError
 from spdexport.forms.compose import add, appends_pointwise, times
 from spdexport.rewrite.match import Declined, Match, filled, first_known, template_of
-from spdexport.rewrite.stages import POOLED, Addend, Filling, NodeT, ReadStage, Unreadable, ValueT
-from spdexport.rewrite.sums import Paths, Regrouping, lead_of
+from spdexport.rewrite.stages import CHANGED, POOLED, Filling, NodeT, ReadStage, Unreadable, ValueT
+from spdexport.rewrite.sums import Paths, Regrouping, lead_of, terms_of, unreadable_beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -116,8 +116,17 @@ class Search(Generic[NodeT, ValueT]):
         """A layer that cannot be read is worth a word only where it directly follows a layer."""
         earlier = self.matches.get(self.root(self.graph.operands(node)[0]))
         if earlier is not None and earlier.last is not None:
-            skipped = Skipped(name=self.graph.node_name(node), kind=self.graph.kind(node), reason=why.reason)
-            self.declined.append(Declined(first=earlier.last, second=node, skipped=skipped))
+            self._decline_layer(node, earlier.last, node, why.reason)
+
+    def _decline_layer(self, layer: NodeT, first: NodeT, second: NodeT, reason: str) -> None:
+        skipped = Skipped(name=self.graph.node_name(layer), kind=self.graph.kind(layer), reason=reason)
+        self.declined.append(Declined(first=first, second=second, skipped=skipped))
+
+    def decline_order(self, found: Regrouping[NodeT, ValueT], reason: str) -> None:
+        """Note why the terms of a sum that are one layer cannot be added up first."""
+        assert found.lead.last is not None, "the input itself is not among the matches"
+        reason = f"terms of the sum that are one layer cannot be added up first: {reason}"
+        self.decline(found.lead, found.lead.last, reason, second=found.last)
 
     def _behind_another(self, match: Match[NodeT, ValueT]) -> Match[NodeT, ValueT]:
         """The match composed with the one in front of it, links between them included, or with the links alone."""
@@ -272,15 +281,23 @@ class Search(Generic[NodeT, ValueT]):
         """The sum of maps of the same input, with a layer in one of them; of a part of them, that part is noted."""
         adds = {node}
         factors: dict[ValueT, float] = {}
-        for term in self._terms(node, 1.0, adds):
+        for term in terms_of(self, node, 1.0, adds):
             factors[term.value] = factors.get(term.value, 0.0) + term.factor
         lead = lead_of(self, factors)
         if lead is None or len(factors) < 2:
+            for layer, reason in unreadable_beside(self, factors):
+                self._decline_layer(layer, layer, node, reason)
             return None
         paths = Paths(search=self, like=lead.stage.spec, adds=adds)
         whole = self._added(node, factors, paths, lead)
         if whole is None and not self.only_undoes and (part := paths.together(factors)):
-            self.regroupings.append(Regrouping(last=node, adds=frozenset(adds), factors=factors, together=tuple(part)))
+            found = Regrouping(last=node, adds=frozenset(adds), factors=factors, together=tuple(part), lead=lead)
+            if found.ordered() is None:
+                self.decline_order(found, "one of them is taken other than a whole number of times")
+            elif paths.writes():
+                self.decline_order(found, CHANGED)
+            else:
+                self.regroupings.append(found)
         return whole
 
     def _added(
@@ -332,18 +349,6 @@ class Search(Generic[NodeT, ValueT]):
                 parts=tuple(match for match in everything if match.layers),
             )
         )
-
-    def _terms(self, node: NodeT, factor: float, adds: set[NodeT]) -> Iterator[Addend[ValueT]]:
-        """The values that a node adds; instead of a value that is a sum of no map, the values that that adds."""
-        for value, own in self.graph.addends(node) or ():
-            value = self.root(value)
-            inner = self.graph.producer(value)
-            is_open = value not in self.matches and not self.only_undoes
-            if is_open and inner is not None and self.graph.addends(inner) and not self.shared(value, adds):
-                adds.add(inner)
-                yield from self._terms(inner, factor * own, adds)
-            else:
-                yield Addend(value, factor * own)
 
     # --- values ---
 

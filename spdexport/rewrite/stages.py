@@ -22,6 +22,8 @@ ValueT = TypeVar("ValueT")
 
 RESHAPED = "what is between changes its shape"
 RETYPED = "the type changes between the layers"
+CHANGED = "an operator between them changes a tensor in place"
+OTHER_CHANNELS = "the batch norm between is of another number of channels"
 POOLED = "an average pooling is between, and stays one, which is cheaper"
 ODD_BORDER = "what is written into the padding between is not one number per channel, all around"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import copysign
 from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias
 
 from spdexport.forms import compose
@@ -12,7 +13,7 @@ from spdexport.rewrite.match import Match
 from spdexport.rewrite.stages import Addend, NodeT, OddBorder, ReadStage, Unreadable, ValueT, affine_stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from spdexport.conv import ConvSpec
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _FARTHEST = 256
 """Values that are looked at for what a node comes from."""
+_MOST_TIMES = 16
+"""How often a term may stand in a sum that is put in another order."""
 
 Key: TypeAlias = "tuple[str, ...]"
 
@@ -73,12 +76,14 @@ class Regrouping(Generic[NodeT, ValueT]):
         adds: All nodes that add its terms up.
         factors: The terms, in the order of the graph, and what each is multiplied with.
         together: Those that are one map.
+        lead: The match that they are like.
     """
 
     last: NodeT
     adds: frozenset[NodeT]
     factors: Mapping[ValueT, float]
     together: tuple[ValueT, ...]
+    lead: Match[NodeT, ValueT]
 
     @property
     def key(self) -> Key:
@@ -88,16 +93,19 @@ class Regrouping(Generic[NodeT, ValueT]):
     def ordered(self) -> OrderedSum[ValueT] | None:
         """Return the terms so that either sum begins with one that is multiplied with 1; None where that cannot be.
 
-        Terms that are multiplied with anything but 1 and -1 cannot be, either.
+        A term that is added twice stands there twice; one that is taken half or not at all cannot be in such an order.
         """
-        inner = [Addend(value, self.factors[value]) for value in self.together]
-        others = [Addend(value, factor) for value, factor in self.factors.items() if value not in self.together]
+        if any(not factor.is_integer() or not 1 <= abs(factor) <= _MOST_TIMES for factor in self.factors.values()):
+            return None
+        terms = [Addend(value, copysign(1, f)) for value, f in self.factors.items() for _ in range(abs(int(f)))]
+        inner = [term for term in terms if term.value in self.together]
+        others = [term for term in terms if term.value not in self.together]
         sign = 1.0 if any(term.factor == 1 for term in inner) else -1.0
         inner = sorted((Addend(t.value, sign * t.factor) for t in inner), key=lambda term: term.factor != 1)
         if sign == -1:
             others.sort(key=lambda term: term.factor != 1)
-        if any(abs(factor) != 1 for factor in self.factors.values()) or (sign == -1 and others[0].factor != 1):
-            return None
+            if others[0].factor != 1:
+                return None
         return OrderedSum(inner=tuple(inner), sign=sign, others=tuple(others))
 
 
@@ -116,6 +124,28 @@ class OrderedSum(Generic[ValueT]):
     others: tuple[Addend[ValueT], ...]
 
 
+def terms_of(
+    search: KnownGraph[NodeT, ValueT], node: NodeT, factor: float, adds: set[NodeT]
+) -> Iterator[Addend[ValueT]]:
+    """Yield the values that a node adds; instead of a value that is a sum of no map, the values that that adds.
+
+    Args:
+        search: What is known of the graph.
+        node: Any node; one that adds nothing up has no terms.
+        factor: What all of it is multiplied with.
+        adds: Receives the further nodes that add.
+    """
+    for value, own in search.graph.addends(node) or ():
+        value = search.root(value)
+        inner = search.graph.producer(value)
+        is_open = value not in search.matches and not search.only_undoes
+        if is_open and inner is not None and search.graph.addends(inner) and not search.shared(value, adds):
+            adds.add(inner)
+            yield from terms_of(search, inner, factor * own, adds)
+        else:
+            yield Addend(value, factor * own)
+
+
 def lead_of(search: KnownGraph[NodeT, ValueT], values: Iterable[ValueT]) -> Match[NodeT, ValueT] | None:
     """Return the match that the others of a sum are like: a fold if there is one, else the last of its terms.
 
@@ -125,18 +155,32 @@ def lead_of(search: KnownGraph[NodeT, ValueT], values: Iterable[ValueT]) -> Matc
     folds = (match for match in known if match.is_fold)
     if known or search.only_undoes:
         return next(folds, known[-1] if known else None)
-    for value in values:
-        inner: ValueT | None = value
-        for _ in range(_FARTHEST):
-            node = None if inner is None else search.graph.producer(inner)
-            if inner in search.matches or node is None:
-                break
-            # Any channels will do to see what it acts on.
-            link = search.graph.affine(node, 1, 1) or search.graph.pool(node, 1, 1)
-            inner = None if link is None else search.root(search.graph.operands(node)[0])
-        if inner is not None and inner in search.matches:
-            return search.matches[inner]
-    return None
+    reached = (inner for value in values for inner in behind_links(search, value))
+    return next((search.matches[inner] for inner in reached if inner in search.matches), None)
+
+
+def behind_links(search: KnownGraph[NodeT, ValueT], value: ValueT) -> Iterator[ValueT]:
+    """Yield a value, what it scales, shifts or pools, what that does, and so on, up to the first match."""
+    for _ in range(_FARTHEST):
+        yield value
+        node = search.graph.producer(value)
+        if value in search.matches or node is None:
+            return
+        # Any channels will do to see what it acts on.
+        if (search.graph.affine(node, 1, 1) or search.graph.pool(node, 1, 1)) is None:
+            return
+        value = search.root(search.graph.operands(node)[0])
+
+
+def unreadable_beside(search: KnownGraph[NodeT, ValueT], terms: Collection[ValueT]) -> Iterator[tuple[NodeT, str]]:
+    """Yield the layers of a sum that cannot be read and act on what is added to them, and why they cannot."""
+    for value in () if search.only_undoes else terms:
+        layer = search.graph.producer(value)
+        if value not in search.unreadable or layer is None:
+            continue
+        data = search.root(search.graph.operands(layer)[0])
+        if any(data in behind_links(search, other) for other in terms if other is not value):
+            yield layer, search.unreadable[value].reason
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -173,7 +217,7 @@ class Paths(Generic[NodeT, ValueT]):
         Args:
             factors: The terms, in the order in which ``to_nearest`` was given them, and their factors.
         """
-        if len(factors) < 3 or any(self._is_written_into(add) for add in self.adds):
+        if len(factors) < 3:
             return []
         best: list[ValueT] = []
         for data in dict.fromkeys(match.data for path in self.found for match in path):
@@ -186,8 +230,11 @@ class Paths(Generic[NodeT, ValueT]):
             best = part if len(best) < len(part) < len(factors) else best
         return best
 
+    def writes(self) -> bool:
+        """Return whether an addition changes something else than a sum of its own or what a map gives to it alone."""
+        return any(self._is_written_into(add) for add in self.adds)
+
     def _is_written_into(self, add: NodeT) -> bool:
-        """Whether an addition changes something else than a sum of its own or what a map gives to it alone."""
         search = self.search
         if not search.graph.writes(add):
             return False

@@ -13,6 +13,7 @@ from spdexport.conv import stored_weight
 from spdexport.rewrite.constants import is_in_place
 from spdexport.rewrite.fold_result import chosen, declined_of, folded_chain, name_of, unfit
 from spdexport.rewrite.search import Search
+from spdexport.rewrite.stages import CHANGED
 from spdexport.rewrite.torch_builder import convolution, has_padding
 from spdexport.rewrite.torch_edit import ProgramEdit
 from spdexport.rewrite.torch_graph import PRODUCTS
@@ -91,7 +92,9 @@ def _searched(
         taken: list[Regrouping[Node, Node]] = []
         for found in reversed(search.regroupings):
             apart = all(found.adds.isdisjoint(other.adds) for other in taken)
-            if apart and found.key not in refused and may_regroup(program, found):
+            if not may_regroup(program, found):
+                search.decline_order(found, CHANGED)
+            elif apart and found.key not in refused:
                 taken.append(found)
         if not taken:
             return program, search

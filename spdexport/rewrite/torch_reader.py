@@ -16,6 +16,7 @@ from spdexport.forms import Stage
 from spdexport.names import layer_of_parameter
 from spdexport.rewrite.constants import ASSERTIONS, Constants, is_in_place
 from spdexport.rewrite.stages import (
+    OTHER_CHANNELS,
     RETYPED,
     Addend,
     ReadStage,
@@ -182,6 +183,8 @@ class TorchReader:
         arrays = [None if value is None else self.array(value) for value in given]
         if any(value is not None and array is None for value, array in zip(given, arrays, strict=True)):
             return Unreadable(reason="the batch norm between is not constant", is_norm=True)
+        if any(array is not None and array.shape != (channels,) for array in arrays):
+            return Unreadable(reason=OTHER_CHANNELS, is_norm=True)
         stage = norm_stage(channels, axes, arrays, args["eps"])
         return ReadStage(node=node, data=data, stage=stage, is_norm=True)
 

@@ -29,7 +29,7 @@ def may_regroup(program: ExportedProgram, found: Regrouping[Node, Node]) -> bool
     order = {node: index for index, node in enumerate(program.graph.nodes)}
     first, last = min(order[add] for add in found.adds), order[found.last]
     between = (node for node, index in order.items() if first < index < last and node not in found.adds)
-    return found.ordered() is not None and not any(map(is_in_place, between))
+    return not any(map(is_in_place, between))
 
 
 def regrouped(program: ExportedProgram, sums: Sequence[Regrouping[Node, Node]]) -> tuple[ExportedProgram, list[str]]:
@@ -42,7 +42,7 @@ def regrouped(program: ExportedProgram, sums: Sequence[Regrouping[Node, Node]]) 
     edit, names = ProgramEdit(program), []
     for found in sums:
         order = found.ordered()
-        assert order is not None, "it may be regrouped"
+        assert order is not None, "a sum that cannot be put in order is declined by the search"
         last = edit.node(found.last.name)
         before = last.all_input_nodes
         with edit.graph.inserting_before(last):

@@ -269,6 +269,13 @@ def check_near(kind: str, way: str, seed: int) -> None:
     assert result.folded or result.declined or not leftovers(model), (kind, way, seed)
 
 
+@pytest.mark.parametrize(
+    ("kind", "way", "seed"), [("branches", "an_activation", 655), ("branches", "a_weight_that_is_computed", 407)]
+)
+def test_what_was_once_left_without_a_word(kind: str, way: str, seed: int) -> None:
+    check_near(kind, way, seed)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_what_a_random_layer_is_spoilt_by_is_told(way: str) -> None:
     for seed in range(2):
@@ -351,6 +358,11 @@ NEAR: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], str]] = {
     ),
     "a weight that is computed behind": (
         [node("Mul", "P s", "w"), node("Conv", "x K", "a"), node("Conv", "a w", "y")], {}, "its weight is not constant",
+    ),
+    "a weight that is computed, and what it acts on": (
+        [node("Mul", "K s", "w"), node("Conv", "x w", "a", **SAME), node("AveragePool", "x", "p", kernel_shape=[1, 1]),
+         node("BatchNormalization", "p v b b v", "n"), node("Sum", "a n x", "y")],
+        {}, "its weight is not constant",
     ),
     "a branch whose bias is computed, and shifted": (
         [node("Conv", "x K", "a", **SAME), node("Mul", "b s", "w"), node("Conv", "x P w", "c"), node("Sub", "c h", "m"),
@@ -497,6 +509,11 @@ NEITHER = {
     ],
     "a product of two": [node("Conv", "x K", "a", **SAME), node("Conv", "x P", "c"), node("Mul", "a c", "y")],
     "two inputs": [node("Conv", "x K", "a", **SAME), node("Conv", "z P", "c"), node("Add", "a c", "y")],
+    "a norm and an activation": [node("BatchNormalization", "x v b b v", "n"), node("Relu", "x", "r"),
+                                 node("Add", "n r", "y")],
+    "a weight that is computed, and another input": [
+        node("Mul", "K s", "w"), node("Conv", "x w", "a", **SAME), node("Add", "a z", "y"),
+    ],
 }  # fmt: skip
 
 
@@ -564,6 +581,23 @@ def test_what_looks_like_a_layer_of_a_program_is_told(name: str) -> None:
     assert len(result.folded) == (reason is None and not beside)
     (before,), (after,) = (evaluate(p, (x,)) for p in (program, result.program))
     assert close(to_numpy(after), to_numpy(before))
+
+
+def test_a_sum_without_a_layer_is_no_obstacle() -> None:
+    """The norm alone tells how many channels there are."""
+
+    class NormAndActivation(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(x) + torch.relu(x)
+
+    program = torch.export.export(NormAndActivation().eval(), (torch.randn(1, 4, 8, 8),))
+    result = fold_program(program)
+    assert (result.folded, result.declined) == ((), ())
+    assert result.program is program
 
 
 def test_the_command_counts_and_explains_them(tmp_path: Path) -> None:
