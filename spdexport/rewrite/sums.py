@@ -161,15 +161,17 @@ def lead_of(search: KnownGraph[NodeT, ValueT], values: Iterable[ValueT]) -> Matc
 
 def behind_links(search: KnownGraph[NodeT, ValueT], value: ValueT) -> Iterator[ValueT]:
     """Yield a value, what it scales, shifts or pools, what that does, and so on, up to the first match."""
-    for _ in range(_FARTHEST):
+    pending, seen = [value], set[ValueT]()
+    while pending and len(seen) < _FARTHEST:
+        value = pending.pop()
+        seen.add(value)
         yield value
         node = search.graph.producer(value)
         if value in search.matches or node is None:
-            return
-        # Any channels will do to see what it acts on.
-        if (search.graph.affine(node, 1, 1) or search.graph.pool(node, 1, 1)) is None:
-            return
-        value = search.root(search.graph.operands(node)[0])
+            continue
+        # Any channels will do to see what it acts on. Its constants come along, and are nothing's result.
+        if search.graph.affine(node, 1, 1) or search.graph.pool(node, 1, 1):
+            pending += [inner for inner in map(search.root, search.graph.operands(node)) if inner not in seen]
 
 
 def unreadable_beside(search: KnownGraph[NodeT, ValueT], terms: Collection[ValueT]) -> Iterator[tuple[NodeT, str]]:

@@ -270,7 +270,12 @@ def check_near(kind: str, way: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "way", "seed"), [("branches", "an_activation", 655), ("branches", "a_weight_that_is_computed", 407)]
+    ("kind", "way", "seed"),
+    [
+        ("branches", "an_activation", 655),
+        ("branches", "a_weight_that_is_computed", 407),
+        ("scales", "a_weight_that_is_computed", 540),
+    ],
 )
 def test_what_was_once_left_without_a_word(kind: str, way: str, seed: int) -> None:
     check_near(kind, way, seed)
