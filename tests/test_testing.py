@@ -137,7 +137,7 @@ def test_the_fixture(pytester, file, changed):
 
 
 def test_the_plugin_is_installed_under_its_own_name():
-    text = (Path(spdexport.__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
     named = tomllib.loads(text)["project"]["entry-points"]["pytest11"]
     assert named == {"spdexport.pytest_plugin": "spdexport.pytest_plugin"}
     for name, value in named.items():
