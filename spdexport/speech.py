@@ -89,7 +89,14 @@ def give_up() -> None:
     _stream(err=False).give_up()
 
 
-class _Guarded(io.TextIOBase):
+class _Borrowed(io.TextIOBase):
+    """A stream in front of somebody else's, which may be closed by the time that nobody holds this one any more."""
+
+    def __del__(self) -> None:
+        """Leave the other stream alone: to close this one would flush it, whose failure Python prints from 3.13 on."""
+
+
+class _Guarded(_Borrowed):
     """A standard stream that prints what it is given in a form that commands nobody."""
 
     def __init__(self, stream: TextIO | None, *, err: bool) -> None:
@@ -176,7 +183,7 @@ class _Guarded(io.TextIOBase):
         return part.replace(":", "\\x3a", 1) if is_command else part
 
 
-class _Styled(io.TextIOBase):
+class _Styled(_Borrowed):
     """A guarded stream for text whose control characters are those of a console."""
 
     def __init__(self, stream: _Guarded) -> None:

@@ -139,10 +139,14 @@ def test_settings_of_the_process_are_as_before(tmp_path):
 # The list
 
 
+GONE = {"aten::cholesky", "aten::qr"}
+"""What torch 2.13 has and 2.14 has no more."""
+
+
 def test_every_operator_of_the_list_exists():
     known = {schema.name for schema in torch._C._jit_get_all_schemas()}
     listed = {f"{space}::{name}" for space, names in OPERATORS.items() for name in names}
-    assert listed <= known
+    assert listed - known <= GONE
     for name in CLASSES:
         assert torch._C._get_custom_class_python_wrapper(*name.split(".")[-2:])
 

@@ -54,13 +54,11 @@ def checked_torchscript(path: Path) -> io.BytesIO:
     check_limit("code", total, f"The archive's code and pickles have {total} MiB", where=str(path), error=SourceError)
     codes = _parsed(archive, root)
     where = {space: f"{path}, {_member(space, root)}" for space in codes}
+    checked = {_member(space, root): _written(code, where[space]) for space, code in codes.items()}
     try:
         classes = check_code(codes, where)
-        checked = {_member(space, root): write(code) for space, code in codes.items()}
     except RecursionError:
         _unreadable(UnreadableError("it is nested too deep", None), str(path))
-    except UnreadableError as exc:
-        _unreadable(exc, str(path))
     sizes = {name: archive.size(name) for name in archive.names}
     order = archive.read(f"{root}byteorder").decode("latin-1") if f"{root}byteorder" in sizes else "little"
     tensors: set[str] = set()
@@ -96,6 +94,13 @@ def _parsed(archive: Archive, root: str) -> dict[str, Code]:
         except UnreadableError as exc:
             _unreadable(exc, f"{archive.path}, {name}")
     return codes
+
+
+def _written(code: Code, where: str) -> bytes:
+    try:
+        return write(code)
+    except UnreadableError as exc:
+        _unreadable(exc, where)
 
 
 def _member(space: str, root: str) -> str:
