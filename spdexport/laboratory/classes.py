@@ -17,7 +17,7 @@ _WHAT, _HINT = "The names of the classes cannot be read", "Write one name a line
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """Read the names of classes: a JSON list of texts, or a text with a name on each line.
+    """Read the names of classes: a JSON list of texts, which a file called .json has, or a text with a name on each line.
 
     Raises:
         InputError: The file cannot be read, or holds something else.
@@ -25,7 +25,8 @@ def read_classes(path: Path) -> tuple[str, ...]:
     text = read_text(path, error=InputError, what=_WHAT, hint=_HINT)
     if any(unicodedata.category(character) == "Cc" and character not in "\t\n\r\f" for character in text):
         raise InputError(f"{_WHAT}: it holds control characters, and is no text.", where=str(path), hint=_HINT)
-    if not text.lstrip().startswith(("[", "{")):
+    is_json = path.suffix.lower() == ".json" or text.lstrip().startswith(("[", "{"))
+    if not is_json:
         return tuple(line.strip() for line in text.splitlines() if line.strip())
     with reading(path, error=InputError, what=_WHAT, hint=_HINT):
         names = json.loads(text)

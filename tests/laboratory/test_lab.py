@@ -126,6 +126,12 @@ def test_names_of_classes_that_are_none(folder, text):
     assert not (folder / "lab").exists()
 
 
+def test_a_json_file_of_names_that_lost_its_beginning_is_no_text(folder):
+    Path("names.json").write_text('ro", "one"]')
+    with pytest.raises(InputError, match="names of the classes cannot be read"):
+        made(folder, classes="names.json")
+
+
 def test_weights_beside_the_file_are_in_the_copy(folder):
     model = onnx.load("m.onnx")
     onnx.save(model, "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
