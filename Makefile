@@ -36,7 +36,7 @@ quick: $(VENV)/.dev
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
-pictures: $(VENV)/.dev
+pictures: $(VENV)/.dev lab-runtime
 	$(BIN)/python tools/pictures.py $(ARGS)
 
 fuzz: $(VENV)/.dev

@@ -60,7 +60,9 @@ class Picture:
 CONVERT = ("convert", "run", *MODEL, "--inputs", "test.npz", "--form", "auto", "--max-error", "0.25",
            "-o", "digits.onnx", "--html", "report.html")  # fmt: skip
 ATLAS = ("atlas", "run", *MODEL, "--data", "test.npz", "-o", "atlas.html")
-LAB = ("lab", "masked.onnx", "--data", "test.npz", "-o", "lab")
+RUNTIME = ROOT / "build/lab-runtime/package"
+"""Where ``make lab-runtime`` puts what runs a lab in the browser."""
+LAB = ("lab", "masked.onnx", "--data", "test.npz", "--runtime", str(RUNTIME), "-o", "lab")
 MASKED = ("convert", "run", *MODEL, "--inputs", "test.npz", "--runtime-masks", "all", "-q", "-o", "masked.onnx")
 FIRST_COMPONENTS = "document.getElementById('layer/conv1').scrollIntoView()"
 
@@ -72,8 +74,6 @@ PICTURES = (
     Picture(name="atlas_phone", command=ATLAS, page="atlas.html", size=PHONE, script=FIRST_COMPONENTS),
     Picture(name="lab", command=LAB, page="lab/index.html", is_served=True),
 )
-"""The lab needs the runtime that ``spdexport lab`` asks for, in the working directory of this script."""
-
 NEEDS = {LAB: MASKED}
 """What has to be run before a command."""
 
@@ -112,9 +112,6 @@ def _lay_out(folder: Path) -> None:
     for what in ("run", "digits_cnn.py"):
         source = ROOT / "examples/01_digits" / what
         (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / what)
-    # What a package of npm left in the working directory, the lab takes.
-    for archive in Path.cwd().glob("onnxruntime-web*.tgz"):
-        shutil.copy(archive, folder)
     data = ROOT / "examples/03_masks_and_ablation/digits_data.py"
     subprocess.run([sys.executable, str(data)], cwd=folder, check=True)
 

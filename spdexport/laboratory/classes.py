@@ -17,7 +17,7 @@ _WHAT, _HINT = "The names of the classes cannot be read", "Write one name a line
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """Read the names of classes: a JSON list of texts, which a file called .json has, or a text with a name on each line.
+    """Read the names of classes: a JSON list, as a file called .json has it, or a text of one name a line.
 
     Raises:
         InputError: The file cannot be read, or holds something else.
