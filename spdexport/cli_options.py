@@ -18,7 +18,7 @@ _PATH = click.Path(path_type=Path)
 """Not ``exists=True``: a file that is missing is an input that cannot be used (4), not a wrong option (2)."""
 
 DELTAS = ("auto", "keep", "drop")
-FORMS = ("factorized", "dense", "spatial", "tucker2", "auto")
+FORMS = ("factorized", "dense", "spatial", "tucker2", "cp", "auto")
 OBJECTIVES = ("macs", "params", "latency")
 MASK_INPUTS = ("optional", "required")
 GATES = ("exact", "local")
@@ -163,8 +163,8 @@ form_option = keyword(
     type=click.Choice(FORMS),
     default="factorized",
     show_default=True,
-    help="dense: one layer with the effective weights. spatial: k x 1 and 1 x k. tucker2: 1x1, k x k, 1x1. auto: the "
-    "cheapest form of each layer.",
+    help="dense: one layer with the effective weights. spatial: k x 1 and 1 x k. tucker2: 1x1, k x k, 1x1. "
+    "cp: 1x1, depthwise k x k, 1x1. auto: the cheapest form of each layer.",
 )
 live_mask_options = together(
     "Masks and gates at run time",

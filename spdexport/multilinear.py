@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from spdexport.canonical import basis
 from spdexport.factors import unit_rounding
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def tucker(weight: Array, spec: ConvSpec) -> Tucker:
     """
     W = np.asarray(weight, dtype=np.float64)
     W = W.reshape(spec.groups, spec.group_out, spec.in_channels // spec.groups, -1)
-    outer, inner = _basis(W), _basis(np.swapaxes(W, 1, 2))
+    outer, inner = basis(W), basis(np.swapaxes(W, 1, 2))
     energies = (_between(W, inner, outer) ** 2).sum(axis=-1)
     sigma = np.sqrt(energies.sum(axis=1)), np.sqrt(energies.sum(axis=2))
     return Tucker(weight=W, inner=inner, outer=outer, sigma=sigma, losses=_losses(energies))
@@ -92,8 +93,8 @@ def tucker_factors(found: Tucker, inner: int, outer: int) -> tuple[FloatArray, F
     W, A, B = found.weight, found.inner[..., :inner], found.outer[..., :outer]
     if inner < found.inner.shape[-1] and outer < found.outer.shape[-1]:
         for _ in range(SWEEPS):
-            B = _basis(np.einsum("goit,gia->goat", W, A, optimize=True))[..., :outer]
-            A = _basis(np.einsum("goit,gob->gibt", W, B, optimize=True))[..., :inner]
+            B = basis(np.einsum("goit,gia->goat", W, A, optimize=True))[..., :outer]
+            A = basis(np.einsum("goit,gob->gibt", W, B, optimize=True))[..., :inner]
     return np.swapaxes(A, 1, 2), _between(W, A, B), B
 
 
@@ -101,13 +102,6 @@ def tucker_error(found: Tucker, core: FloatArray) -> float:
     """Return the relative Frobenius error of a whole weight, of the core that bases of it have."""
     total = float((found.weight**2).sum())
     return float(np.sqrt(max(total - float((core**2).sum()), 0.0) / total)) if total else 0.0
-
-
-def _basis(tensor: FloatArray) -> FloatArray:
-    """Orthonormal columns that span axis 1 of each group, the directions that hold most of the tensor first."""
-    rows = tensor.reshape(*tensor.shape[:2], -1)
-    # A copy, for torch takes no array that runs backwards.
-    return np.linalg.eigh(rows @ np.swapaxes(rows, 1, 2))[1][..., ::-1].copy()
 
 
 def _between(W: FloatArray, inner: FloatArray, outer: FloatArray) -> FloatArray:

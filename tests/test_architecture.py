@@ -14,7 +14,8 @@ LINES = 400
 LAYERS = (
     # Values and the maths on them: no file, no graph.
     ("errors", "names", "conv", "quiet", "text"),
-    ("arrays", "content", "gates", "factors", "lowrank", "multilinear", "invocation", "ranges", "speech", "steps"),
+    ("arrays", "content", "gates", "factors", "invocation", "ranges", "speech", "steps"),
+    ("lowrank", "multilinear", "canonical"),
     ("forms",),
     ("cost",),
     # Files, and what is read from them.

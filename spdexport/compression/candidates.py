@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spdexport.compression.decomposition import EXACT, decompose
+from spdexport.compression.decomposition import EXACT
 from spdexport.compression.metric import Metric
+from spdexport.compression.separable import SeparableDecomposition, decomposed
 from spdexport.cost import LANE_WIDTH, FormShape, MacsCost, ParameterCost, dense_shape, family_shape
 from spdexport.forms import Form, FormKind, dense, fold_form
 from spdexport.forms.families import FAMILIES
@@ -100,7 +101,7 @@ def layer_candidates(
         ]
         if not grid:
             continue
-        made = decompose(weight, spec, metric, kind, max(grid))
+        made = decomposed(weight, spec, metric, kind, max(grid))
         options = _options(made, grid, lane)
         for chosen, error in _useful(options, partial(_price, screen, site, kind), limit):
             shape = family_shape(site, kind, chosen)
@@ -119,7 +120,7 @@ def layer_candidates(
 
 
 def kinds_of(spec: ConvSpec) -> tuple[FormKind, ...]:
-    """Return the kinds of two stages that a layer of this geometry may take."""
+    """Return the kinds of chains that a layer of this geometry may take."""
     return tuple(kind for kind, family in FAMILIES.items() if family.without(spec) is None)
 
 
@@ -139,7 +140,7 @@ def _price(cost: CostModel, site: ConvSite, kind: FormKind, ranks: Ranks) -> flo
     return cost(site, family_shape(site, kind, ranks))
 
 
-def _options(made: Decomposition, grid: Sequence[int], lane: int) -> list[tuple[Ranks, float]]:
+def _options(made: Decomposition | SeparableDecomposition, grid: Sequence[int], lane: int) -> list[tuple[Ranks, float]]:
     """Ranks of a decomposition and their errors; of those that lose nothing the smallest."""
     errors = made.errors
 
@@ -150,7 +151,7 @@ def _options(made: Decomposition, grid: Sequence[int], lane: int) -> list[tuple[
 
     known = with_exact([r for r in grid if r <= len(errors)], made.exact)
     options: list[tuple[Ranks, float]] = [((r,), float(errors[r - 1])) for r in known]
-    if made.kind is not FormKind.TUCKER:
+    if isinstance(made, SeparableDecomposition) or made.kind is not FormKind.TUCKER:
         return options
     outer = made.outer_errors
     exact = next((int(p) + 1 for p in np.flatnonzero(outer[-1] <= EXACT)), None) if made.exact else None

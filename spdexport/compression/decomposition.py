@@ -109,13 +109,13 @@ class Decomposition:
     def errors(self) -> FloatArray:
         """The relative error of each rank r, without a last stage: entry r - 1 of shape (largest,)."""
         kept = (self.explained**2).sum(axis=(0, 2, 3)).cumsum()
-        return _share(self.size - kept, self.size)
+        return share(self.size - kept, self.size)
 
     @cached_property
     def outer_errors(self) -> FloatArray:
         """The relative error of each pair of ranks r and p, with a last stage: entry (r - 1, p - 1)."""
         turned = (self.explained @ self.components[:, None]) ** 2
-        return _share(self.size - turned.sum(axis=(0, 2)).cumsum(axis=0).cumsum(axis=1), self.size)
+        return share(self.size - turned.sum(axis=(0, 2)).cumsum(axis=0).cumsum(axis=1), self.size)
 
     @cached_property
     def exact(self) -> int | None:
@@ -132,7 +132,7 @@ class Decomposition:
         """
         spec, rank = self.spec, ranks[0]
         V = self.first[:, :rank]
-        H = _fitted(*self.metric.features(self.weight, V, self.splitting.shape, self.splitting.order))
+        H = least_squares(*self.metric.features(self.weight, V, self.splitting.shape, self.splitting.order))
         outer = self.components[..., : ranks[1]] if len(ranks) > 1 else None
         if outer is not None:
             H = _t(outer) @ H
@@ -167,7 +167,7 @@ def decompose(weight: FloatArray, spec: ConvSpec, metric: Metric, kind: FormKind
         limit = max(min(limit, metric.rows // (2 * j)), 1)
     first = _first_stage(weight, metric, splitting, limit)
     G, B = metric.features(weight, first, splitting.shape, splitting.order)
-    Z = np.linalg.solve(np.linalg.cholesky(_definite(G)), _t(B))
+    Z = np.linalg.solve(np.linalg.cholesky(definite(G)), _t(B))
     return Decomposition(
         spec=spec,
         kind=kind,
@@ -191,7 +191,7 @@ def _first_stage(weight: FloatArray, metric: Metric, splitting: Splitting, limit
         V = _t(R) @ _t(M)
     else:
         # The same from the smaller side: with N = L L' and P the eigenvectors of L' M M' L, R' M' is P' L' M M'.
-        L = np.asarray(np.linalg.cholesky(_definite(N)), dtype=np.float64)
+        L = np.asarray(np.linalg.cholesky(definite(N)), dtype=np.float64)
         square = M @ _t(M)
         values, P = _eigenvectors(_t(L) @ square @ L, limit)
         V = _t(P) @ _t(L) @ square
@@ -200,13 +200,13 @@ def _first_stage(weight: FloatArray, metric: Metric, splitting: Splitting, limit
     return np.asarray(V * np.where(variance > 0, variance, np.inf)[..., None] ** -0.5)
 
 
-def _fitted(G: FloatArray, B: FloatArray) -> FloatArray:
-    """H = B G^-1."""
-    return np.asarray(np.linalg.solve(_definite(G), _t(B)), dtype=np.float64).swapaxes(1, 2)
+def least_squares(G: FloatArray, B: FloatArray) -> FloatArray:
+    """Return H = B G^-1, of shapes (groups, r, r) and (groups, out, r)."""
+    return np.asarray(np.linalg.solve(definite(G), _t(B)), dtype=np.float64).swapaxes(1, 2)
 
 
-def _definite(G: FloatArray) -> FloatArray:
-    """A matrix of second moments that can be inverted: what never varies is given a variance, and is fitted with 0."""
+def definite(G: FloatArray) -> FloatArray:
+    """Return second moments that can be inverted: what never varies is given a variance, and is fitted with 0."""
     diagonal = np.arange(G.shape[-1])
     variances = G[:, diagonal, diagonal]
     largest = variances.max(axis=-1, keepdims=True)
@@ -222,7 +222,8 @@ def _eigenvectors(square: FloatArray, limit: int | None = None) -> tuple[FloatAr
     return values[:, ::-1][:, :limit], vectors[..., ::-1][..., :limit]
 
 
-def _share(left: FloatArray, size: float) -> FloatArray:
+def share(left: FloatArray, size: float) -> FloatArray:
+    """Return what is left of a size, in parts of it; 0 of a size of 0."""
     return np.clip(left / size, 0.0, 1.0) if size > 0 else np.zeros_like(left)
 
 

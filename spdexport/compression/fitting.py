@@ -17,7 +17,7 @@ from spdexport.compression.execution import CutGraph, Kept, Shelf, Walk
 from spdexport.compression.refit import last_stage_refitted, refitted
 from spdexport.compression.running import batches_of
 from spdexport.compression.work import layer_moments, takes_bias
-from spdexport.forms import FormKind, dense
+from spdexport.forms import FAMILIES, FormKind, dense
 from spdexport.steps import step
 
 if TYPE_CHECKING:
@@ -108,8 +108,7 @@ class Fitting:
 
     def _form(self, site: ConvSite, candidate: Candidate, other: Walk, targets: Sequence[Callable[[], Array]]) -> Form:
         """What a layer takes, fitted."""
-        known = (FormKind.RECOMPRESSED, FormKind.SPATIAL, FormKind.TUCKER)
-        if site.spec.patch <= WHOLE_PATCH and candidate.kind in known:
+        if site.spec.patch <= WHOLE_PATCH and candidate.kind in FAMILIES:
             pairs = ((x, y()) for x, y in zip(other.reads(), targets, strict=True))
             return refitted(site, candidate.kind, candidate.ranks, self._moments(site, site.spec, pairs))
         form = candidate.make()

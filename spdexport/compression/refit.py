@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spdexport.compression.candidates import grouped_weight
-from spdexport.compression.decomposition import decompose
 from spdexport.compression.metric import RIDGE, Metric
+from spdexport.compression.separable import decomposed
 from spdexport.forms import Form, FormKind, dense
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def refitted(site: ConvSite, kind: FormKind, ranks: Ranks, moments: Moments, *, 
 
     Args:
         site: The layer.
-        kind: DENSE, RECOMPRESSED, SPATIAL or TUCKER.
+        kind: DENSE, RECOMPRESSED, SPATIAL, TUCKER or CP.
         ranks: As ``Candidate.ranks``.
         moments: As for ``anchored``.
         ridge: As for ``Metric``.
@@ -64,7 +64,7 @@ def refitted(site: ConvSite, kind: FormKind, ranks: Ranks, moments: Moments, *, 
     B, bias = _anchored(grouped_weight(site.weight, spec), metric, moments)
     if kind is FormKind.DENSE:
         return dense(spec, B.reshape(spec.weight_shape).astype(dtype), bias.astype(dtype))
-    return decompose(B, spec, metric, kind, ranks[0]).form(ranks, bias, dtype)
+    return decomposed(B, spec, metric, kind, ranks[0]).form(ranks, bias, dtype)
 
 
 def last_stage_refitted(form: Form, moments: Moments, *, ridge: float = RIDGE) -> Form:

@@ -1,7 +1,8 @@
 """The forms that are chains of stages made anew from a weight, each by its kind: geometry, ranks, decomposition.
 
 A row of ``FAMILIES`` is all that plans, costs, files of chains and reports know of a form. The ranks of a form are the
-channels between its stages, in each group: (C,) for V and U, (R,) for the spatial form, (r, t) for Tucker-2.
+channels between its stages, in each group: (C,) for V and U, (R,) for the spatial form and CP,
+(r, t) for Tucker-2.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import numpy as np
 
 from spdexport.factors import unit_rounding
-from spdexport.forms import pair, spatial, tucker
+from spdexport.forms import cp, pair, spatial, tucker
 from spdexport.forms.base import Form, Stage, chain_form, f64
 from spdexport.forms.fold import fold_form
 from spdexport.forms.kinds import FormKind
@@ -84,10 +85,9 @@ class Family:
         """
         return chain_form(self.kind, self.specs(spec, self.ranks(spec, weights)), weights, self.names, bias)
 
-    @staticmethod
-    def ranks(spec: ConvSpec, weights: Sequence[Numbers]) -> Ranks:
+    def ranks(self, spec: ConvSpec, weights: Sequence[Numbers]) -> Ranks:
         """Return the ranks that the weights of stages have."""
-        return tuple(weight.shape[0] // spec.groups for weight in weights[:-1])
+        return tuple(weight.shape[0] // spec.groups for weight in weights[:-1])[: self.numbers[-1]]
 
 
 FAMILIES: Mapping[FormKind, Family] = {
@@ -117,6 +117,14 @@ FAMILIES: Mapping[FormKind, Family] = {
             largest=tucker.largest_tucker,
             decompose=tucker.decomposed_tucker,
             numbers=(1, 2),
+        ),
+        Family(
+            kind=FormKind.CP,
+            names=cp.NAMES,
+            without=cp.without_cp,
+            specs=lambda spec, ranks: cp.cp_specs(spec, *ranks),
+            largest=cp.largest_cp,
+            decompose=cp.decomposed_cp,
         ),
     )
 }

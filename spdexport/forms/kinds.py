@@ -29,6 +29,8 @@ class FormKind(StrEnum):
     """A kernel along the first axis, then one along the others: k x 1 and 1 x k."""
     TUCKER = "tucker2"
     """1x1, the kernel between fewer channels, 1x1."""
+    CP = "cp"
+    """1x1, the kernel on each channel by itself, 1x1."""
     CONSTANT = "constant"
     """The effective weight is zero: the output is the bias."""
 

@@ -53,17 +53,18 @@ def given(site: ConvSite, form: Form) -> Choice:
     """Return the form that a file brings for a layer, and how far its weight is from the layer's."""
     kind, weight = FormKind(form.name), np.asarray(site.weight, dtype=np.float64)
     (chain,) = form.chains
-    between = tuple(stage.spec.group_out for stage in chain[:-1])
+    weights = [np.asarray(stage.weight) for stage in chain]
+    ranks = FAMILIES[kind].ranks(site.spec, weights) if kind in FAMILIES else ()  # a dense layer has none
     error = None if holds(weight, form, site.weight.dtype) else _error(weight, form)
     told = "the form of the file of components"
     is_pair = kind is FormKind.RECOMPRESSED
     return Choice(
         form=kind,
         reason=f"{told}, which holds the weight" if error is None else f"{told}, relative error {error:.2g}",
-        components=between[0] if is_pair else None,
+        components=ranks[0] if is_pair else None,
         made=form,
         truncation=error,
-        ranks=() if is_pair else between,
+        ranks=() if is_pair else ranks,
     )
 
 

@@ -24,12 +24,13 @@ class FormChoice(StrEnum):
     DENSE = "dense"
     SPATIAL = "spatial"
     TUCKER = "tucker2"
+    CP = "cp"
     AUTO = "auto"
 
     @property
     def chain(self) -> FormKind | None:
         """The kind of chain that every layer takes which has such a form; None for the other choices."""
-        return FormKind(self.value) if self in (FormChoice.SPATIAL, FormChoice.TUCKER) else None
+        return FormKind(self.value) if self in (FormChoice.SPATIAL, FormChoice.TUCKER, FormChoice.CP) else None
 
 
 class Objective(StrEnum):
@@ -45,7 +46,7 @@ class PlanOptions:
     """What the user wants of the plan.
 
     Attributes:
-        form: ``factorized``, ``dense``, ``spatial``, ``tucker2``, or ``auto`` for the cheapest form of each layer.
+        form: ``factorized``, ``dense``, ``spatial``, ``tucker2``, ``cp``, or ``auto`` for the cheapest of each layer.
         delta: ``keep`` or ``drop`` the weight delta; ``auto`` keeps it for layers without a mask and drops it for
             layers with one.
         keep_masks: Whether masks stay visible between V and U, as multiplications.

@@ -1,4 +1,4 @@
-"""Spatial and Tucker-2 forms from the command line to the proof, and faults in each of their stages."""
+"""Spatial, Tucker-2 and CP forms from the command line to the proof, and faults in each of their stages."""
 
 from __future__ import annotations
 
@@ -98,10 +98,11 @@ def test_the_filter_1_0_minus_1_is_one_pair_of_kernels(tmp_path: Path) -> None:
 CHOICES: list[tuple[dict[str, Any], list[tuple[str, list[int]]]]] = [
     ({"form": "spatial", "rank": 4}, [("spatial", [4])] * 3 + [("dense", [])]),
     ({"form": "tucker2", "rank": 3}, [("tucker2", [3, 3])] * 3 + [("dense", [])]),
+    ({"form": "cp", "rank": 5}, [("cp", [5])] * 3 + [("dense", [])]),
 ]
 
 
-@pytest.mark.parametrize(("options", "forms"), CHOICES, ids=["spatial", "tucker2"])
+@pytest.mark.parametrize(("options", "forms"), CHOICES, ids=["spatial", "tucker2", "cp"])
 def test_a_file_is_made_repeated_and_proved(
     options: dict[str, Any], forms: list[tuple[str, list[int]]], onnx_source: Path, tmp_path: Path
 ) -> None:

@@ -73,8 +73,8 @@ def test_a_rank_is_that_of_all_sides() -> None:
 def test_auto_weighs_all_forms_and_fills_their_lanes() -> None:
     """The rank that an error asks for is raised to what the padded lanes hold, at the same cost."""
     bare, filled = (planned(a_site(), form=FormChoice.AUTO, energy=0.4, lane_width=lane) for lane in (1, 16))
-    assert [one.form for one in bare.layers[0].weighed][-3:] == ["recompressed", "spatial", "tucker2"]
-    for one, other in zip(bare.layers[0].weighed[-3:], filled.layers[0].weighed[-3:], strict=True):
+    assert [one.form for one in bare.layers[0].weighed][-4:] == ["recompressed", "spatial", "tucker2", "cp"]
+    for one, other in zip(bare.layers[0].weighed[-4:], filled.layers[0].weighed[-4:], strict=True):
         before, after = ((w.components,) if w.components else w.ranks for w in (one, other))
         assert all(size % 16 == 0 for size in after)
         assert all(b <= a < b + 16 for b, a in zip(before, after, strict=False)) or other.form == "tucker2"
