@@ -216,15 +216,15 @@ def _as_factors(raw: RawChain, spec: ConvSpec) -> tuple[torch.Tensor, ...] | Non
 
 def _fits(raw: RawChain, spec: ConvSpec, family: Family) -> tuple[ConvSpec, ...] | None:
     """The geometries of the stages as a form of this kind; None where they are none."""
-    number = len(raw.stages) - 1
-    if number not in family.numbers or family.without(spec) is not None:
+    if family.without(spec) is not None or any(stage.ndim != spec.axes + 2 for stage in raw.stages):
         return None
-    if any(stage.ndim != spec.axes + 2 for stage in raw.stages):
+    numbers = (number for number in family.numbers if len(family.specs(spec, (1,) * number)) == len(raw.stages))
+    number = next(numbers, None)
+    if number is None:
         return None
-    plain = family.specs(spec, (1,) * number)
     channels = [
         stage.shape[1] if own.transposed else stage.shape[0] // own.groups
-        for stage, own in zip(raw.stages[:-1], plain, strict=False)
+        for stage, own in zip(raw.stages[:number], family.specs(spec, (1,) * number), strict=False)
     ]
     chain = family.specs(spec, tuple(channels))
     given = [tuple(stage.shape) for stage in raw.stages]

@@ -11,9 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from spdexport.compression.candidates import grouped_weight, kinds_of, layer_candidates, ranks
-from spdexport.compression.decomposition import decompose
+from spdexport.compression.decomposition import EXACT, decompose
 from spdexport.compression.metric import Metric
 from spdexport.compression.moments import Moments, moments_of
+from spdexport.compression.separable import decomposed
 from spdexport.conv import ConvSite, ConvSpec
 from spdexport.cost import FormShape, MacsCost, ParameterCost
 from spdexport.factors import Factors
@@ -84,10 +85,10 @@ def test_a_decomposition_of_full_rank_is_the_layer(spec: ConvSpec, data: st.Data
     second = patch @ np.swapaxes(patch, 1, 2)
     metric = Metric.of(Moments(count=1, inputs=np.zeros((spec.groups, spec.patch)), second=second))
     full = FAMILIES[kind].largest(spec)
-    made = decompose(grouped_weight(weight, spec), spec, metric, kind, 999)
+    made = decomposed(grouped_weight(weight, spec), spec, metric, kind, 999)
     bias = rng.standard_normal(spec.out_channels)
     for chosen in {full[:1], full if len(full) in FAMILIES[kind].numbers else full[:1]}:
-        stage = fold_form(made.form((min(chosen[0], made.first.shape[1]), *chosen[1:]), bias, DOUBLE))
+        stage = fold_form(made.form((min(chosen[0], len(made.errors)), *chosen[1:]), bias, DOUBLE))
         assert np.abs(np.asarray(stage.weight) - weight).max() <= 1e-6 * max(np.abs(weight).max(), 1)
         np.testing.assert_allclose(stage.bias, bias, atol=1e-12)
 
@@ -235,3 +236,27 @@ def test_ranks_fill_lanes() -> None:
     many = ranks(2048, 16)
     assert len(many) <= 24 + 4
     assert all(r % 16 == 0 for r in many[4:])
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_sum_of_products_is_found_on_data(groups: int) -> None:
+    spec = replace(CONV, groups=groups)
+    rng = np.random.default_rng(3)
+    sizes = spec.group_out, spec.in_channels // groups, 9
+    factors = [rng.standard_normal((groups, size, 7)) for size in sizes]
+    weight = np.einsum("gor,gir,gtr->goit", *factors).reshape(spec.weight_shape)
+    site, found = site_of(spec, weight), moments(spec)
+    exact = [one for one in layer_candidates(site, found, MacsCost(lane=1), lane=1) if one.error <= EXACT]
+    best = min(exact, key=lambda one: one.cost)
+    assert (best.kind, best.ranks) == (FormKind.CP, (7,))
+    assert measured(site, best.make(), Metric.of(found)) < 1e-10
+    assert best.cost < 0.4 * exact[0].cost
+
+
+def test_errors_of_the_cp_form_fall_with_its_rank_on_data() -> None:
+    site, found = site_of(CONV), moments(CONV)
+    options = [one for one in layer_candidates(site, found, MacsCost(lane=1), lane=8) if one.kind is FormKind.CP]
+    assert len(options) > 3
+    errors = [one.error for one in sorted(options, key=lambda one: one.cost)]
+    assert errors == sorted(errors, reverse=True)
+    assert all(abs(measured(site, one.make(), Metric.of(found)) - one.error) < 1e-6 for one in options[:3])

@@ -119,6 +119,17 @@ def test_a_file_is_made_repeated_and_proved(
     assert (told.verdict, told.approximation is None) == ("pass", False)
 
 
+@pytest.mark.parametrize("ending", [".onnx", ".pt2"])
+def test_a_cp_form_is_folded_back(ending: str, tmp_path: Path) -> None:
+    file, folded = tmp_path / f"o{ending}", tmp_path / f"folded{ending}"
+    made = spdexport.convert(small_net(), file, inputs=X, form="cp", rank=5)
+    assert made.verification.verdict == "pass"
+    result = spdexport.fold(file, folded)
+    # The first and the second layer follow each other: nothing is between them, and they are one.
+    assert sorted(chain.name for chain in result.folded)[-1] == "3"
+    assert result.verdict is Status.PASS
+
+
 def test_auto_takes_them_where_an_error_is_allowed(tmp_path: Path) -> None:
     file = tmp_path / "o.onnx"
     result = spdexport.convert(small_net(), file, inputs=X, form="auto", energy=0.5, lane_width=4)
@@ -150,7 +161,7 @@ def test_what_cannot_take_the_form_says_why(onnx_source: Path) -> None:
     assert plan.layers[-1].reason == "it has no tucker2 form, for its kernel is a single tap"
 
 
-@pytest.mark.parametrize("form", ["spatial", "tucker2"])
+@pytest.mark.parametrize("form", ["spatial", "tucker2", "cp"])
 def test_masks_of_run_time_need_components(form: str) -> None:
     told = command("convert", "model.onnx", "--form", form, "--runtime-masks", "all", "-o", "o.onnx")
     assert told.exit_code == 2
@@ -170,7 +181,11 @@ def subject_of(folder: Path, options: dict[str, Any]) -> Subject:
 
 @pytest.fixture(scope="module")
 def subjects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Subject]:
-    made = {"spatial": {"form": "spatial", "rank": 4}, "tucker2": {"form": "tucker2", "rank": 3}}
+    made = {
+        "spatial": {"form": "spatial", "rank": 4},
+        "tucker2": {"form": "tucker2", "rank": 3},
+        "cp": {"form": "cp", "rank": 5},
+    }
     return {name: subject_of(tmp_path_factory.mktemp(name), options) for name, options in made.items()}
 
 
@@ -189,6 +204,13 @@ FAULTS: list[tuple[str, str, str, Edit]] = [
     ("tucker2", "1", "channels behind the core permuted", weight("1.core", lambda w: w[::-1])),
     ("tucker2", "3", "the core of a transposed one flipped", weight("3.core", lambda w: w[..., ::-1, :])),
     ("tucker2", "0", "the first stage's columns permuted", weight("0.first", lambda w: np.roll(w, 1, axis=1))),
+    ("cp", "0", "the first stage off", weight("0.first", one_off)),
+    ("cp", "1", "a tap of the core off", weight("1.core", one_off)),
+    ("cp", "3", "the last stage off", weight("3.last", one_off)),
+    ("cp", "1", "kernels of two channels exchanged", weight("1.core", lambda w: np.roll(w, 1, axis=0))),
+    ("cp", "3", "the core of a transposed one flipped", weight("3.core", lambda w: w[..., ::-1, :])),
+    ("cp", "1", "the stride in the wrong stage", attribute("1.first", "strides", [2, 2])),
+    ("cp", "0", "the bias dropped", drop_bias("0.last")),
 ]
 
 
