@@ -48,11 +48,6 @@ class Level:
     core: FloatArray
     explained: FloatArray
 
-    def rows(self, rank: int) -> FloatArray:
-        """Return V of the first terms: (groups, rank, patch)."""
-        product = self.first[:, :rank, :, None] * self.core[:, :rank, None, :]
-        return product.reshape(*product.shape[:2], -1)
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SeparableDecomposition:
@@ -96,7 +91,7 @@ class SeparableDecomposition:
         """
         (rank,) = ranks
         level = next(level for level in reversed(self.levels) if len(level.explained) >= rank)
-        V = level.rows(rank)
+        V = rows_of(level.first[:, :rank], level.core[:, :rank])
         U = least_squares(self.metric.outputs(V), self.metric.outputs(self.weight, V))
         shift = ((self.weight - U @ V) @ self.metric.mean[..., None]).ravel()
         moved = shift + (0 if bias is None else np.asarray(bias, dtype=np.float64))
@@ -126,28 +121,38 @@ def decomposed(
     limit = min(most, *FAMILIES[kind].largest(spec), spec.patch)
     if metric.rows is not None:
         limit = max(min(limit, metric.rows // 2), 1)
-    sizes = [limit >> level for level in range(LEVELS) if limit >> level]
-    levels = tuple(_level(weight, spec, metric, rank) for rank in sizes)
-    return SeparableDecomposition(spec=spec, weight=weight, metric=metric, levels=levels, size=metric.size(weight))
-
-
-def _level(weight: FloatArray, spec: ConvSpec, metric: Metric, rank: int) -> Level:
-    """The terms of a sum of ``rank`` products, in the order of what they explain."""
     channels = spec.in_channels // spec.groups
-    shape = (channels, spec.patch // channels)
-    columns = np.arange(spec.patch)
+    shape, columns = (channels, spec.patch // channels), np.arange(spec.patch)
     L = np.linalg.cholesky(definite(metric.marginal(shape, columns)))
     M = np.linalg.cholesky(definite(metric.marginal(shape[::-1], columns.reshape(shape).T.ravel())))
-    W = weight.reshape(*weight.shape[:2], *shape)
-    white = np.einsum("goit,gij,gts->gojs", W, L, M, optimize=True)
-    terms = Canonical(weight=white, work=WORK).terms(rank)
-    first = np.swapaxes(np.linalg.solve(np.swapaxes(L, 1, 2), terms.inner), 1, 2)
-    core = np.swapaxes(np.linalg.solve(np.swapaxes(M, 1, 2), terms.taps), 1, 2)
-    level = Level(first=first, core=core, explained=np.empty(0))
-    V = level.rows(rank)
+    white = np.einsum("goit,gij,gts->gojs", weight.reshape(*weight.shape[:2], *shape), L, M, optimize=True)
+    found = Canonical(weight=white, work=WORK)
+    levels = []
+    for rank in (limit >> level for level in range(LEVELS) if limit >> level):
+        terms = found.terms(rank)
+        # W' = W'_white (L x M)^-1.
+        first, core = (
+            np.swapaxes(np.linalg.solve(np.swapaxes(root, 1, 2), factor), 1, 2)
+            for root, factor in ((L, terms.inner), (M, terms.taps))
+        )
+        levels.append(_level(weight, metric, first, core))
+    return SeparableDecomposition(
+        spec=spec, weight=weight, metric=metric, levels=tuple(levels), size=metric.size(weight)
+    )
+
+
+def _level(weight: FloatArray, metric: Metric, first: FloatArray, core: FloatArray) -> Level:
+    """These terms, in the order of what they explain."""
+    V = rows_of(first, core)
     order, explained = _ordered(metric.outputs(V), metric.outputs(weight, V))
     first, core = (np.take_along_axis(factor, order[..., None], axis=1) for factor in (first, core))
     return Level(first=first, core=core, explained=explained)
+
+
+def rows_of(first: FloatArray, core: FloatArray) -> FloatArray:
+    """Return V, the products of both: (groups, R, patch)."""
+    product = first[..., None] * core[:, :, None, :]
+    return product.reshape(*product.shape[:2], -1)
 
 
 def _ordered(G: FloatArray, B: FloatArray) -> tuple[Array, FloatArray]:
