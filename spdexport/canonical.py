@@ -26,17 +26,18 @@ from spdexport.factors import unit_rounding
 if TYPE_CHECKING:
     from spdexport.conv import Array, ConvSpec, FloatArray
 
-SWEEPS = 60
+SWEEPS = 20
 """Of ALS, at most; a sweep that gains less than ``_GAIN`` of the error is the last."""
 
-WORK = 4e10
+WORK = 4e9
 """Multiply-accumulates that a fit of one rank may take: large weights get fewer sweeps."""
 
 CANCELLING = 10.0
 """How many times the weight's own size the terms of a sum may have together. Past it they cancel each other, and what
 is left of their rounding would be more than what the fit gains."""
 
-_GAIN = 1e-3
+_GAIN = 5e-3
+_CLOSE = 1e-8
 _RIDGE = 1e-12
 
 
@@ -56,7 +57,10 @@ class Terms:
 
     def folded(self) -> FloatArray:
         """Return the weight: (groups, out / groups, in / groups, taps)."""
-        return np.asarray(np.einsum("gor,gir,gtr->goit", self.outer, self.inner, self.taps, optimize=True))
+        inputs = self.inner[:, :, None] * self.taps[:, None]
+        groups, into, taps, rank = inputs.shape
+        flat = self.outer @ np.swapaxes(inputs.reshape(groups, into * taps, rank), 1, 2)
+        return np.asarray(flat.reshape(groups, -1, into, taps))
 
     def replaced(self, other: Terms, where: Array) -> Terms:
         """Return this sum with the other's terms in the groups that ``where`` tells, shape (groups,)."""
@@ -156,7 +160,7 @@ class Canonical:
         before = self.tails[:, rank - 1]
         if not before.any():
             return first, before
-        sweeps = int(min(SWEEPS, self.work / (4 * self.weight.size * rank)))
+        sweeps = int(min(SWEEPS, self.work / (2 * self.weight.size * rank)))
         starts = [first]
         if rank <= sorted(self.weight.shape[1:])[1]:
             starts.append(common_terms(self.weight, rank))
@@ -239,14 +243,22 @@ def fitted(weight: FloatArray, start: Terms, *, sweeps: int) -> Terms:
         sweeps: Over all three factors, at most.
     """
     outer, inner, taps = start.outer, start.inner, start.taps
-    last = np.inf
+    groups, out, into, length = weight.shape
+    outputs_last = np.ascontiguousarray(np.moveaxis(weight, 1, 3)).reshape(groups, -1, out)
+    inputs_last = np.ascontiguousarray(np.moveaxis(weight, 2, 3)).reshape(groups, -1, into)
+    size, last = float((weight**2).sum()), np.inf
     for _ in range(sweeps):
-        inner = _unit(_solved(_products(weight, taps, 3, outer, 1), gram(taps) * gram(outer)))
-        taps = _unit(_solved(_products(weight, outer, 1, inner, 2), gram(outer) * gram(inner)))
-        outer = _solved(_products(weight, taps, 3, inner, 2), gram(taps) * gram(inner))
+        half = (outputs_last @ outer).reshape(groups, into, length, -1)
+        inner = _unit(_solved((half * taps[:, None]).sum(axis=2), gram(taps) * gram(outer)))
+        taps = _unit(_solved((half * inner[:, :, None]).sum(axis=1), gram(outer) * gram(inner)))
+        product = ((inputs_last @ inner).reshape(groups, out, length, -1) * taps[:, None]).sum(axis=2)
+        square = gram(taps) * gram(inner)
+        outer = _solved(product, square)
         start = Terms(outer=outer, inner=inner, taps=taps)
-        error = float(np.linalg.norm(weight - start.folded()))
-        if not error <= last * (1 - _GAIN):
+        error = size - 2 * float((outer * product).sum()) + float((gram(outer) * square).sum())
+        if error < _CLOSE * size:  # the difference has lost its digits
+            error = float(((weight - start.folded()) ** 2).sum())
+        if not error <= last * (1 - _GAIN) ** 2:
             break
         last = error
     return start
@@ -262,14 +274,6 @@ def basis(tensor: FloatArray) -> FloatArray:
 def gram(factor: FloatArray) -> FloatArray:
     """Return the inner products of the columns of each group's factor."""
     return np.asarray(np.swapaxes(factor, 1, 2) @ factor)
-
-
-def _products(weight: FloatArray, one: FloatArray, first: int, two: FloatArray, second: int) -> FloatArray:
-    """The weight times the columns of two factors along their axes: (groups, the third axis, R)."""
-    letters = " oit"
-    left = next(letters[axis] for axis in (1, 2, 3) if axis not in (first, second))
-    names = f"goit,g{letters[first]}r,g{letters[second]}r->g{left}r"
-    return np.asarray(np.einsum(names, weight, one, two, optimize=True))
 
 
 def _solved(product: FloatArray, square: FloatArray) -> FloatArray:

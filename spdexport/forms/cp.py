@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 NAMES = ("first", "core", "last")
 
-TRIALS = 6
+TRIALS = 4
 """Ranks below the one of orthogonal terms that are fitted, to find a smaller one that is near enough."""
 
 
@@ -82,13 +82,19 @@ class CPWeight:
         return self.found.lost(ranks[0])
 
     def within(self, allowed: FloatArray) -> Iterable[tuple[int]]:
-        """Return the smallest rank that was found, a few being tried; no rank above is less by itself.
+        """Return the smallest rank that was found, a few being tried where one can be cheaper than the layer itself.
 
         The error of the orthogonal terms is an upper bound of it, and what any sum of so many products loses a lower.
         """
         sure = (self.found.tails <= allowed[:, None]).all(axis=0)
         high = min(int(np.argmax(sure)) + 1, self.exact[0]) if sure.any() else self.exact[0]
         low = int((self.found.floors > allowed[:, None]).any(axis=0).sum())
+        _, out, into, taps = self.found.weight.shape
+        cheaper = out * into * taps // (out + into + taps)
+        if cheaper < high:
+            if cheaper <= low or (self.found.lost(cheaper) > allowed).any():
+                return [(high,)]
+            high = cheaper
         for _ in range(TRIALS):
             if high - low <= 1:
                 break
