@@ -251,7 +251,9 @@ def _overlaps(corners: Array, noise: Array, box: int) -> tuple[Array, Array]:
         areas = sides[0] * sides[1]
         shared = heights * widths
         union = areas + areas[box] - shared
-        found.append(np.divide(shared, union, out=np.zeros_like(shared), where=union > 0))
+        # Boxes smaller than their noise may be all of what they share.
+        unknown = np.where((shared > 0) & (sign > 0), np.inf, 0.0)
+        found.append(np.divide(shared, union, out=unknown, where=union > 0))
     return found[0], found[1]
 
 

@@ -37,6 +37,11 @@ def test_a_small_model_that_is_right_passes(kind: str, tmp_path: Path) -> None:
     assert_passes(kind, SAMPLED[kind], 0, tmp_path)
 
 
+@pytest.mark.parametrize(("size", "seed"), [(17, 10), (40, 18)])
+def test_boxes_smaller_than_the_rounding_of_their_ends_may_overlap(size: int, seed: int, tmp_path: Path) -> None:
+    assert_passes("NonMaxSuppression", size, seed, tmp_path)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_small_models_of_every_kind_pass_in_every_size(kind: str, tmp_path: Path) -> None:
