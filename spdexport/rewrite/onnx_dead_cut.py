@@ -265,7 +265,7 @@ class Cut:
         told = repr([k.tolist() if isinstance(k, np.ndarray) else k for k in how or ()])
         if how is not None and (old, told) in self._cuts:
             return self._cuts[old, told]
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array, order="C")  # a number stays one, without axes
         value = ir.Value(
             const_value=ir.tensor(array),
             shape=ir.Shape(array.shape),

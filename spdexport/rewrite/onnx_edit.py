@@ -79,7 +79,7 @@ class OnnxEdit:
         unique = self.unique(name)
         value = ir.Value(
             name=unique,
-            const_value=ir.tensor(np.ascontiguousarray(array), name=unique),
+            const_value=ir.tensor(np.asarray(array, order="C"), name=unique),
             shape=ir.Shape(array.shape),
             type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
         )

@@ -168,7 +168,7 @@ def _store(graph: ir.Graph, node: ir.Node, index: int, known: _Known) -> None:
 
 def _rounded(values: Array, dtype: np.dtype[Any]) -> Array:
     with np.errstate(all="ignore"):
-        return np.ascontiguousarray(values.astype(dtype))
+        return np.asarray(values.astype(dtype), order="C")  # a number stays one, without axes
 
 
 def _floor(known: _Known) -> FloatArray | None:

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import spdexport
+from spdexport.reference.onnx_reference import OnnxReference
 from spdexport.verification.computed import with_computed
 from spdexport.verification.result import Status
 from spdexport.verification.weights import weights_edge
@@ -183,6 +184,20 @@ def test_weights_in_constant_nodes_before_a_batch_norm_of_tiny_variance() -> Non
     )
     found = weights_edge(made, graph)
     assert found.status is Status.PASS, found
+
+
+def test_a_number_stays_one_without_axes() -> None:
+    """What gathers by it has an axis less than what gathers by a list of one."""
+    number = numpy_helper.from_array(np.array(3, dtype=np.int64))
+    nodes = [
+        node("Constant", [], ["three"], value=number), node("Shape", ["x"], ["sizes"]),
+        node("Gather", ["sizes", "three"], ["last"]), node("Unsqueeze", ["last", "zero"], ["list"]),
+        node("Concat", ["minus", "list"], ["to"], axis=0), node("Reshape", ["x", "to"], ["y"]),
+    ]  # fmt: skip
+    found = with_computed(model(nodes, zero=np.array([0]), minus=np.array([-1])))
+    assert found.graph.initializers["three"].const_value.shape == ()
+    x = RNG.standard_normal((2, 40, 6, 6))
+    assert OnnxReference(ir.to_proto(found)).run({"x": x})["y"].shape == (480, 6)
 
 
 def test_what_cannot_be_computed_stays() -> None:
